@@ -1,0 +1,1 @@
+"""The daemon: front, engine, and the command line."""

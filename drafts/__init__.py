@@ -1,0 +1,1 @@
+"""Draft sources: whatever proposes tokens for the target to check."""

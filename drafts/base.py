@@ -1,0 +1,48 @@
+"""What every draft source offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+# (row of logits [vocab], absolute position of the token it predicts) -> (token, its probability)
+Choose = Callable[[NDArray[np.float32], int], tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One request as a draft sees it: the whole accepted sequence, and how its next token is picked."""
+
+    slot: int
+    tokens: Sequence[int]  # prompt and accepted output, the newest token last
+    limit: int  # draft at most this many
+    choose: Choose  # the request's own sampler, sharing the target's noise
+    proceed: Callable[[Sequence[float]], bool]  # given the confidences so far, the newest last: keep it, go on?
+
+
+@dataclass(slots=True)
+class Proposal:
+    """Drafted token ids, with the draft's own probability of each."""
+
+    tokens: list[int] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
+
+
+class Draft(Protocol):
+    """A source of proposals; it keeps the common prefix of what it saw in a slot and feeds the rest."""
+
+    def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
+        """One proposal a context, all requests of a round together so that they share each pass."""
+        ...
+
+    def forget(self, slot: int) -> None:
+        """Drop what is cached for a slot."""
+        ...
+
+    def close(self) -> None:
+        """Free the draft's memory."""
+        ...

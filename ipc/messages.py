@@ -1,0 +1,192 @@
+"""Every message of the protocol as a type; ipc/PROTOCOL.md is the authority and a test holds this to it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from draftd.ipc.errors import InvalidRequest
+
+T = TypeVar("T")
+
+VERSION = "0.1"  # of the protocol, apart from the package's
+
+RequestId = Annotated[str, Field(min_length=1, max_length=64)]
+Tokens32 = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Message(BaseModel):
+    """Unknown fields are tolerated: either side may be newer."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: RequestId
+
+
+# ---- client to daemon
+
+
+class Hello(Message):
+    type: Literal["hello"] = "hello"
+    versions: list[str] = [VERSION]
+    client: str = Field("", max_length=128)
+
+
+class ChatMessage(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+class Generate(Message):
+    type: Literal["generate"] = "generate"
+    messages: list[ChatMessage] | None = None
+    prompt: str | None = None
+    tokens: list[Tokens32] | None = None
+    model: str | None = None  # the pair to answer with; None: whichever the daemon serves
+    max_tokens: int = Field(256, ge=1, le=1_000_000)
+    temperature: float = Field(0.0, ge=0.0, le=100.0, allow_inf_nan=False)
+    top_k: int = Field(0, ge=0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0, allow_inf_nan=False)
+    min_p: float = Field(0.0, ge=0.0, le=1.0, allow_inf_nan=False)
+    seed: int | None = Field(None, ge=0, lt=2**64)
+    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field([], max_length=16)
+    speculate: bool = True
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Generate:
+        given = [name for name in ("messages", "prompt", "tokens") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of messages, prompt, tokens (given: {given or 'none'})")
+        if self.messages is not None and not self.messages:
+            raise ValueError("messages is empty: give at least one")
+        if self.tokens is not None and not self.tokens:
+            raise ValueError("tokens is empty: give at least one")
+        return self
+
+
+class Cancel(Message):
+    type: Literal["cancel"] = "cancel"  # id: the request to cancel
+
+
+class GetStatus(Message):
+    type: Literal["status"] = "status"
+
+
+class Ping(Message):
+    type: Literal["ping"] = "ping"
+
+
+ClientMessage = Hello | Generate | Cancel | GetStatus | Ping
+
+# ---- daemon to client
+
+
+class Welcome(Message):
+    type: Literal["welcome"] = "welcome"
+    version: str
+    daemon: str
+    capabilities: list[str] = []
+
+
+class Accepted(Message):
+    type: Literal["accepted"] = "accepted"
+    seed: int
+
+
+class Tokens(Message):
+    type: Literal["tokens"] = "tokens"
+    text: str
+    tokens: list[int]
+    drafted: list[bool]  # whether the draft had proposed it, by token
+
+
+class Usage(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Stats(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    seed: int
+    rounds: int  # target passes that gave this request tokens
+    drafted: int
+    accepted: int
+    accepted_by_position: list[int]  # [0] counts how often a first drafted token was accepted
+    draft_seconds: float
+    verify_seconds: float  # target passes, prefill apart
+    prefill_seconds: float
+    overhead_seconds: float  # the rest of the rounds: sampling, scheduling, text
+    time_to_first_token: float  # seconds from the daemon's receipt of the request
+    tokens_per_second: float  # after the first token
+
+
+class Done(Message):
+    type: Literal["done"] = "done"
+    finish_reason: Literal["stop", "length", "cancelled"]
+    usage: Usage
+    stats: Stats
+
+
+class Error(Message):
+    type: Literal["error"] = "error"
+    id: str = ""  # empty when the frame named none
+    code: str
+    message: str
+
+
+class Status(Message):
+    type: Literal["status"] = "status"
+    state: Literal["loading", "ready", "restarting", "failed"]
+    detail: str = ""  # "loading 43 %", or why it failed
+    progress: float = 0.0  # 0 to 1
+    pair: str = ""
+    engine: dict[str, Any] = {}  # what the loaded pair is: backend, dtype, threads, pair report
+    requests: dict[str, int] = {}  # running, waiting, finished
+    uptime_seconds: float = 0.0
+
+
+class Pong(Message):
+    type: Literal["pong"] = "pong"
+
+
+DaemonMessage = Welcome | Accepted | Tokens | Done | Error | Status | Pong
+
+_from_client: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
+_from_daemon: TypeAdapter[DaemonMessage] = TypeAdapter(Annotated[DaemonMessage, Field(discriminator="type")])
+
+
+def parse_client(body: dict[str, Any]) -> ClientMessage:
+    """The typed message of a client's map; InvalidRequest names each wrong field."""
+    return _parse(_from_client, body)
+
+
+def parse_daemon(body: dict[str, Any]) -> DaemonMessage:
+    """The typed message of a daemon's map."""
+    return _parse(_from_daemon, body)
+
+
+def _parse(adapter: TypeAdapter[T], body: dict[str, Any]) -> T:
+    try:
+        return adapter.validate_python(body)
+    except ValidationError as error:
+        raise InvalidRequest(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """One sentence: each wrong field with what it should be."""
+    parts = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"] if part not in _TYPES)
+        text = item["msg"].removeprefix("Value error, ")
+        parts.append(f"{where}: {text}" if where else text)
+    return "; ".join(parts)
+
+
+_TYPES = {"hello", "generate", "cancel", "status", "ping"}

@@ -1,0 +1,1 @@
+"""Targets: the models that decide every token, and how their rows become tokens."""

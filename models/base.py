@@ -1,0 +1,81 @@
+"""What every target and tokenizer offers: the shapes that the engine is written against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float32]  # [rows, vocab] raw logits, valid until the next forward of the same target
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens to feed into a slot at position `start`; logits are wanted for the last `rows` of them."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    rows: int
+
+
+class Target(Protocol):
+    """A language model with a key-value cache of numbered slots, each a sequence of positions."""
+
+    vocab: int  # width of a row of logits, padding included
+    slots: int
+    context: int  # positions a slot can hold
+
+    def forward(self, spans: Sequence[Span]) -> list[Rows]:
+        """Feed many requests in one pass (at most one span a slot); one [rows, vocab] array a span."""
+        ...
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all positions of a slot from `length` on, in O(1)."""
+        ...
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` positions of slot `target` equal those of `source`."""
+        ...
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        ...
+
+
+class TextStream(Protocol):
+    """Turns one answer's tokens into text, never splitting a character."""
+
+    def push(self, token: int) -> str:
+        """The text that became complete with this token, possibly empty."""
+        ...
+
+    def flush(self) -> str:
+        """What is left at the end: incomplete bytes as U+FFFD."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back; used at the edges only, never inside the loop."""
+
+    size: int  # token ids below this have a text
+    stop_ids: frozenset[int]  # end of sequence, end of turn
+
+    def encode(self, text: str) -> list[int]:
+        """A plain prompt's ids, with the model's own leading tokens if it wants any."""
+        ...
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """A conversation's ids through the model's chat template, ending where the answer begins."""
+        ...
+
+    def piece(self, token: int) -> str:
+        """The token's raw vocabulary entry, as the tokenizer file spells it; compared by the pair check."""
+        ...
+
+    def stream(self) -> TextStream:
+        """A fresh decoder for one answer."""
+        ...
