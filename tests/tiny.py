@@ -1,0 +1,123 @@
+"""Tiny random models of real families with a byte-level tokenizer, written as transformers directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
+
+FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "gemma3")
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+END_OF_TEXT, IM_START, IM_END = 256, 257, 258  # ids of the specials; ids 0 to 255 are the bytes
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_tiny(
+    path: Path,
+    family: str = "qwen2",
+    seed: int = 0,
+    layers: int = 2,
+    *,
+    tied: bool = False,
+    vocab: int = 272,
+    context: int = 1024,
+    window: int = 16,
+    scale: float = 0.3,
+    noise: float = 0.0,
+) -> Path:
+    """Write a tiny fp32 model and its tokenizer to `path`; the same arguments give the same weights anywhere.
+
+    `noise` adds that share of other random weights: a draft that agrees with the model often, not always.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    model = AutoModelForCausalLM.from_config(_config(family, layers, tied, vocab, context, window))
+    fill(model, seed, scale, noise)
+    model.generation_config = GenerationConfig(eos_token_id=[IM_END, END_OF_TEXT], bos_token_id=END_OF_TEXT)
+    model.save_pretrained(path)
+    write_tokenizer(path)
+    return path
+
+
+def fill(model: torch.nn.Module, seed: int, scale: float = 0.3, noise: float = 0.0) -> None:
+    """Set every parameter, in the order of names, from a seed."""
+    random = torch.Generator().manual_seed(seed)
+    other = torch.Generator().manual_seed(seed + 1_000_003)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            values = torch.randn(parameter.shape, generator=random)
+            if noise:
+                values += noise * torch.randn(parameter.shape, generator=other)
+            if parameter.ndim >= 2:
+                parameter.copy_(values * scale)
+            else:  # norms (one, or zero where the family adds one) and biases stay near what they are
+                parameter.add_(values * 0.1)
+
+
+def write_tokenizer(path: Path) -> Path:
+    """Write the byte-level tokenizer: a token a byte, three specials, no merges, a ChatML template."""
+    path.mkdir(parents=True, exist_ok=True)
+    alphabet = byte_alphabet()
+    tokenizer = Tokenizer(models.BPE(vocab={character: byte for byte, character in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+    )
+    fast.save_pretrained(path)
+    return path
+
+
+def byte_alphabet() -> list[str]:
+    """The printable character that stands for each byte in GPT-2's byte-level vocabularies."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = iter(range(256, 512))
+    return [chr(byte) if byte in plain else chr(next(rest)) for byte in range(256)]
+
+
+def _config(family: str, layers: int, tied: bool, vocab: int, context: int, window: int) -> Any:
+    if family == "gpt2":
+        return AutoConfig.for_model(
+            "gpt2",
+            vocab_size=vocab,
+            n_embd=64,
+            n_layer=layers,
+            n_head=2,
+            n_inner=128,
+            n_positions=context,
+            tie_word_embeddings=tied,
+            bos_token_id=END_OF_TEXT,
+            eos_token_id=IM_END,
+        )
+    options: dict[str, Any] = {
+        "vocab_size": vocab,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": context,
+        "tie_word_embeddings": tied,
+        "bos_token_id": END_OF_TEXT,
+        "eos_token_id": IM_END,
+        "pad_token_id": END_OF_TEXT,
+    }
+    if family == "gemma3":
+        kinds = ["sliding_attention", "full_attention"]
+        options |= {"sliding_window": window, "layer_types": [kinds[layer % 2] for layer in range(layers)]}
+        return AutoConfig.for_model("gemma3_text", **options, query_pre_attn_scalar=32)
+    if family not in FAMILIES:
+        raise ValueError(f"no tiny {family}; there are {', '.join(FAMILIES)}")
+    return AutoConfig.for_model(family, **options)
