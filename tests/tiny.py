@@ -41,9 +41,12 @@ def write_tiny(
     `noise` adds that share of other random weights: a draft that agrees with the model often, not always.
     """
     path.mkdir(parents=True, exist_ok=True)
-    model = AutoModelForCausalLM.from_config(_config(family, layers, tied, vocab, context, window))
+    config = _config(family, layers, tied, vocab, context, window)
+    model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     fill(model, seed, scale, noise)
-    model.generation_config = GenerationConfig(eos_token_id=[IM_END, END_OF_TEXT], bos_token_id=END_OF_TEXT)
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        eos_token_id=[IM_END, END_OF_TEXT], bos_token_id=END_OF_TEXT
+    )
     model.save_pretrained(path)
     write_tokenizer(path)
     return path
@@ -68,12 +71,16 @@ def write_tokenizer(path: Path) -> Path:
     """Write the byte-level tokenizer: a token a byte, three specials, no merges, a ChatML template."""
     path.mkdir(parents=True, exist_ok=True)
     alphabet = byte_alphabet()
-    tokenizer = Tokenizer(models.BPE(vocab={character: byte for byte, character in enumerate(alphabet)}, merges=[]))
+    vocab = {character: byte for byte, character in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
     )
     fast.save_pretrained(path)
     return path
