@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from draftd.ipc.errors import InvalidRequest
 
-T = TypeVar("T")
-
 VERSION = "0.1"  # of the protocol, apart from the package's
 
-RequestId = Annotated[str, Field(min_length=1, max_length=64)]
+MAX_ID = 64  # characters of a request id
+MAX_FAULTS = 5  # wrong fields named in one sentence
+RequestId = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 Tokens32 = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class Message(BaseModel):
-    """Unknown fields are tolerated: either side may be newer."""
+class Fields(BaseModel):
+    """Unknown fields are tolerated: either side may be newer. No value is turned into another type."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+
+class Message(Fields):
+    """What every frame carries besides its `type`: the request it belongs to."""
 
     id: RequestId
 
@@ -33,18 +37,16 @@ class Hello(Message):
     client: str = Field("", max_length=128)
 
 
-class ChatMessage(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
+class ChatMessage(Fields):
     role: Literal["system", "user", "assistant", "tool"]
     content: str
 
 
 class Generate(Message):
     type: Literal["generate"] = "generate"
-    messages: list[ChatMessage] | None = None
+    messages: Annotated[list[ChatMessage], FailFast()] | None = None
     prompt: str | None = None
-    tokens: list[Tokens32] | None = None
+    tokens: Annotated[list[Tokens32], FailFast()] | None = None
     model: str | None = None  # the pair to answer with; None: whichever the daemon serves
     max_tokens: int = Field(256, ge=1, le=1_000_000)
     temperature: float = Field(0.0, ge=0.0, le=100.0, allow_inf_nan=False)
@@ -54,6 +56,7 @@ class Generate(Message):
     seed: int | None = Field(None, ge=0, lt=2**64)
     stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field([], max_length=16)
     speculate: bool = True
+    cache_prompt: bool = True  # reuse what is already computed of the prompt
 
     @model_validator(mode="after")
     def _one_input(self) -> Generate:
@@ -101,19 +104,16 @@ class Tokens(Message):
     text: str
     tokens: list[int]
     drafted: list[bool]  # whether the draft had proposed it, by token
+    lengths: list[int] = []  # characters of `text` that came with each token; empty: not told
 
 
-class Usage(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
+class Usage(Fields):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
 
 
-class Stats(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
+class Stats(Fields):
     seed: int
     rounds: int  # target passes that gave this request tokens
     drafted: int
@@ -158,23 +158,36 @@ class Pong(Message):
 
 DaemonMessage = Welcome | Accepted | Tokens | Done | Error | Status | Pong
 
-_from_client: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
-_from_daemon: TypeAdapter[DaemonMessage] = TypeAdapter(Annotated[DaemonMessage, Field(discriminator="type")])
+CLIENT_TYPES = {kind.model_fields["type"].default: kind for kind in get_args(ClientMessage)}
+DAEMON_TYPES = {kind.model_fields["type"].default: kind for kind in get_args(DaemonMessage)}
 
 
 def parse_client(body: dict[str, Any]) -> ClientMessage:
     """The typed message of a client's map; InvalidRequest names each wrong field."""
-    return _parse(_from_client, body)
+    message: ClientMessage = _parse(CLIENT_TYPES, body)
+    return message
 
 
 def parse_daemon(body: dict[str, Any]) -> DaemonMessage:
-    """The typed message of a daemon's map."""
-    return _parse(_from_daemon, body)
+    """The typed message of a daemon's map; InvalidRequest names each wrong field."""
+    message: DaemonMessage = _parse(DAEMON_TYPES, body)
+    return message
 
 
-def _parse(adapter: TypeAdapter[T], body: dict[str, Any]) -> T:
+def request_id(body: dict[str, Any]) -> str:
+    """The id that an answer to a map should name, however wrong the rest of it is; "" if it has none."""
+    value = body.get("id")
+    return value if isinstance(value, str) and 1 <= len(value) <= MAX_ID else ""
+
+
+def _parse(kinds: dict[str, Any], body: dict[str, Any]) -> Any:
+    name = body.get("type")
+    kind = kinds.get(name) if isinstance(name, str) else None
+    if kind is None:
+        what = "the message has no type" if name is None else f"unknown message type {str(name)[:40]!r}"
+        raise InvalidRequest(f"{what}; the types are {', '.join(kinds)}")
     try:
-        return adapter.validate_python(body)
+        return kind.model_validate(body)
     except ValidationError as error:
         raise InvalidRequest(explain(error)) from None
 
@@ -182,11 +195,14 @@ def _parse(adapter: TypeAdapter[T], body: dict[str, Any]) -> T:
 def explain(error: ValidationError) -> str:
     """One sentence: each wrong field with what it should be."""
     parts = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"] if part not in _TYPES)
-        text = item["msg"].removeprefix("Value error, ")
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        where = ".".join(str(part) for part in item["loc"])
+        text = _plain(item["msg"])
         parts.append(f"{where}: {text}" if where else text)
-    return "; ".join(parts)
+    return "; ".join(parts[:MAX_FAULTS] + [f"and {len(parts) - MAX_FAULTS} more"] * (len(parts) > MAX_FAULTS))
 
 
-_TYPES = {"hello", "generate", "cancel", "status", "ping"}
+def _plain(text: str) -> str:
+    """A validator's words, as the end of a sentence that began with the field's name."""
+    text = text.removeprefix("Value error, ").replace("Field required", "is missing")
+    return text.replace("Input should be", "should be")

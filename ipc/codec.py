@@ -1,0 +1,70 @@
+"""Frames: one MessagePack map each, its keys the fields of a message type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+from pydantic import BaseModel
+
+from draftd.ipc.errors import MalformedFrame
+
+MAX_FRAME = 16 * 2**20  # bytes; the sockets' MAXMSGSIZE too
+MAX_ITEMS = 2**21  # in all lists and maps of a frame together: small items grow 20 times when decoded
+_SMALL = 2**16  # bytes; a frame this size can't grow to anything that matters
+
+
+def encode(message: BaseModel) -> bytes:
+    """The frame of a message; MalformedFrame if it would be too large to be received."""
+    frame: bytes = msgpack.packb(message.__dict__, default=_fields)
+    if len(frame) > MAX_FRAME:
+        raise MalformedFrame(f"the message is {len(frame)} bytes, the limit is {MAX_FRAME}")
+    return frame
+
+
+def decode(frame: bytes) -> dict[str, Any]:
+    """The map in a frame, of any keys and values; MalformedFrame says what is wrong with it."""
+    if len(frame) > MAX_FRAME:
+        raise MalformedFrame(f"the frame is {len(frame)} bytes, the limit is {MAX_FRAME}")
+    hooks = {} if len(frame) <= _SMALL else _budget()
+    try:
+        body = msgpack.unpackb(frame, ext_hook=_refuse_extension, **hooks)
+    except msgpack.exceptions.StackError:
+        raise MalformedFrame("the frame's lists and maps are nested too deeply") from None
+    except msgpack.exceptions.ExtraData:
+        raise MalformedFrame("the frame has bytes after its map: send one map a frame") from None
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        reason = str(error) or type(error).__name__
+        raise MalformedFrame(f"the frame is not MessagePack that draftd reads: {reason}") from None
+    if not isinstance(body, dict):
+        raise MalformedFrame(f"the frame holds {_name(body)}, not a map")
+    return body
+
+
+def _fields(value: object) -> dict[str, Any]:
+    if isinstance(value, BaseModel):
+        return value.__dict__
+    raise TypeError(f"{type(value).__name__} has no place in a message")
+
+
+def _budget() -> dict[str, Any]:
+    """Hooks that stop the decoder once a frame has given MAX_ITEMS items."""
+    left = MAX_ITEMS
+
+    def spend(container: Any) -> Any:
+        nonlocal left
+        left -= len(container) + 1
+        if left < 0:
+            raise ValueError(f"more than {MAX_ITEMS} items in one frame")
+        return container
+
+    return {"list_hook": spend, "object_hook": spend, "max_array_len": MAX_ITEMS, "max_map_len": MAX_ITEMS}
+
+
+def _refuse_extension(code: int, data: bytes) -> None:
+    raise ValueError(f"extension type {code}")
+
+
+def _name(value: object) -> str:
+    names = {list: "a list", str: "a string", bytes: "bytes", bool: "a boolean", type(None): "nil"}
+    return names.get(type(value), "a number")

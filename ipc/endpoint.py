@@ -1,0 +1,143 @@
+"""Where daemon and apps meet: which endpoint it is, whether it can be used, and who holds it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+from pathlib import Path
+
+import platformdirs
+
+from draftd.ipc.errors import EndpointInUse, InvalidEndpoint
+
+MAX_PATH = 107  # bytes that fit in a Unix socket's address
+
+
+def resolve(endpoint: str | None = None) -> str:
+    """The endpoint to use: the argument, else $DRAFTD_ENDPOINT, else draftd.sock in the runtime directory."""
+    chosen = endpoint or os.environ.get("DRAFTD_ENDPOINT") or f"ipc://{_default_path()}"
+    socket_path(chosen)
+    return chosen
+
+
+def socket_path(endpoint: str) -> Path:
+    """The socket file of an endpoint; InvalidEndpoint says what to write instead."""
+    scheme, separator, rest = endpoint.partition("://")
+    if not separator:
+        hint = f"ipc://{endpoint}" if endpoint.startswith("/") else "ipc:///path/to/draftd.sock"
+        raise InvalidEndpoint(f"endpoint {endpoint!r} has no scheme: write {hint}")
+    if scheme == "tcp":
+        _check_port(endpoint, rest)
+        raise InvalidEndpoint(f"endpoint {endpoint!r}: tcp needs CURVE, not available yet: use ipc://")
+    if scheme != "ipc":
+        raise InvalidEndpoint(f"endpoint {endpoint!r}: {scheme}:// is not supported: use ipc://")
+    if not rest.startswith("/") or rest.endswith("/") or "\0" in rest:
+        raise InvalidEndpoint(
+            f"endpoint {endpoint!r}: give the socket file's absolute path, as in ipc:///run/draftd.sock"
+        )
+    if (length := len(os.fsencode(rest))) > MAX_PATH:
+        raise InvalidEndpoint(
+            f"endpoint {endpoint!r}: the path is {length} bytes, a socket's may have {MAX_PATH}: "
+            "choose a shorter one"
+        )
+    return Path(rest)
+
+
+def prepare(endpoint: str) -> Hold:
+    """Make an endpoint safe and free to bind: private directory, this process's lock, no stale socket file.
+
+    InvalidEndpoint if the directory can't be used, EndpointInUse if another daemon holds the endpoint.
+    """
+    path = socket_path(endpoint)
+    _private_directory(path.parent)
+    hold = Hold(path)
+    if path.exists() and not path.is_socket():
+        hold.release()
+        raise InvalidEndpoint(f"{path} exists and is not a socket: move it away or choose another endpoint")
+    path.unlink(missing_ok=True)
+    return hold
+
+
+class Hold:
+    """This process's claim on a socket path, until release(); the lock file names the process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = path.with_name(path.name + ".lock")
+        self._file: int | None = self._claim()
+
+    def release(self) -> None:
+        """Remove the socket file and the lock; a second call does nothing."""
+        if self._file is None:
+            return
+        if self.path.is_socket():
+            self.path.unlink(missing_ok=True)
+        self._lock.unlink(missing_ok=True)
+        os.close(self._file)
+        self._file = None
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    def _claim(self) -> int:
+        while True:
+            file = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _same_file(file, self._lock):
+                    os.ftruncate(file, 0)
+                    os.pwrite(file, str(os.getpid()).encode(), 0)
+                    return file
+            except BlockingIOError:
+                pid = os.pread(file, 20, 0).decode("ascii", "replace") or "unknown"
+                os.close(file)
+                raise EndpointInUse(
+                    f"a draftd daemon (pid {pid}) already listens at ipc://{self.path}: "
+                    "stop it or choose another endpoint with --endpoint"
+                ) from None
+            os.close(file)  # the daemon that held it removed it between our open and our lock
+
+
+def _same_file(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _private_directory(directory: Path) -> None:
+    """Make it (mode 0700), or refuse one that people outside its owner and group can enter."""
+    try:
+        for part in (*reversed(directory.parents), directory):  # parents=True would not make them all private
+            if not part.exists():
+                part.mkdir(mode=0o700, exist_ok=True)
+        found = directory.stat()
+    except OSError as error:
+        raise InvalidEndpoint(f"cannot make the socket directory {directory}: {error.strerror}") from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise InvalidEndpoint(f"{directory} is not a directory: choose another endpoint")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise InvalidEndpoint(f"no permission to make a socket in {directory}: choose another endpoint")
+    if not found.st_mode & 0o007:
+        return
+    mend = f"run `chmod o= {directory}`"
+    if found.st_mode & stat.S_ISVTX or found.st_uid != os.getuid():  # a directory that many share, like /tmp
+        mend = f"use a directory of its own, as in ipc://{directory / 'draftd' / 'draftd.sock'}"
+    raise InvalidEndpoint(f"everyone on this machine can enter the socket directory {directory}: {mend}")
+
+
+def _check_port(endpoint: str, rest: str) -> None:
+    port = re.fullmatch(r".+:(\d+)", rest)
+    if port is None or not 1 <= int(port[1]) <= 65535:
+        raise InvalidEndpoint(
+            f"endpoint {endpoint!r}: give a port from 1 to 65535, as in tcp://127.0.0.1:5555"
+        )
+
+
+def _default_path() -> Path:
+    return Path(platformdirs.user_runtime_dir("draftd")) / "draftd.sock"

@@ -1,0 +1,121 @@
+"""What both clients share, without a socket: request ids, frames in and out, each request's events."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from draftd.ipc import messages
+from draftd.ipc.codec import decode, encode
+from draftd.ipc.errors import DraftdError, InvalidRequest, MalformedFrame, from_code
+from draftd.ipc.messages import Done, Message, Stats, Usage
+
+Event = messages.DaemonMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer."""
+
+    text: str
+    tokens: list[int]
+    drafted: list[bool]  # by token: whether the draft had proposed it
+    finish_reason: str
+    usage: Usage
+    stats: Stats
+
+
+class Session:
+    """The requests open on one connection, and what has arrived for each."""
+
+    def __init__(self) -> None:
+        self._made = 0
+        self._events: dict[str, deque[Event | DraftdError]] = {}
+
+    def open(self, kind: type[Message], fields: dict[str, Any]) -> tuple[str, bytes]:
+        """A new request's id and its frame; InvalidRequest if its fields are wrong."""
+        self._made += 1
+        request = str(self._made)
+        frame = encode(_build(kind, request, fields))
+        self._events[request] = deque()
+        return request, frame
+
+    def close(self, request: str) -> None:
+        """Forget a request; what still arrives for it is dropped."""
+        self._events.pop(request, None)
+
+    def feed(self, frame: bytes) -> str | None:
+        """Give a frame's message to its request and return the request's id, None if none waits for it.
+
+        MalformedFrame: the other side does not speak the protocol, and the connection is of no more use.
+        """
+        try:
+            body = decode(frame)
+            if body.get("type") not in messages.DAEMON_TYPES:
+                return None  # from a newer daemon
+            message = messages.parse_daemon(body)
+        except (MalformedFrame, InvalidRequest) as error:
+            raise MalformedFrame(f"the daemon sent what draftd does not read: {error}") from None
+        if isinstance(message, messages.Error):
+            return self._put(message.id, from_code(message.code, message.message))
+        return self._put(message.id, message)
+
+    def fail(self, error: DraftdError) -> None:
+        """End every open request with an error."""
+        for events in self._events.values():
+            events.append(error)
+
+    def take(self, request: str) -> Event | None:
+        """The request's next event, None if it has yet to arrive; raises the error the request met."""
+        events = self._events[request]
+        if not events:
+            return None
+        event = events.popleft()
+        if isinstance(event, DraftdError):
+            raise event
+        return event
+
+    def _put(self, request: str, event: Event | DraftdError) -> str | None:
+        if not request and isinstance(event, DraftdError):
+            self.fail(event)  # the daemon could not even read whose request it was
+            return None
+        if request not in self._events:
+            return None
+        self._events[request].append(event)
+        return request
+
+
+def check(kind: type[Message], fields: dict[str, Any]) -> None:
+    """InvalidRequest if a request's fields are wrong: what an app learns before anything is sent."""
+    _build(kind, "0", fields)
+
+
+def reply(parts: list[messages.Tokens], done: Done) -> Reply:
+    """A stream's events as one answer."""
+    return Reply(
+        text="".join(part.text for part in parts),
+        tokens=[token for part in parts for token in part.tokens],
+        drafted=[drafted for part in parts for drafted in part.drafted],
+        finish_reason=done.finish_reason,
+        usage=done.usage,
+        stats=done.stats,
+    )
+
+
+def _build(kind: type[Message], request: str, fields: dict[str, Any]) -> Message:
+    known = kind.model_fields.keys() - {"id", "type"}
+    if unknown := sorted(fields.keys() - known):
+        names = ", ".join(name for name in kind.model_fields if name in known)
+        raise InvalidRequest(f"unknown parameter {', '.join(unknown)}; there are {names}")
+    try:
+        return kind(id=request, **fields)
+    except ValidationError as error:
+        raise InvalidRequest(messages.explain(error)) from None
+
+
+def cancel(request: str) -> bytes:
+    """The frame that cancels a request."""
+    return encode(messages.Cancel(id=request))
