@@ -1,0 +1,68 @@
+# `make help` lists what there is. Everything is installed in .venv, once; stamps in it say what is done.
+# Variables: PYTHON=python3.12, CC= CXX= (llama.cpp's compiler), CUDA=0 or 1, ARGS="-k name" for the tests.
+
+PYTHON ?= python3
+CUDA ?= $(if $(shell command -v nvidia-smi),1,0)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+PACKAGES := ipc models drafts daemon
+FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES))))
+EDITABLE := --no-build-isolation --config-settings editable_mode=strict
+
+.PHONY: help demo test test-qwen lint bench install clean FORCE
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: install ## fetch a small pair (98 MB), start a daemon, ask it a question, show what drafting gained
+	@$(BIN)/python -m draftd.daemon.demo
+
+test: install ## the tests (ARGS="-k name" chooses)
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-qwen: install ## the tests that need the qwen2.5-coder pair (fetches 1.6 GB)
+	@$(BIN)/draftd models pull qwen2.5-coder
+	@$(BIN)/python -m pytest -m qwen --timeout 900 $(ARGS)
+
+lint: install ## ruff and mypy
+	@$(BIN)/ruff check . .ci/build-llama
+	@$(BIN)/mypy $(addprefix -p draftd.,$(PACKAGES))
+	@$(BIN)/mypy tests docs .ci/build-llama
+
+bench: install ## PROMPTS=file.jsonl PAIR=smollm2 ARGS="--per-category 2": speed with and without drafting
+	@test -n "$(PROMPTS)" || { echo 'make bench: say which prompts: make bench PROMPTS=prompts.jsonl'; exit 2; }
+	@$(BIN)/draftd bench --pair $(or $(PAIR),smollm2) --prompts $(PROMPTS) $(ARGS)
+
+install: $(VENV)/package ## the virtual environment with everything in it
+
+clean: ## remove .venv and build output; models and the compiled llama.cpp stay in the cache directory
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "draftd needs Python 3.11 or newer, and $(PYTHON) is older or missing: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null \
+		|| { echo "could not create $(VENV): sudo apt install python3-venv, then make again"; exit 1; }
+	@$(PIP) 'setuptools>=80' && touch $@
+
+# With a GPU torch is not held at the CPU build; the other pins hold everywhere.
+$(VENV)/constraints.txt: constraints-cpu.txt $(VENV)/made
+	@if [ "$(CUDA)" = 1 ]; then sed '/^torch==/d' $<; else cat $<; fi >$@
+
+# Another compiler or CPU than last time gives another key, and so another wheel.
+$(VENV)/llama: $(VENV)/made FORCE
+	@key=$$($(BIN)/python .ci/build-llama --key) || exit; \
+		if [ "$$key" != "$$(cat $@ 2>/dev/null)" ]; then \
+			wheel=$$($(BIN)/python .ci/build-llama) && $(PIP) --force-reinstall --no-deps "$$wheel" \
+				&& echo "$$key" >$@; \
+		fi
+
+$(VENV)/dependencies: pyproject.toml $(VENV)/constraints.txt $(VENV)/llama
+	@echo "installing Python packages (torch is the large one: a few minutes, once)"
+	@$(PIP) --constraint $(VENV)/constraints.txt $(EDITABLE) --editable '.[engine,dev]' && touch $@
+
+# Strict editable mode links file by file: a new or removed file needs new links, an edited one does not.
+$(VENV)/package: $(VENV)/dependencies FORCE
+	@echo '$(FILES)' | cmp -s - $@ || { $(PIP) --no-deps $(EDITABLE) --editable . && echo '$(FILES)' >$@; }
