@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from draftd.ipc.errors import InvalidRequest
 
@@ -44,9 +44,9 @@ class ChatMessage(Fields):
 
 class Generate(Message):
     type: Literal["generate"] = "generate"
-    messages: Annotated[list[ChatMessage], FailFast()] | None = None
+    messages: list[ChatMessage] | None = Field(None, fail_fast=True)  # a long list of faults helps nobody
     prompt: str | None = None
-    tokens: Annotated[list[Tokens32], FailFast()] | None = None
+    tokens: list[Tokens32] | None = Field(None, fail_fast=True)
     model: str | None = None  # the pair to answer with; None: whichever the daemon serves
     max_tokens: int = Field(256, ge=1, le=1_000_000)
     temperature: float = Field(0.0, ge=0.0, le=100.0, allow_inf_nan=False)
