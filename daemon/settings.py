@@ -9,12 +9,7 @@ from typing import Any, Literal
 
 import platformdirs
 from pydantic import Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from draftd.ipc.errors import InvalidConfig
 from draftd.ipc.messages import explain
@@ -25,18 +20,28 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DRAFTD_", extra="forbid", frozen=True)
 
-    endpoint: str | None = Field(None, description="where apps connect; default: draftd.sock in the runtime directory")
+    endpoint: str | None = Field(
+        None, description="where apps connect; default: draftd.sock in the runtime directory"
+    )
     pair: str = Field("smollm2", description="the pair to serve, a name from `draftd models list`")
     backend: Literal["auto", "transformers", "llama_cpp"] = Field(
         "auto", description="what runs the target; auto: what the pair says"
     )
-    context: int = Field(4096, ge=64, le=1_048_576, description="positions a request may use, prompt and answer")
+    context: int = Field(
+        4096, ge=64, le=1_048_576, description="positions a request may use, prompt and answer"
+    )
     slots: int = Field(4, ge=1, le=256, description="requests that run at once")
     queue: int = Field(64, ge=0, le=10_000, description="requests that may wait beyond those that run")
-    threads: int | None = Field(None, ge=1, le=1024, description="threads for each model; default: the cores there are")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="threads for each model; default: the cores there are"
+    )
     device: str = Field("auto", description="where the transformers target runs: auto, cpu, cuda, cuda:1 …")
-    device_map: str | None = Field(None, description="transformers' device map for several GPUs: auto, balanced …")
-    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="the transformers target's type")
+    device_map: str | None = Field(
+        None, description="transformers' device map for several GPUs: auto, balanced …"
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="the transformers target's type"
+    )
     gpu_layers: int = Field(0, ge=-1, description="layers llama.cpp puts on a GPU; -1: all")
     speculate: bool = Field(True, description="load the draft and use it")
     draft_length: int = Field(8, ge=0, le=64, description="tokens drafted a round at most")
@@ -44,27 +49,16 @@ class Settings(BaseSettings):
         0.4, ge=0.0, le=1.0, description="stop drafting before a token whose draft probability is lower"
     )
     cache_dir: Path = Field(
-        default_factory=lambda: platformdirs.user_cache_path("draftd"), description="models and what is made from them"
+        default_factory=lambda: platformdirs.user_cache_path("draftd"),
+        description="models and what is made from them",
     )
     state_dir: Path = Field(
-        default_factory=lambda: platformdirs.user_state_path("draftd"), description="what the daemon learns and keeps"
+        default_factory=lambda: platformdirs.user_state_path("draftd"),
+        description="what the daemon learns and keeps",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = InitSettingsSource(settings_cls, init_kwargs=_FILE)
-        return init_settings, env_settings, file
-
-
-_FILE: dict[str, Any] = {}  # what load() read, while it builds a Settings
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe line to log"
+    )
 
 
 def default_config_path() -> Path:
@@ -84,12 +78,9 @@ def load(config: Path | None = None, **options: Any) -> Settings:
             raise InvalidConfig(f"{path} is not valid TOML: {error}") from None
     known = set(Settings.model_fields)
     if unknown := sorted(set(values) - known):
-        raise InvalidConfig(f"{path}: unknown key {', '.join(unknown)}; valid keys: {', '.join(sorted(known))}")
-    _FILE.clear()
-    _FILE.update(values)
+        raise InvalidConfig(f"{path}: unknown key {', '.join(unknown)}; valid: {', '.join(sorted(known))}")
+    given = {key: value for key, value in options.items() if value is not None}
     try:
-        return Settings(**{key: value for key, value in options.items() if value is not None})
+        return Settings(**{**values, **EnvSettingsSource(Settings)(), **given})
     except ValidationError as error:
         raise InvalidConfig(f"wrong setting ({path}, DRAFTD_* or option): {explain(error)}") from None
-    finally:
-        _FILE.clear()

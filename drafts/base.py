@@ -21,7 +21,7 @@ class Context:
     tokens: Sequence[int]  # prompt and accepted output, the newest token last
     limit: int  # draft at most this many
     choose: Choose  # the request's own sampler, sharing the target's noise
-    proceed: Callable[[Sequence[float]], bool]  # given the confidences so far, the newest last: keep it, go on?
+    proceed: Callable[[Sequence[float]], bool]  # confidences so far, the newest last: keep it and go on?
 
 
 @dataclass(slots=True)

@@ -1,0 +1,151 @@
+"""From a pair's name to a target, a tokenizer and a draft that fit together."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from draftd.daemon.backend import choose_backend
+from draftd.daemon.settings import Settings
+from draftd.drafts.base import Draft
+from draftd.ipc.errors import ModelNotFound, UnsupportedModel
+from draftd.models.base import Target, Tokenizer
+from draftd.models.catalog import Model, load_catalog
+from draftd.models.fetch import cached_path, is_here
+
+log = logging.getLogger("draftd.engine")
+
+Report = Callable[[float, str], None]  # fraction done, what is being done
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A pair ready to run; `draft` is None where the target runs alone, and `info` says why."""
+
+    target: Target
+    tokenizer: Tokenizer
+    draft: Draft | None
+    info: dict[str, Any]
+
+
+def load(settings: Settings, report: Report) -> Loaded:
+    """Load the configured pair; DraftdError says what is wrong and what to do."""
+    pair = load_catalog().pair(settings.pair)
+    missing = [model.name for model in pair.models if not is_here(model, settings.cache_dir)]
+    if missing:
+        raise ModelNotFound(
+            f"{', '.join(missing)} is not on this machine: run `draftd models pull {pair.name}`"
+        )
+    threads = settings.threads or len(os.sched_getaffinity(0))
+    backend = settings.backend if settings.backend != "auto" else pair.backend
+    if backend == "auto":
+        backend = choose_backend(pair, settings, threads, part(report, 0.0, 0.3))
+    if backend == "transformers":
+        target, tokenizer = load_transformers(pair.target, settings, threads, part(report, 0.3, 0.8))
+    else:
+        target, tokenizer = load_llama_cpp(pair.target, settings, threads, part(report, 0.3, 0.8))
+    info: dict[str, Any] = {
+        "backend": backend,
+        "target": pair.target.name,
+        "draft": None,
+        "context": target.context,
+        "slots": target.slots,
+        "threads": threads,
+    }
+    if backend == "transformers":
+        info["dtype"] = settings.dtype
+    draft: Draft | None = None
+    if pair.draft is None:
+        info["draft_refused"] = "the pair has no draft"
+    elif not settings.speculate:
+        info["draft_refused"] = "speculate = false"
+    else:
+        draft, refused = load_draft(pair.draft, tokenizer, target, settings, threads, part(report, 0.8, 1.0))
+        if draft is None:
+            info["draft_refused"] = refused
+            log.warning("the target runs alone: %s", refused)
+        else:
+            info["draft"] = pair.draft.name
+    return Loaded(target, tokenizer, draft, info)
+
+
+def part(report: Report, begin: float, end: float) -> Report:
+    """A report for one part of the work, as a share of the whole."""
+    return lambda fraction, stage: report(begin + (end - begin) * fraction, stage)
+
+
+def load_transformers(
+    model: Model, settings: Settings, threads: int, report: Report
+) -> tuple[Target, Tokenizer]:
+    """The target in torch; a GGUF file is converted into the cache the first time."""
+    from draftd.models.convert import ensure_transformers
+    from draftd.models.hf_tokenizer import HFTokenizer
+    from draftd.models.transformers import TransformersTarget
+
+    path = cached_path(model, settings.cache_dir)
+    if not model.is_directory:
+        path = ensure_transformers(path, settings.cache_dir, settings.dtype, part(report, 0.0, 0.5))
+    target = TransformersTarget.load(
+        path,
+        slots=settings.slots,
+        context=settings.context,
+        dtype=settings.dtype,
+        device=settings.device,
+        device_map=settings.device_map,
+        threads=threads,
+        report=part(report, 0.5, 1.0),
+    )
+    return target, HFTokenizer(path)
+
+
+def load_llama_cpp(
+    model: Model, settings: Settings, threads: int, report: Report
+) -> tuple[Target, Tokenizer]:
+    """The target in llama.cpp."""
+    from draftd.models.gguf_tokenizer import GGUFTokenizer
+
+    path = gguf_path(model, settings)
+    target = open_gguf(path, settings, threads, lambda fraction: report(fraction, "loading the target"))
+    return target, GGUFTokenizer(path)
+
+
+def load_draft(
+    model: Model, tokenizer: Tokenizer, target: Target, settings: Settings, threads: int, report: Report
+) -> tuple[Draft | None, str]:
+    """The draft, or None and the reason why it can't draft for this target."""
+    from draftd.drafts.llama_cpp import LlamaDraft
+    from draftd.models.gguf_tokenizer import GGUFTokenizer
+    from draftd.models.pair import check_pair
+
+    path = gguf_path(model, settings)
+    opened = open_gguf(path, settings, threads, lambda fraction: report(fraction, "loading the draft"))
+    verdict = check_pair(GGUFTokenizer(path), tokenizer, opened.vocab, target.vocab)
+    if not verdict.ok:
+        opened.close()
+        return None, verdict.sentence
+    return LlamaDraft(opened), ""
+
+
+def gguf_path(model: Model, settings: Settings) -> Path:
+    if model.is_directory:
+        raise UnsupportedModel(f"{model.name} is a transformers directory: llama.cpp needs a GGUF file")
+    return cached_path(model, settings.cache_dir)
+
+
+def open_gguf(path: Path, settings: Settings, threads: int, report: Callable[[float], None]) -> Any:
+    from draftd.models.llama_cpp import LlamaTarget
+    from draftd.models.probe import extra_bufts_work
+
+    return LlamaTarget.load(
+        path,
+        slots=settings.slots,
+        context=settings.context,
+        threads=threads,
+        gpu_layers=settings.gpu_layers,
+        extra_bufts=extra_bufts_work(settings.state_dir),
+        report=report,
+    )

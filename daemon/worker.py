@@ -1,0 +1,221 @@
+"""The engine process: load the pair, then turn the front's messages into rounds and rounds into messages.
+
+One thread does it all. ZeroMQ's own I/O thread queues what arrives during a pass, so a cancel takes effect
+before the next round, and llama.cpp has a thread to itself (models/llama_cpp.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgpack
+import zmq
+
+from draftd.daemon.engine import Emission, Engine, Request
+from draftd.daemon.loader import Loaded, load
+from draftd.daemon.settings import Settings
+from draftd.daemon.text import Answer
+from draftd.ipc.errors import ContextOverflow, DraftdError
+from draftd.models.sampling import Sampling
+
+log = logging.getLogger("draftd.engine")
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(slots=True)
+class Job:
+    """One request with the text it becomes."""
+
+    request: Request
+    answer: Answer
+    received: float  # monotonic seconds, when the front got it
+    first_token: float | None = None  # monotonic seconds
+    pending: list[tuple[int, bool]] = field(default_factory=list)  # tokens whose text is not released yet
+
+
+class Worker:
+    """Requests in flight by the front's key, and the engine that runs them."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self.socket = socket
+        self.loaded: Loaded
+        self.engine: Engine
+        self.jobs: dict[int, Job] = {}
+
+    def say(self, body: dict[str, Any]) -> None:
+        self.socket.send(msgpack.packb(body))
+
+    def load(self, settings: Settings) -> None:
+        def report(fraction: float, stage: str) -> None:
+            self.say({"type": "progress", "fraction": fraction, "stage": stage})
+
+        self.loaded = load(settings, report)
+        self.engine = Engine(
+            self.loaded.target,
+            self.loaded.draft,
+            length=settings.draft_length,
+            floor=settings.draft_confidence,
+        )
+        self.say({"type": "ready", "info": self.loaded.info})
+
+    def run(self) -> None:
+        """Rounds while there is work, a blocking wait while there is none, until told to stop."""
+        while True:
+            while not self.engine.busy or self.socket.poll(0):
+                if not self.handle(msgpack.unpackb(self.socket.recv())):
+                    return
+            for emission in self.engine.step():
+                self.emit(emission)
+
+    def handle(self, body: dict[str, Any]) -> bool:
+        """One message of the front; False for the last."""
+        match body["type"]:
+            case "generate":
+                try:
+                    self.accept(body)
+                except DraftdError as error:
+                    self.say(
+                        {"type": "error", "key": body["key"], "code": error.code, "message": error.message}
+                    )
+            case "cancel" if body["key"] in self.jobs:
+                self.finish(self.jobs[body["key"]], "cancelled")
+            case "stop":
+                return False
+        return True
+
+    def accept(self, body: dict[str, Any]) -> None:
+        tokenizer, target = self.loaded.tokenizer, self.loaded.target
+        if body["messages"] is not None:
+            prompt = tokenizer.chat(body["messages"])
+        elif body["prompt"] is not None:
+            prompt = tokenizer.encode(body["prompt"])
+        else:
+            prompt = body["tokens"]
+            if wrong := [token for token in prompt if token >= target.vocab]:
+                raise ContextOverflow(f"token {wrong[0]} is outside the vocabulary of {target.vocab}")
+        if len(prompt) >= target.context:
+            raise ContextOverflow(
+                f"the prompt has {len(prompt)} tokens, the context holds {target.context}, answer included: "
+                "shorten the prompt or serve with a larger --context"
+            )
+        emitted = body["emitted"]
+        answer = Answer(tokenizer.stream(), body["stop"])
+        for token in emitted:  # a request sent again goes on where the last engine left it
+            answer.push(token)
+        request = Request(
+            key=body["key"],
+            tokens=prompt + emitted,
+            prompt=len(prompt),
+            end=min(len(prompt) + body["max_tokens"], target.context),
+            sampling=Sampling(
+                body["temperature"], body["top_k"], body["top_p"], body["min_p"], seed=body["seed"]
+            ),
+            stop_ids=tokenizer.stop_ids,
+            speculate=body["speculate"],
+            reuse=body["cache_prompt"],
+        )
+        self.jobs[request.key] = Job(request, answer, body["received"])
+        self.engine.add(request)
+
+    def emit(self, emission: Emission) -> None:
+        """A round's tokens as text; a stop string ends the request here, before the next round."""
+        request = emission.request
+        job = self.jobs[request.key]
+        job.first_token = job.first_token or time.monotonic()
+        text = ""
+        for count, token in enumerate(emission.tokens, 1):
+            text += job.answer.push(token)
+            job.pending.append((token, emission.drafted[count - 1]))
+            if job.answer.stopped:
+                surplus = len(emission.tokens) - count
+                del request.tokens[len(request.tokens) - surplus :]
+                break
+        if text:
+            self.send_tokens(job, text)
+        if job.answer.stopped:
+            self.finish(job, "stop")
+        elif emission.finish is not None:
+            self.finish(job, emission.finish)
+
+    def send_tokens(self, job: Job, text: str) -> None:
+        self.say(
+            {
+                "type": "tokens",
+                "key": job.request.key,
+                "text": text,
+                "tokens": [token for token, _ in job.pending],
+                "drafted": [drafted for _, drafted in job.pending],
+            }
+        )
+        job.pending.clear()
+
+    def finish(self, job: Job, reason: str) -> None:
+        """Release what was held back, close the request's books and free its slot."""
+        request = job.request
+        del self.jobs[request.key]
+        request.cached = min(request.cached, len(request.tokens))
+        self.engine.remove(request)
+        text = job.answer.flush()
+        if text or job.pending:
+            self.send_tokens(job, text)
+        usage = {
+            "prompt_tokens": request.prompt,
+            "completion_tokens": len(request.tokens) - request.prompt,
+            "cached_tokens": request.reused,
+        }
+        self.say(
+            {
+                "type": "done",
+                "key": request.key,
+                "finish_reason": reason,
+                "usage": usage,
+                "stats": statistics(job),
+            }
+        )
+
+
+def statistics(job: Job) -> dict[str, Any]:
+    """The `stats` of a finished request (ipc/PROTOCOL.md)."""
+    now = time.monotonic()
+    first = job.first_token or now
+    after_first = len(job.request.tokens) - job.request.prompt - 1
+    return {
+        "seed": job.request.sampling.seed,
+        **asdict(job.request.tally),
+        "time_to_first_token": first - job.received,
+        "tokens_per_second": after_first / (now - first) if after_first > 0 and now > first else 0.0,
+    }
+
+
+def main() -> None:
+    """Entry point of the child: the front's socket is the only argument."""
+    # The front's death must not leave a model in memory; the check closes the gap before prctl took hold.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        sys.exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the front
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+    socket.set_hwm(0)
+    socket.connect(sys.argv[1])
+    settings = Settings.model_validate(msgpack.unpackb(socket.recv())["settings"])
+    worker = Worker(socket)
+    try:
+        worker.load(settings)
+    except DraftdError as error:
+        worker.say({"type": "failed", "code": error.code, "message": error.message})
+        socket.close(linger=2000)
+        return
+    worker.run()
+    socket.close(linger=2000)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Verification by coupling: what the target says at each drafted position, up to the first disagreement.
+
+Daliri, Musco and Suresh, "Coupling without Communication and Drafter-Invariant Speculative Decoding" (arXiv
+2408.07978): draft and target choose with the same noise, so a draft is checked by equality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from draftd.models.base import Rows
+from draftd.models.sampling import Sampling, choose
+
+
+def verify(rows: Rows, drafted: Sequence[int], sampling: Sampling, position: int) -> list[int]:
+    """The target's own tokens from `position` on: accepted drafts, then the correction or the bonus token.
+
+    `rows` is [drafted + 1, vocab]: row i is the target's distribution after i drafted tokens.
+    """
+    tokens: list[int] = []
+    for i, row in enumerate(rows):
+        tokens.append(choose(row, sampling, position + i))
+        if i == len(drafted) or drafted[i] != tokens[i]:
+            break
+    return tokens

@@ -1,0 +1,158 @@
+"""The loop on models with chosen logits: the same tokens with and without speculation, in any company."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftd.daemon.engine import Engine, Request
+from draftd.models.sampling import Sampling
+from tests.fakes import TableDraft, TableTarget
+
+
+def request(key: int, prompt: list[int], count: int, sampling: Sampling, **options: object) -> Request:
+    return Request(
+        key=key,
+        tokens=list(prompt),
+        prompt=len(prompt),
+        end=len(prompt) + count,
+        sampling=sampling,
+        stop_ids=options.pop("stop_ids", frozenset()),  # type: ignore[arg-type]
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def generate(engine: Engine, requests: list[Request]) -> dict[int, list[int]]:
+    for each in requests:
+        engine.add(each)
+    while engine.busy:
+        engine.step()
+    return {each.key: each.tokens[each.prompt :] for each in requests}
+
+
+def plain(prompt: list[int], count: int, sampling: Sampling, **options: object) -> list[int]:
+    return generate(Engine(TableTarget(), None), [request(0, prompt, count, sampling, **options)])[0]
+
+
+samplings = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.7, 1.5]),
+    top_k=st.sampled_from([0, 3]),
+    top_p=st.sampled_from([1.0, 0.8]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    seed=st.integers(0, 2**64 - 1),
+)
+
+
+@given(
+    sampling=samplings,
+    length=st.integers(0, 9),
+    floor=st.sampled_from([0.0, 0.3, 0.9]),
+    quality=st.sampled_from([0, 1]),
+    chunk=st.sampled_from([1, 3, 512]),
+    prompts=st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=12), min_size=1, max_size=7),
+)
+@settings(max_examples=150, deadline=None)
+def test_output_does_not_depend_on_draft_batch_or_chunks(
+    sampling: Sampling, length: int, floor: float, quality: int, chunk: int, prompts: list[list[int]]
+) -> None:
+    engine = Engine(
+        TableTarget(), TableDraft(TableTarget(seed=quality)), length=length, floor=floor, chunk=chunk
+    )
+    together = generate(engine, [request(key, prompt, 20, sampling) for key, prompt in enumerate(prompts)])
+    for key, prompt in enumerate(prompts):
+        assert together[key] == plain(prompt, 20, sampling)
+
+
+def test_a_perfect_draft_is_accepted_whole() -> None:
+    for temperature in (0.0, 1.5):
+        engine = Engine(TableTarget(), TableDraft(TableTarget()), length=4, floor=0.0)
+        one = request(0, [1, 2], 21, Sampling(temperature, seed=3))
+        generate(engine, [one])
+        tally = one.tally
+        assert tally.accepted == tally.drafted == 16
+        assert tally.rounds == 1 + 4  # the prompt's pass, then four tokens and a bonus each
+        assert tally.accepted_by_position == [4, 4, 4, 4]
+
+
+def test_requests_share_one_pass_and_wait_for_slots() -> None:
+    target = TableTarget(slots=2)
+    requests = [request(key, [key, 1], 6, Sampling()) for key in range(5)]
+    generate(Engine(target, None), requests)
+    assert target.widest == 2
+    assert all(len(each.tokens) == 8 for each in requests)
+
+
+def test_without_speculation_nothing_is_drafted() -> None:
+    one = request(0, [1, 2], 10, Sampling(), speculate=False)
+    generate(Engine(TableTarget(), TableDraft(TableTarget())), [one])
+    assert (one.tally.drafted, one.tally.rounds) == (0, 10)
+
+
+@pytest.mark.parametrize("length", [0, 3, 8])
+def test_a_stop_token_inside_an_accepted_block_ends_the_answer_there(length: int) -> None:
+    sampling = Sampling(1.0, seed=11)
+    tokens = plain([1, 2], 30, sampling)
+    stop = tokens[12]
+    expected = tokens[: tokens.index(stop)]
+    engine = Engine(TableTarget(), TableDraft(TableTarget()), length=length, floor=0.0)
+    one = request(0, [1, 2], 30, sampling, stop_ids=frozenset({stop}))
+    engine.add(one)
+    finish = None
+    while engine.busy:
+        for emission in engine.step():
+            finish = emission.finish
+    assert one.tokens[2:] == expected
+    assert finish == "stop"
+
+
+def test_a_request_sent_again_continues_with_the_same_tokens() -> None:
+    sampling = Sampling(1.0, seed=5)
+    whole = plain([3, 4], 24, sampling)
+    for cut in (1, 7, 23):
+        again = request(0, [3, 4], 24, sampling)
+        again.tokens += whole[:cut]
+        generate(Engine(TableTarget(), TableDraft(TableTarget(seed=1))), [again])
+        assert again.tokens[2:] == whole
+
+
+def test_a_slot_is_reused_from_the_common_prefix_and_only_when_asked() -> None:
+    target, draft = TableTarget(slots=2), TableDraft(TableTarget())
+    engine = Engine(target, draft)
+    first = request(0, [1, 2, 3, 4], 6, Sampling())
+    generate(engine, [first])
+    follow_up = [*first.tokens, 5, 6]
+    fed = target.fed
+    second = request(1, follow_up, 1, Sampling())
+    assert generate(engine, [second])[1] == plain(follow_up, 1, Sampling())
+    assert second.reused == len(first.tokens) - 1  # its last token was never fed
+    assert target.fed - fed == len(follow_up) - second.reused
+    fresh = request(2, follow_up, 1, Sampling(), reuse=False)
+    generate(engine, [fresh])
+    assert fresh.reused == 0
+    assert draft.forgotten == [fresh.slot]
+
+
+def test_removing_a_running_request_frees_its_slot() -> None:
+    target = TableTarget(slots=1)
+    engine = Engine(target, None)
+    endless, next_one = request(0, [1], 200, Sampling()), request(1, [2], 3, Sampling())
+    engine.add(endless)
+    engine.step()
+    engine.step()
+    engine.remove(endless)
+    assert generate(engine, [next_one])[1] == plain([2], 3, Sampling())
+
+
+def test_a_long_prompt_does_not_stall_a_generating_request() -> None:
+    target = TableTarget(context=1000)
+    engine = Engine(target, None)
+    short, long = request(0, [1], 50, Sampling()), request(1, [2] * 640, 3, Sampling())
+    engine.add(short)
+    engine.step()
+    engine.add(long)
+    for _ in range(9):
+        engine.step()
+    assert len(short.tokens) == 11
+    assert len(long.tokens) == 640, "ten chunks of 64: not done yet"

@@ -1,0 +1,87 @@
+"""A target and a draft with chosen logits, strict about what is in their slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from draftd.drafts.base import Context, Proposal
+from draftd.models.base import Rows, Span
+
+
+class TableTarget:
+    """Logits are a fixed random function of the last two tokens that really stand in the slot."""
+
+    def __init__(
+        self, vocab: int = 8, slots: int = 4, context: int = 256, seed: int = 0, scale: float = 2.0
+    ) -> None:
+        self.vocab, self.slots, self.context = vocab, slots, context
+        table = np.random.default_rng(seed).standard_normal((vocab, vocab, vocab)) * scale
+        self.table = table.astype(np.float32)  # [token before last, last token, vocab]
+        self.held: list[list[int]] = [[] for _ in range(slots)]
+        self.fed = 0
+        self.passes = 0
+        self.widest = 0  # spans in one pass
+
+    def row(self, tokens: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        row: np.ndarray[tuple[int], np.dtype[np.float32]] = self.table[
+            tokens[-2] if len(tokens) > 1 else 0, tokens[-1]
+        ]
+        return row
+
+    def forward(self, spans: Sequence[Span]) -> list[Rows]:
+        assert len({span.slot for span in spans}) == len(spans)
+        self.passes += 1
+        self.widest = max(self.widest, len(spans))
+        answers = []
+        for span in spans:
+            held = self.held[span.slot]
+            assert span.start == len(held), "a span must go on where its slot ends"
+            assert 0 < len(span.tokens) <= self.context - span.start
+            held += span.tokens
+            self.fed += len(span.tokens)
+            ends = range(len(held) - span.rows + 1, len(held) + 1)
+            answers.append(
+                np.stack([self.row(held[:end]) for end in ends]) if span.rows else np.empty((0, 8))
+            )
+        return answers
+
+    def truncate(self, slot: int, length: int) -> None:
+        assert length <= len(self.held[slot])
+        del self.held[slot][length:]
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        self.held[target] = self.held[source][:length]
+
+    def close(self) -> None:
+        pass
+
+
+class TableDraft:
+    """Drafts from a table of its own; the same table as the target's makes a perfect draft."""
+
+    def __init__(self, table: TableTarget) -> None:
+        self.table = table
+        self.forgotten: list[int] = []
+
+    def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
+        return [self._propose(context) for context in contexts]
+
+    def _propose(self, context: Context) -> Proposal:
+        proposal = Proposal()
+        tokens = list(context.tokens)
+        while len(proposal.tokens) < context.limit:
+            token, confidence = context.choose(self.table.row(tokens), len(tokens))
+            if not context.proceed([*proposal.confidence, confidence]):
+                break
+            proposal.tokens.append(token)
+            proposal.confidence.append(confidence)
+            tokens.append(token)
+        return proposal
+
+    def forget(self, slot: int) -> None:
+        self.forgotten.append(slot)
+
+    def close(self) -> None:
+        pass
