@@ -1,0 +1,174 @@
+"""What the bench measured, summed by category: plain arithmetic over finished requests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from rich.table import Table
+
+from draftd.ipc.messages import Stats
+
+# Spec-Bench reports its first eight categories as one group, multi-turn conversation.
+CONVERSATION = {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"}
+SPEC_BENCH = {"translation", "summarization", "qa", "math_reasoning", "rag"}
+HEADINGS = (
+    "prompts",
+    "alone",
+    "drafted",
+    "speed-up",
+    "tokens/pass",
+    "accepted/drafted",
+    "first token ms",
+    "same text",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One finished request as its client saw it; times in seconds from the sending of the request."""
+
+    text: str
+    tokens: int
+    first_tokens: int  # how many came with the first message
+    first_seconds: float
+    seconds: float
+    finish_reason: str
+    stats: Stats
+
+    @property
+    def model_seconds(self) -> float:
+        """What the two models took, as the engine measured it."""
+        return self.stats.draft_seconds + self.stats.verify_seconds + self.stats.prefill_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One prompt answered with and without speculation."""
+
+    question: str
+    category: str
+    drafted: Answer
+    plain: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Several prompts together; speeds are tokens a second after the first token, nan where none came."""
+
+    name: str
+    prompts: int
+    plain_speed: float
+    drafted_speed: float
+    accepted_length: float  # tokens a target pass gave, with speculation
+    drafted: int
+    accepted: int
+    plain_first: float  # seconds to the first token, median
+    drafted_first: float
+    same_text: int  # prompts whose text was the same with and without speculation
+
+    @property
+    def speedup(self) -> float:
+        return self.drafted_speed / self.plain_speed
+
+
+def speed(answers: Sequence[Answer]) -> float:
+    """Tokens a second after the first ones, all answers together."""
+    seconds = sum(answer.seconds - answer.first_seconds for answer in answers)
+    tokens = sum(answer.tokens - answer.first_tokens for answer in answers)
+    return tokens / seconds if tokens and seconds > 0 else math.nan
+
+
+def row(name: str, results: Sequence[Result]) -> Row:
+    plain = [result.plain for result in results]
+    drafted = [result.drafted for result in results]
+    rounds = sum(answer.stats.rounds for answer in drafted)
+    return Row(
+        name=name,
+        prompts=len(results),
+        plain_speed=speed(plain),
+        drafted_speed=speed(drafted),
+        accepted_length=sum(answer.tokens for answer in drafted) / rounds if rounds else math.nan,
+        drafted=sum(answer.stats.drafted for answer in drafted),
+        accepted=sum(answer.stats.accepted for answer in drafted),
+        plain_first=median(answer.first_seconds for answer in plain),
+        drafted_first=median(answer.first_seconds for answer in drafted),
+        same_text=sum(result.plain.text == result.drafted.text for result in results),
+    )
+
+
+def by_category(results: Sequence[Result]) -> list[Row]:
+    """One row a category, in the order in which the prompts name them."""
+    names = dict.fromkeys(result.category for result in results)
+    return [row(name, [result for result in results if result.category == name]) for name in names]
+
+
+def by_group(results: Sequence[Result]) -> list[Row]:
+    """Spec-Bench's six groups, if all its 13 categories are there; else nothing."""
+    if {result.category for result in results} != CONVERSATION | SPEC_BENCH:
+        return []
+    grouped: dict[str, list[Result]] = {}
+    for result in results:
+        name = "conversation" if result.category in CONVERSATION else result.category
+        grouped.setdefault(name, []).append(result)
+    return [row(name, members) for name, members in grouped.items()]
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Of the values that are numbers; nan if none is."""
+    logs = [math.log(value) for value in values if not math.isnan(value)]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+
+
+def engine_overhead(results: Sequence[Result]) -> float:
+    """Seconds the engine took beside the models, as a share of the models' seconds."""
+    answers = [answer for result in results for answer in (result.drafted, result.plain)]
+    models = sum(answer.model_seconds for answer in answers)
+    return sum(answer.stats.overhead_seconds for answer in answers) / models if models else math.nan
+
+
+def whole_overhead(results: Sequence[Result]) -> float:
+    """The same for all that the client waited for beyond the models: engine, front, sockets, client."""
+    answers = [answer for result in results for answer in (result.drafted, result.plain)]
+    models = sum(answer.model_seconds for answer in answers)
+    return sum(answer.seconds for answer in answers) / models - 1 if models else math.nan
+
+
+def table(results: Sequence[Result]) -> Table:
+    """One line a category, then all prompts together, then the geometric mean of the categories."""
+    rows = by_category(results)
+    made = Table(title="tokens a second after the first token, with drafting and without, in one run")
+    made.add_column("category")
+    for heading in HEADINGS:
+        made.add_column(heading, justify="right")
+    for line in rows:
+        made.add_row(*_cells(line))
+    made.add_section()
+    made.add_row(*_cells(row("all prompts", results)))
+    mean = geometric_mean(line.speedup for line in rows)
+    made.add_row(f"geometric mean of {len(rows)}", "", "", "", _number(mean, "x"))
+    if groups := by_group(results):
+        mean = geometric_mean(line.speedup for line in groups)
+        made.add_row("geometric mean of the 6 Spec-Bench groups", "", "", "", _number(mean, "x"))
+    return made
+
+
+def _cells(line: Row) -> list[str]:
+    share = f" ({line.accepted / line.drafted:.0%})" if line.drafted else ""
+    return [
+        line.name,
+        str(line.prompts),
+        _number(line.plain_speed),
+        _number(line.drafted_speed),
+        _number(line.speedup, "x"),
+        _number(line.accepted_length),
+        f"{line.accepted}/{line.drafted}{share}",
+        f"{line.drafted_first * 1000:.0f} (alone {line.plain_first * 1000:.0f})",
+        f"{line.same_text}/{line.prompts}",
+    ]
+
+
+def _number(value: float, unit: str = "") -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}{unit}"

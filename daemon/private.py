@@ -1,0 +1,70 @@
+"""A daemon of one's own: `draftd serve` as a child on a socket that nobody else knows (bench, demo)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from draftd.ipc.client import Client
+from draftd.ipc.errors import EngineFailed, Unreachable
+from draftd.ipc.messages import Status
+
+LOADING = 1800.0  # seconds a pair may take to load; the first time it is converted too
+LOOK_EVERY = 0.1  # seconds
+
+
+@contextmanager
+def private_daemon(pair: str, report: Callable[[Status], None], config: Path | None = None) -> Iterator[str]:
+    """The endpoint of a daemon that is ready; it is stopped on the way out.
+
+    `report` hears how the loading goes. EngineFailed says why a daemon did not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="draftd-") as directory:
+        endpoint = f"ipc://{directory}/d.sock"
+        command = [sys.executable, "-m", "draftd.daemon.cli", "serve", "--pair", pair, "--endpoint", endpoint]
+        if config is not None:
+            command += ["--config", str(config)]
+        log = Path(directory) / "log"
+        with log.open("w") as out:
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        try:
+            _wait_until_ready(child, endpoint, log, report)
+            yield endpoint
+        finally:
+            child.terminate()
+            try:
+                child.wait(30)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def _wait_until_ready(
+    child: subprocess.Popen[bytes], endpoint: str, log: Path, report: Callable[[Status], None]
+) -> None:
+    end = time.monotonic() + LOADING
+    while time.monotonic() < end:
+        if child.poll() is not None:
+            raise EngineFailed(f"the daemon ended with status {child.returncode}: {_last_words(log)}")
+        try:
+            with Client(endpoint) as client:
+                while (status := client.status()).state != "ready":
+                    if status.state == "failed" or time.monotonic() > end:
+                        raise EngineFailed(f"the daemon did not load the pair: {status.detail}")
+                    report(status)
+                    time.sleep(LOOK_EVERY)
+                report(status)
+                return
+        except Unreachable:  # not bound yet, or it has just died, which the next turn sees
+            time.sleep(LOOK_EVERY)
+    raise EngineFailed(f"the daemon was not ready within {LOADING:.0f} seconds: {_last_words(log)}")
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text("utf-8", "replace").strip().splitlines()
+    return lines[-1].strip() if lines else "it said nothing"

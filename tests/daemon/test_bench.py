@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from draftd.daemon import bench, bench_ping, bench_table
+from draftd.daemon.bench_table import CONVERSATION, SPEC_BENCH, Answer, Result
+from draftd.ipc.errors import InvalidRequest
+from draftd.ipc.messages import Stats, Status
+
+
+def answer(
+    text: str = "x",
+    tokens: int = 11,
+    seconds: float = 2.0,
+    first: float = 1.0,
+    rounds: int = 11,
+    drafted: int = 0,
+    accepted: int = 0,
+    models: float = 1.8,
+    overhead: float = 0.1,
+) -> Answer:
+    stats = Stats(
+        seed=1,
+        rounds=rounds,
+        drafted=drafted,
+        accepted=accepted,
+        accepted_by_position=[accepted],
+        draft_seconds=models / 4,
+        verify_seconds=models / 2,
+        prefill_seconds=models / 4,
+        overhead_seconds=overhead,
+        time_to_first_token=first,
+        tokens_per_second=0.0,
+    )
+    return Answer(text, tokens, 1, first, seconds, "length", stats)
+
+
+def result(category: str = "coding", drafted: Answer | None = None, plain: Answer | None = None) -> Result:
+    return Result("1", category, drafted or answer(), plain or answer())
+
+
+def test_a_speed_is_all_tokens_over_all_seconds_after_the_first() -> None:
+    # 10 tokens in 1 s and 30 in 7 s: 40 in 8, not the mean of 10 and 4.3
+    assert bench_table.speed([answer(), answer(tokens=31, seconds=8.0)]) == pytest.approx(5.0)
+
+
+def test_a_row_by_hand() -> None:
+    row = bench_table.row(
+        "coding",
+        [
+            result(
+                drafted=answer(seconds=1.5, first=1.0, rounds=4, drafted=12, accepted=7),
+                plain=answer(seconds=3.0, first=1.0),
+            ),
+            result(
+                drafted=answer("y", seconds=2.5, first=2.0, rounds=7, drafted=8, accepted=4),
+                plain=answer(seconds=5.0, first=3.0),
+            ),
+        ],
+    )
+    assert row.plain_speed == pytest.approx(20 / 4)
+    assert row.drafted_speed == pytest.approx(20 / 1)
+    assert row.speedup == pytest.approx(4.0)
+    assert row.accepted_length == pytest.approx(22 / 11)
+    assert (row.drafted, row.accepted) == (20, 11)
+    assert [row.plain_first, row.drafted_first] == pytest.approx([2.0, 1.5])
+    assert (row.same_text, row.prompts) == (1, 2)
+
+
+def test_one_token_answers_have_no_speed_and_leave_the_mean_alone() -> None:
+    short = answer(tokens=1, seconds=1.0, first=1.0)
+    row = bench_table.row("qa", [result("qa", short, short)])
+    assert math.isnan(row.speedup)
+    assert bench_table.geometric_mean([row.speedup, 4.0, 1.0]) == pytest.approx(2.0)
+    assert math.isnan(bench_table.geometric_mean([math.nan]))
+
+
+def test_groups_only_for_the_whole_of_spec_bench() -> None:
+    whole = [result(category) for category in sorted(CONVERSATION | SPEC_BENCH)]
+    groups = {row.name: row.prompts for row in bench_table.by_group(whole)}
+    assert groups == {"conversation": 8} | dict.fromkeys(SPEC_BENCH, 1)
+    assert bench_table.by_group(whole[1:]) == []
+
+
+def test_overhead_is_what_the_models_did_not_take() -> None:
+    results = [result(), result()]  # four answers of 2.0 s, of which the models took 1.8 and the engine 0.1
+    assert bench_table.engine_overhead(results) == pytest.approx(0.1 / 1.8)
+    assert bench_table.whole_overhead(results) == pytest.approx(0.2 / 1.8)
+
+
+def test_the_table_shows_losers_and_ends_with_the_geometric_mean() -> None:
+    slow, fast = answer(seconds=3.0), answer(seconds=1.25)
+    results = [result("writing", drafted=slow), result("coding", drafted=fast)]
+    console = Console(file=io.StringIO(), width=200)
+    console.print(bench_table.table(results))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "0.50x" in text
+    assert "4.00x" in text
+    last = [line for line in text.splitlines() if "x" in line][-1]
+    assert "geometric mean of 2" in last
+    assert "1.41x" in last
+
+
+def test_ping_report() -> None:
+    daemon = [float(value) for value in range(1, 201)]
+    assert bench_ping.p99(daemon) == 198.0
+    assert bench_ping.p99([3.0]) == 3.0
+    report = bench_ping.report(daemon, [50.25] * 200)
+    assert report.ratio == pytest.approx(2.0)
+
+
+def test_prompts_by_category(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"question_id": n, "category": "ab"[n % 2], "turns": [f"q{n}", "later"]} for n in range(6)]
+    path.write_text("\n\n".join(json.dumps(line) for line in lines) + "\n")
+    assert [prompt.question_id for prompt in bench.read_prompts(path, None)] == list(range(6))
+    assert [prompt.turns[0] for prompt in bench.read_prompts(path, 2)] == ["q0", "q1", "q2", "q3"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"question_id": 1, "category": "a", "turns": ["q"]}\n{"question_id": 2}\n', "line 2: category: "),
+        (b'{"question_id": 1, "category": "a", "turns": []}', "line 1: turns: "),
+        (b"not json\n", "line 1: "),
+        (b"\n\n", "holds no prompt"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+    ],
+)
+def test_a_bad_prompts_file_is_named_with_its_line(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InvalidRequest) as raised:
+        bench.read_prompts(path, None)
+    assert str(path) in raised.value.message
+    assert said in raised.value.message
+    assert "\n" not in raised.value.message
+
+
+def test_a_missing_prompts_file(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"cannot read the prompts file .*No such file"):
+        bench.read_prompts(tmp_path / "none.jsonl", None)
+
+
+def test_the_document_is_json_even_where_nothing_could_be_measured() -> None:
+    short = answer(tokens=1, seconds=1.0, first=1.0, models=0.0)
+    status = Status(id="1", state="ready", pair="tiny")
+    made = bench.document(status, bench.Sampling(8, 0.0, 1), [result("qa", short, short)], None)
+    text = json.dumps(made, allow_nan=False)
+    assert json.loads(text)["geometric_mean_speedup"] is None
+    assert json.loads(text)["results"][0]["drafted"]["stats"]["rounds"] == 11
