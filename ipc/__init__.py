@@ -1,1 +1,33 @@
-"""The protocol and its clients."""
+"""The protocol and its clients; a name's module is imported when the name is first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from draftd.ipc.aio import AsyncClient
+    from draftd.ipc.client import Client
+    from draftd.ipc.errors import DraftdError
+    from draftd.ipc.messages import Done, Stats, Status, Tokens, Usage
+    from draftd.ipc.session import Reply
+
+_MODULES = {
+    "AsyncClient": "aio",
+    "Client": "client",
+    "DraftdError": "errors",
+    "Done": "messages",
+    "Stats": "messages",
+    "Status": "messages",
+    "Tokens": "messages",
+    "Usage": "messages",
+    "Reply": "session",
+}
+
+__all__ = ["AsyncClient", "Client", "Done", "DraftdError", "Reply", "Stats", "Status", "Tokens", "Usage"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -47,15 +47,19 @@ class Session:
         """Forget a request; what still arrives for it is dropped."""
         self._events.pop(request, None)
 
-    def feed(self, frame: bytes) -> str | None:
-        """Give a frame's message to its request and return the request's id, None if none waits for it.
+    def unfinished(self) -> list[str]:
+        """The ids of the open requests."""
+        return list(self._events)
+
+    def feed(self, frame: bytes) -> list[str]:
+        """Give a frame's message to its request; the ids of the requests that got something.
 
         MalformedFrame: the other side does not speak the protocol, and the connection is of no more use.
         """
         try:
             body = decode(frame)
             if body.get("type") not in messages.DAEMON_TYPES:
-                return None  # from a newer daemon
+                return []  # from a newer daemon
             message = messages.parse_daemon(body)
         except (MalformedFrame, InvalidRequest) as error:
             raise MalformedFrame(f"the daemon sent what draftd does not read: {error}") from None
@@ -78,14 +82,14 @@ class Session:
             raise event
         return event
 
-    def _put(self, request: str, event: Event | DraftdError) -> str | None:
+    def _put(self, request: str, event: Event | DraftdError) -> list[str]:
         if not request and isinstance(event, DraftdError):
-            self.fail(event)  # the daemon could not even read whose request it was
-            return None
+            self.fail(event)  # the daemon could not read whose request it was
+            return self.unfinished()
         if request not in self._events:
-            return None
+            return []  # cancelled, or given up
         self._events[request].append(event)
-        return request
+        return [request]
 
 
 def check(kind: type[Message], fields: dict[str, Any]) -> None:
