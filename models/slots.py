@@ -1,0 +1,127 @@
+"""Keys and values of many requests, one buffer a layer, written by (slot, position)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from draftd.models.base import Span
+
+
+class Step:
+    """Where one forward writes and what it attends to: its spans, one a row, padded to the widest."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.slots = [span.slot for span in spans]
+        self.starts = [span.start for span in spans]
+        self.widths = [len(span.tokens) for span in spans]
+        self.width = max(self.widths)
+        self.length = max(start + width for start, width in zip(self.starts, self.widths, strict=True))
+        self._indices: dict[torch.device, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        first = self.slots[0]
+        self._adjacent = self.slots == list(range(first, first + len(self.slots)))
+
+    def store(self, buffer: Tensor, new: Tensor) -> Tensor:
+        """Write `new` [spans, heads, width, dim] into `buffer` [slots, heads, context, dim].
+
+        Returns what the spans attend to, [spans, heads, length, dim]: a view unless several slots lie apart.
+        """
+        first = self.slots[0]
+        if len(self.slots) == 1:
+            buffer[first, :, self.starts[0] : self.length] = new[0]
+            return buffer[first : first + 1, :, : self.length]
+        rows, columns, slots, positions = self._index(buffer.device)
+        buffer[slots, :, positions] = new[rows, :, columns]  # [tokens, heads, dim]: the padding stays out
+        attended = buffer[:, :, : self.length]
+        if self._adjacent:
+            return attended[first : first + len(self.slots)]
+        return attended.index_select(0, torch.tensor(self.slots, device=buffer.device))
+
+    def _index(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Row, column in the forward, slot, position in the buffer of every real token: [tokens] each."""
+        if device not in self._indices:
+            places = zip(self.slots, self.starts, self.widths, strict=True)
+            spots = [
+                (row, column, slot, start + column)
+                for row, (slot, start, width) in enumerate(places)
+                for column in range(width)
+            ]
+            rows, columns, slots, positions = torch.tensor(spots, device=device).unbind(1)
+            self._indices[device] = rows, columns, slots, positions
+        return self._indices[device]
+
+
+class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """One layer's buffers, [slots, heads, context, dim], made when it first runs, on its own device."""
+
+    is_sliding = False  # a window is the mask's work: nothing is overwritten, so it can be rolled back
+
+    def __init__(self, slots: int, context: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.slots, self.context = slots, context
+        self.step: Step | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        # Zeros, since what is masked is still multiplied by its weight of 0, and 0 * NaN is NaN.
+        self.keys, self.values = (
+            new.new_zeros(self.slots, new.shape[1], self.context, new.shape[3])
+            for new in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.step is not None, "begin() comes before a forward"
+        assert self.keys is not None
+        assert self.values is not None
+        return self.step.store(self.keys, key_states), self.step.store(self.values, value_states)
+
+    def get_seq_length(self) -> int:
+        return min(self.step.starts) if self.step else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return (self.step.length if self.step else query_length), 0
+
+    def get_max_length(self) -> int:
+        return self.context
+
+
+class SlotCache(Cache):
+    """All layers' slots, and how many positions of each are valid; `lengths` is the only truth about that."""
+
+    def __init__(self, layers: int, slots: int, context: int) -> None:
+        self.slot_layers = [SlotLayer(slots, context) for _ in range(layers)]
+        super().__init__(layers=list(self.slot_layers))
+        self.lengths = [0] * slots
+
+    def begin(self, spans: Sequence[Span]) -> Step:
+        """Point every layer at what the next forward writes."""
+        step = Step(spans)
+        for layer in self.slot_layers:
+            layer.step = step
+        return step
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget the positions from `length` on: nothing moves, they are overwritten before they are seen."""
+        if not 0 <= length <= self.lengths[slot]:
+            raise ValueError(f"slot {slot} holds {self.lengths[slot]} positions, it can't be cut to {length}")
+        self.lengths[slot] = length
+
+    @torch.inference_mode()
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` positions of slot `target` those of slot `source`."""
+        if not 0 <= length <= self.lengths[source]:
+            raise ValueError(f"slot {source} holds {self.lengths[source]} positions, not {length} to copy")
+        if source != target:
+            for layer in self.slot_layers:
+                for buffer in (layer.keys, layer.values):
+                    if buffer is not None:
+                        buffer[target, :, :length] = buffer[source, :, :length]
+        self.lengths[target] = length
