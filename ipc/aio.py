@@ -213,8 +213,10 @@ class _Connection:
     def _read(self) -> None:
         lost = False
         while _readable(self._monitor):
-            lost = link.change(self._monitor.recv_multipart(zmq.NOBLOCK)) is False or lost
-            self._changed.set()
+            up = link.change(self._monitor.recv_multipart(zmq.NOBLOCK))
+            lost = lost or up is False
+            if up:
+                self._changed.set()
         try:
             while _readable(self._socket):
                 self._heard = time.monotonic()
@@ -223,12 +225,13 @@ class _Connection:
         except DraftdError as error:
             self._fail(error)
         if lost:
-            self._fail(link.gone(self._endpoint))
+            self._loop.call_later(link.LAST_WORDS / 1000, self._fail, link.gone(self._endpoint))
 
     def _fail(self, error: DraftdError) -> None:
         if self.down is None:
             self.down = error
             self._session.fail(error)
+            self._changed.set()
             for news in self._news.values():
                 news.set()
 

@@ -267,7 +267,7 @@ class _Connection:
             os.read(self._woken, 4096)
         if self._monitor in ready:
             lost = link.change(self._monitor.recv_multipart(zmq.NOBLOCK)) is False
-        while lost and self._socket.poll(0):
+        while lost and self._socket.poll(link.LAST_WORDS):
             frames.append(self._socket.recv(zmq.NOBLOCK))
         return lost
 

@@ -140,4 +140,8 @@ def _check_port(endpoint: str, rest: str) -> None:
 
 
 def _default_path() -> Path:
-    return Path(platformdirs.user_runtime_dir("draftd")) / "draftd.sock"
+    """In the login session's runtime directory; without one in the home, never in a /tmp that all share."""
+    session = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    if os.access(session, os.W_OK):
+        return Path(session) / "draftd" / "draftd.sock"
+    return platformdirs.user_state_path("draftd") / "run" / "draftd.sock"

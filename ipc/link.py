@@ -17,6 +17,7 @@ PING_EVERY = (
     5.0  # seconds without a frame, while one is awaited, after which the client asks for a sign of life
 )
 SILENCE = 20.0  # seconds without any frame after which the daemon counts as gone
+LAST_WORDS = 50  # milliseconds: libzmq reports a lost connection before it hands over its last frames
 PING_ID = "alive"  # no request has it, so that the pong goes to none
 
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -35,8 +36,9 @@ def configure(socket: zmq.Socket[bytes]) -> None:
     """Options for a client's DEALER socket: it fails soon, and a lost connection stays lost."""
     socket.setsockopt(zmq.LINGER, 500)  # ms: a cancel sent just before close() still leaves
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
-    socket.setsockopt(zmq.IMMEDIATE, 1)
-    socket.setsockopt(zmq.RECONNECT_IVL, -1)  # a new connection says hello again, so it is a new socket
+    # A new connection says hello again, so it is a new socket: reconnect after an hour, that is never.
+    # Both -1 here and IMMEDIATE make libzmq drop what a daemon sent just before it went away.
+    socket.setsockopt(zmq.RECONNECT_IVL, 3_600_000)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 3000)  # these find a stopped process; PING_EVERY finds a stuck one
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10000)
 

@@ -34,7 +34,7 @@ class Message(Fields):
 class Hello(Message):
     type: Literal["hello"] = "hello"
     versions: list[str] = [VERSION]
-    client: str = Field("", max_length=128)
+    client: str = Field(default="", max_length=128)
 
 
 class ChatMessage(Fields):
@@ -44,17 +44,17 @@ class ChatMessage(Fields):
 
 class Generate(Message):
     type: Literal["generate"] = "generate"
-    messages: list[ChatMessage] | None = Field(None, fail_fast=True)  # a long list of faults helps nobody
+    messages: list[ChatMessage] | None = Field(default=None, fail_fast=True)  # a long list of faults helps nobody
     prompt: str | None = None
-    tokens: list[Tokens32] | None = Field(None, fail_fast=True)
+    tokens: list[Tokens32] | None = Field(default=None, fail_fast=True)
     model: str | None = None  # the pair to answer with; None: whichever the daemon serves
-    max_tokens: int = Field(256, ge=1, le=1_000_000)
-    temperature: float = Field(0.0, ge=0.0, le=100.0, allow_inf_nan=False)
-    top_k: int = Field(0, ge=0)
-    top_p: float = Field(1.0, gt=0.0, le=1.0, allow_inf_nan=False)
-    min_p: float = Field(0.0, ge=0.0, le=1.0, allow_inf_nan=False)
-    seed: int | None = Field(None, ge=0, lt=2**64)
-    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field([], max_length=16)
+    max_tokens: int = Field(default=256, ge=1, le=1_000_000)
+    temperature: float = Field(default=0.0, ge=0.0, le=100.0, allow_inf_nan=False)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0, lt=2**64)
+    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=16)
     speculate: bool = True
     cache_prompt: bool = True  # reuse what is already computed of the prompt
 

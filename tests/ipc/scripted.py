@@ -13,7 +13,7 @@ import zmq
 
 from draftd.ipc import codec, messages
 
-Say = Callable[[messages.Message], None]  # sends a message to the client that asked
+Say = Callable[[messages.Message], object]  # sends a message to the client that asked
 Script = Callable[[messages.ClientMessage, Say], None]
 
 USAGE = messages.Usage(prompt_tokens=3, completion_tokens=4)
@@ -67,7 +67,7 @@ class ScriptedDaemon:
         self.heard: queue.Queue[messages.ClientMessage] = queue.Queue()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.linger = 0
+        self._socket.linger = 1000  # ms: what was said before stop() still arrives
         self._socket.bind(self.endpoint)
         self._stopped, self._stop = os.pipe()
         self._thread = threading.Thread(target=self._run)

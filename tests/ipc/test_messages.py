@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from draftd.ipc import messages
+from draftd.ipc.errors import CODES, DraftdError, InvalidRequest, Overloaded, from_code
+
+
+def _explain(**fields: Any) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        messages.parse_client({"type": "generate", "id": "1", **fields})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({}, "give exactly one of messages, prompt, tokens (given: none)"),
+        ({"prompt": "a", "tokens": [1]}, "prompt, tokens (given: ['prompt', 'tokens'])"),
+        ({"messages": []}, "messages is empty: give at least one"),
+        ({"prompt": "a", "top_k": 1.5}, "top_k: should be a valid integer"),
+        ({"prompt": "a", "top_k": "1"}, "top_k: should be a valid integer"),
+        ({"prompt": "a", "top_k": True}, "top_k: should be a valid integer"),
+        ({"prompt": b"a"}, "prompt: should be a valid string"),
+        ({"prompt": "a", "temperature": float("nan")}, "temperature: should be a finite number"),
+        ({"prompt": "a", "temperature": float("inf")}, "temperature: should be a finite number"),
+        ({"prompt": "a", "id": ""}, "id: String should have at least 1 character"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content: is missing"),
+        ({"messages": [{"role": "boss", "content": ""}]}, "messages.0.role: should be 'system', "),
+        ({"prompt": "a", "top_p": 0.0, "min_p": 2.0}, "top_p: should be greater than 0; min_p: should be "),
+    ],
+)  # fmt: skip
+def test_explains_each_wrong_field(fields: dict[str, Any], sentence: str) -> None:
+    assert sentence in _explain(**fields)
+
+
+def test_names_no_more_than_a_few_faults() -> None:
+    text = _explain(prompt="a", stop=[1, 2, 3, 4, 5, 6, 7])
+    assert text.endswith("stop.4: should be a valid string; and 2 more")
+
+
+def test_a_million_wrong_tokens_are_one_fault() -> None:
+    assert _explain(tokens=["x"] * 1_000_000) == "tokens.0: should be a valid integer"
+
+
+def test_a_whole_number_will_do_for_a_fraction() -> None:
+    message = messages.parse_client({"type": "generate", "id": "1", "prompt": "a", "temperature": 1})
+    assert isinstance(message, messages.Generate)
+    assert message.temperature == 1.0
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert messages.parse_client({"type": "ping", "id": "1", "new": 1}) == messages.Ping(id="1")
+
+
+@pytest.mark.parametrize("kind", ["pong", "", 3, ["ping"], {}])
+def test_an_unknown_type_lists_the_types(kind: Any) -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"unknown message type .*; the types are hello, generate, cancel, "
+    ):
+        messages.parse_client({"type": kind, "id": "1"})
+
+
+def test_no_type() -> None:
+    with pytest.raises(InvalidRequest, match="the message has no type; the types are hello, "):
+        messages.parse_client({"id": "1"})
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [({"id": "a"}, "a"), ({}, ""), ({"id": 5}, ""), ({"id": "x" * 65}, ""), ({"id": "x" * 64}, "x" * 64)],
+)
+def test_the_id_to_answer(body: dict[str, Any], expected: str) -> None:
+    assert messages.request_id(body) == expected
+
+
+def test_every_error_comes_back_by_its_code() -> None:
+    for code, kind in CODES.items():
+        assert type(from_code(code, "why")) is kind
+    assert isinstance(from_code("overloaded", "why"), Overloaded)
+    assert from_code("new", "why").code == "new"
+    assert DraftdError.code == "internal"
