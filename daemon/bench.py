@@ -6,7 +6,6 @@ import json
 import math
 import shlex
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -19,12 +18,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from draftd.daemon import bench_ping, bench_table, machine
-from draftd.daemon.bench_table import Answer, Result
+from draftd.daemon.bench_table import Result
 from draftd.daemon.private import private_daemon
 from draftd.daemon.settings import load
+from draftd.daemon.timed import Answer, ask
 from draftd.ipc.client import Client
 from draftd.ipc.errors import InvalidRequest
-from draftd.ipc.messages import Done, Status, Tokens, explain
+from draftd.ipc.messages import Status, explain
 
 
 class Prompt(BaseModel):
@@ -131,28 +131,8 @@ def measure(
 
 
 def _ask(client: Client, pair: str | None, text: str, sampling: Sampling, speculate: bool) -> Answer:
-    began = time.perf_counter()
-    first: float | None = None
-    first_tokens = 0
-    parts: list[str] = []
-    for event in client.generate(
-        messages=[{"role": "user", "content": text}],
-        model=pair,
-        speculate=speculate,
-        cache_prompt=False,  # else the second of two runs would find its prompt computed
-        **asdict(sampling),
-    ):
-        if isinstance(event, Tokens):
-            if first is None:
-                first, first_tokens = time.perf_counter() - began, len(event.tokens)
-            parts.append(event.text)
-        elif isinstance(event, Done):
-            seconds = time.perf_counter() - began
-            tokens = event.usage.completion_tokens
-            first = seconds if first is None else first
-            text = "".join(parts)
-            return Answer(text, tokens, first_tokens, first, seconds, event.finish_reason, event.stats)
-    raise AssertionError("a stream ends with Done or an error")
+    question = [{"role": "user", "content": text}]
+    return ask(client, messages=question, model=pair, speculate=speculate, **asdict(sampling))
 
 
 def summary(results: list[Result], pings: bench_ping.PingReport | None) -> list[str]:

@@ -9,7 +9,7 @@ from statistics import median
 
 from rich.table import Table
 
-from draftd.ipc.messages import Stats
+from draftd.daemon.timed import Answer
 
 # Spec-Bench reports its first eight categories as one group, multi-turn conversation.
 CONVERSATION = {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"}
@@ -24,24 +24,6 @@ HEADINGS = (
     "first token ms",
     "same text",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One finished request as its client saw it; times in seconds from the sending of the request."""
-
-    text: str
-    tokens: int
-    first_tokens: int  # how many came with the first message
-    first_seconds: float
-    seconds: float
-    finish_reason: str
-    stats: Stats
-
-    @property
-    def model_seconds(self) -> float:
-        """What the two models took, as the engine measured it."""
-        return self.stats.draft_seconds + self.stats.verify_seconds + self.stats.prefill_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from draftd.daemon import bench, bench_ping, bench_table
-from draftd.daemon.bench_table import CONVERSATION, SPEC_BENCH, Answer, Result
+from draftd.daemon.bench_table import CONVERSATION, SPEC_BENCH, Result
+from draftd.daemon.timed import Answer
 from draftd.ipc.errors import InvalidRequest
 from draftd.ipc.messages import Stats, Status
 
@@ -71,6 +72,7 @@ def test_a_row_by_hand() -> None:
     assert (row.drafted, row.accepted) == (20, 11)
     assert [row.plain_first, row.drafted_first] == pytest.approx([2.0, 1.5])
     assert (row.same_text, row.prompts) == (1, 2)
+    assert bench_table.row("coding", [result(), result()]).same_text == 2
 
 
 def test_one_token_answers_have_no_speed_and_leave_the_mean_alone() -> None:

@@ -1,0 +1,257 @@
+"""The doctor's checks: each looks at one thing and says what it found and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from draftd.daemon import machine, memory
+from draftd.daemon.settings import Settings, default_config_path, load
+from draftd.ipc import endpoint
+from draftd.ipc.client import Client
+from draftd.ipc.errors import DraftdError, InvalidConfig, InvalidEndpoint, Unreachable
+from draftd.models.catalog import Model, Pair, load_catalog
+from draftd.models.fetch import cached_path, is_here
+
+State = Literal["ok", "warn", "FAIL"]
+ENGINE = ("torch", "transformers", "llama-cpp-python")
+INSTALL = "`pip install 'draftd[engine]'`"
+SPARE = 1_000_000_000  # bytes of disk left over, less is a warning
+COMPILERS = (*(f"clang++-{version}" for version in range(21, 15, -1)), "clang++", "g++")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line; `mend` is what to do about it, empty where nothing is wrong."""
+
+    name: str
+    state: State
+    found: str
+    mend: str = ""
+
+
+def python() -> Check:
+    return Check("Python", "ok", f"{'.'.join(map(str, sys.version_info[:3]))} at {sys.executable}")
+
+
+def configuration(path: Path | None, pair: str | None) -> tuple[Settings, Check]:
+    """The settings, and the line about them; the defaults where they are wrong."""
+    try:
+        settings = load(path, pair=pair)
+    except InvalidConfig as error:
+        fallback = Settings.model_construct(pair=pair or "smollm2")
+        return fallback, Check("configuration", "FAIL", error.message, "correct it")
+    where = path or Path(os.environ.get("DRAFTD_CONFIG", default_config_path()))
+    return settings, Check(
+        "configuration", "ok", str(where) if where.exists() else f"defaults, there is no {where}"
+    )
+
+
+def socket(settings: Settings) -> Check:
+    """Whether the endpoint can be bound, or who answers there."""
+    try:
+        address = endpoint.resolve(settings.endpoint)
+    except InvalidEndpoint as error:
+        return Check("socket", "FAIL", error.message, "set another endpoint")
+    path = endpoint.socket_path(address)
+    directory = path.parent
+    if directory.exists():
+        mode = stat.S_IMODE(directory.stat().st_mode)
+        if mode & 0o007:
+            return Check(
+                "socket",
+                "FAIL",
+                f"everyone can enter {directory} (mode {mode:o})",
+                f"run `chmod o= {directory}`",
+            )
+        if not os.access(directory, os.W_OK | os.X_OK):
+            return Check("socket", "FAIL", f"no permission to write to {directory}", "set another endpoint")
+    elif not os.access(_existing(directory), os.W_OK | os.X_OK):
+        return Check("socket", "FAIL", f"{directory} can't be made", "set another endpoint")
+    if not path.exists():
+        return Check("socket", "ok", f"{address}, no daemon is running there")
+    try:
+        with Client(address, timeout=2.0) as client:
+            status = client.status()
+    except Unreachable:
+        return Check("socket", "ok", f"{address}, left by a daemon that is gone; the next one replaces it")
+    except DraftdError as error:
+        return Check("socket", "warn", f"{address}: {error.message}", "restart the daemon")
+    return Check(
+        "socket", "ok", f"{address}, a daemon serves {status.pair} ({status.detail or status.state})"
+    )
+
+
+def package(name: str) -> Check:
+    """Whether a library is there, and llama.cpp also whether its shared objects load."""
+    version = machine.package_version(name)
+    if version is None:
+        return Check(name, "FAIL", "not installed", f"run {INSTALL}")
+    if name == "llama-cpp-python" and not _output(sys.executable, "-c", "import llama_cpp; print(1)"):
+        return Check(
+            name, "FAIL", f"{version} does not load: see `python -c 'import llama_cpp'`", "build it anew"
+        )
+    return Check(name, "ok", version)
+
+
+def compiler() -> Check:
+    """What llama.cpp would be compiled with; GCC before 13 breaks AMX."""
+    found = next((name for name in COMPILERS if shutil.which(name)), None)
+    if found is None:
+        return Check(
+            "compiler", "warn", "no C++ compiler", "install clang-16 or g++ before llama.cpp is built anew"
+        )
+    banner = _output(found, "--version")
+    version = re.search(r"(\d+)\.\d+(\.\d+)?", banner)
+    text = f"{found} {version[0] if version else ''}".strip()
+    old = found == "g++" and version is not None and int(version[1]) < 13
+    if old and "amx_tile" in machine.cpu()[1]:
+        return Check(
+            "compiler", "warn", f"{text} compiles AMX wrongly", "install clang-16 and build llama.cpp anew"
+        )
+    return Check("compiler", "ok", text)
+
+
+def cpu() -> Check:
+    name, features = machine.cpu()
+    wanted = {"AVX2": "avx2", "AVX-512": "avx512f", "AMX": "amx_tile", "NEON": "asimd"}
+    there = [label for label, feature in wanted.items() if feature in features]
+    text = f"{name}, {machine.cores()} cores, {', '.join(there) or 'no vector extensions known'}"
+    if features and not there:
+        return Check("CPU", "warn", text, "models will be slow here")
+    return Check("CPU", "ok", text)
+
+
+def amx(settings: Settings) -> Check:
+    """Whether this llama.cpp survives a batch on this CPU, tried in a child process."""
+    if "amx_tile" not in machine.cpu()[1]:
+        return Check("AMX probe", "ok", "not needed, this CPU has no AMX")
+    from draftd.models.probe import extra_bufts_work
+
+    if extra_bufts_work(settings.state_dir):
+        return Check("AMX probe", "ok", "llama.cpp computes a batch with AMX")
+    return Check(
+        "AMX probe",
+        "warn",
+        "llama.cpp dies in its AMX code, so the engine goes without it (slower prompts)",
+        "build llama-cpp-python with CC=clang-16 CXX=clang++-16",
+    )
+
+
+def gpu() -> Check:
+    """What GPU there is, and whether torch can use it."""
+    listed = [line for line in _output("nvidia-smi", "-L").splitlines() if line.startswith("GPU")]
+    if not listed:
+        return Check("GPU", "ok", "none, the models run on the CPU")
+    names = ", ".join(re.sub(r"^GPU \d+: | \(UUID.*", "", line) for line in listed)
+    usable = _output(sys.executable, "-c", "import torch; print(torch.cuda.is_available())").strip()
+    if usable != "True":
+        mend = "install a CUDA build of torch that fits the driver"
+        return Check("GPU", "warn", f"{names}, but this torch can't use it", mend)
+    return Check("GPU", "ok", names)
+
+
+def directories(settings: Settings) -> Check:
+    """Whether the cache and state directories can be written to."""
+    for directory in (settings.cache_dir, settings.state_dir):
+        there = _existing(directory)
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            return Check(
+                "directories", "FAIL", f"no permission to write to {there}", "set cache_dir or state_dir"
+            )
+    return Check("directories", "ok", f"{settings.cache_dir}, {settings.state_dir}")
+
+
+def pair(settings: Settings) -> Iterator[Check]:
+    """The pair's files, and memory and disk against what it needs."""
+    try:
+        chosen = load_catalog().pair(settings.pair)
+    except DraftdError as error:
+        yield Check("pair", "FAIL", error.message, "see `draftd models list`")
+        return
+    for model in chosen.models:
+        yield _file(model, chosen, settings)
+    yield _memory(chosen, settings)
+    yield _disk(chosen, settings)
+
+
+def _file(model: Model, chosen: Pair, settings: Settings) -> Check:
+    name, path = f"model {model.name}", cached_path(model, settings.cache_dir)
+    pull = f"run `draftd models pull {chosen.name}`"
+    if not path.exists():
+        return Check(name, "FAIL", f"there is no {path}", pull if model.path is None else "put it there")
+    if not is_here(model, settings.cache_dir):
+        return Check(name, "FAIL", f"{path} is not the catalog's file", pull)
+    known = "SHA-256 as in the catalog" if model.sha256 else "no SHA-256 to compare with"
+    return Check(name, "ok", f"{_size(_bytes(path))}, {known}")
+
+
+def _memory(chosen: Pair, settings: Settings) -> Check:
+    try:
+        need = memory.needed(chosen, settings, _backend(chosen, settings))
+    except DraftdError as error:
+        return Check("memory", "FAIL", error.message, f"run `draftd models pull {chosen.name}`")
+    free = psutil.virtual_memory().available
+    text = f"{_size(free)} available, {chosen.name} needs about {_size(need)}"
+    if need > free:
+        return Check("memory", "warn", text, "lower slots or context, or choose a smaller pair")
+    return Check("memory", "ok", text)
+
+
+def _disk(chosen: Pair, settings: Settings) -> Check:
+    directory = _existing(settings.cache_dir)
+    free = shutil.disk_usage(directory).free
+    missing = [model for model in chosen.models if not cached_path(model, settings.cache_dir).exists()]
+    # a download is kept in parts and then joined: twice its size for a moment
+    need = sum(2 * (model.size or 0) for model in missing)
+    if chosen.target in missing and _backend(chosen, settings) == "transformers":
+        need += memory.weights(chosen.target, settings, "transformers")  # it is converted
+    text = f"{_size(free)} free in {directory}" + (f", {_size(need)} still to come" if need else "")
+    mend = "free some, or set cache_dir to another disk"
+    if need > free:
+        return Check("disk", "FAIL", text, mend)
+    if need + SPARE > free:
+        return Check("disk", "warn", text, mend)
+    return Check("disk", "ok", text)
+
+
+def _backend(chosen: Pair, settings: Settings) -> str:
+    """What runs the target; where that is measured, transformers, which needs more."""
+    backend = settings.backend if settings.backend != "auto" else chosen.backend
+    return "llama_cpp" if backend == "llama_cpp" else "transformers"
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest parent that exists."""
+    return next(part for part in (path, *path.absolute().parents) if part.exists())
+
+
+def _bytes(path: Path) -> int:
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if path.is_dir()
+        else path.stat().st_size
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _output(*command: str) -> str:
+    """What a command prints, empty if it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

@@ -1,0 +1,59 @@
+"""A request with its times, as its client sees them (bench, demo)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from draftd.ipc.client import Client
+from draftd.ipc.messages import Stats, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One finished request; times in seconds from the sending of the request."""
+
+    text: str
+    tokens: int
+    first_tokens: int  # how many came with the first message
+    first_seconds: float
+    seconds: float
+    finish_reason: str
+    stats: Stats
+
+    @property
+    def model_seconds(self) -> float:
+        """What the two models took, as the engine measured it."""
+        return self.stats.draft_seconds + self.stats.verify_seconds + self.stats.prefill_seconds
+
+
+def ask(client: Client, show: Callable[[Tokens], None] | None = None, **request: Any) -> Answer:
+    """Wait for a whole answer, showing each message as it comes.
+
+    The prompt is computed anew: of two equal requests the second would else have it easier.
+    """
+    began = time.perf_counter()
+    first: float | None = None
+    first_tokens = 0
+    parts: list[str] = []
+    for event in client.generate(**request, cache_prompt=False):
+        if isinstance(event, Tokens):
+            if first is None:
+                first, first_tokens = time.perf_counter() - began, len(event.tokens)
+            parts.append(event.text)
+            if show is not None:
+                show(event)
+            continue
+        seconds = time.perf_counter() - began
+        return Answer(
+            text="".join(parts),
+            tokens=event.usage.completion_tokens,
+            first_tokens=first_tokens,
+            first_seconds=seconds if first is None else first,
+            seconds=seconds,
+            finish_reason=event.finish_reason,
+            stats=event.stats,
+        )
+    raise AssertionError("a stream ends with Done or an error")

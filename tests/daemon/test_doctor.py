@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from draftd.daemon import checks, doctor, machine, memory
+from draftd.daemon.settings import Settings, load
+from draftd.ipc.errors import CorruptModel
+from draftd.models.catalog import load_catalog
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home directory, a private endpoint and no configuration but the defaults."""
+    for name in ("CONFIG", "CACHE", "STATE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
+    for name in ("DRAFTD_CONFIG", "DRAFTD_CATALOG", "DRAFTD_PAIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DRAFTD_ENDPOINT", f"ipc://{tmp_path}/run/draftd.sock")
+    tmp_path.chmod(0o700)
+    return tmp_path
+
+
+def write_header(path: Path, values: dict[str, str | int | list[str]]) -> None:
+    """The start of a GGUF file: its metadata, then a tokenizer key that nothing may read beyond."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value.encode())) + value.encode()
+
+    made = struct.pack("<4sIQQ", b"GGUF", 3, 0, len(values) + 2)
+    for key, value in values.items():
+        made += text(key)
+        if isinstance(value, str):
+            made += struct.pack("<I", 8) + text(value)
+        elif isinstance(value, int):
+            made += struct.pack("<II", 4, value)
+        else:
+            made += struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(text, value))
+    path.write_bytes(made + text("tokenizer.ggml.model") + struct.pack("<I", 8) + b"end of the test")
+
+
+SHAPE: dict[str, str | int | list[str]] = {
+    "general.architecture": "llama",
+    "general.languages": ["en", "de"],
+    "llama.block_count": 30,
+    "llama.embedding_length": 576,
+    "llama.attention.head_count": 9,
+    "llama.attention.head_count_kv": 3,
+}
+
+
+@pytest.fixture
+def own_pair(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pair `own` of one local GGUF file, and that file."""
+    file = home / "own.gguf"
+    write_header(file, SHAPE)
+    catalog = home / "catalog.toml"
+    catalog.write_text(
+        f'[models.m]\npath = "{file}"\n[pairs.own]\ntarget = "m"\ndraft = "m"\nbackend = "transformers"\n'
+    )
+    monkeypatch.setenv("DRAFTD_CATALOG", str(catalog))
+    monkeypatch.setenv("DRAFTD_PAIR", "own")
+    return file
+
+
+def run(*options: str) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(doctor.doctor)
+    result = CliRunner().invoke(app, list(options), env={"COLUMNS": "200"})
+    return result.exit_code, result.output
+
+
+def test_a_line_each_and_a_failure_makes_the_status_1(own_pair: Path) -> None:
+    status, output = run()
+    assert status == 0, output
+    names = [line.split(maxsplit=1)[1].split(":")[0] for line in output.splitlines()]
+    assert names[:3] == ["Python", "configuration", "socket"]
+    assert {"compiler", "CPU", "AMX probe", "GPU", "model m", "memory", "disk"} <= set(names)
+    own_pair.unlink()
+    status, output = run()
+    assert status == 1
+    assert f"FAIL  model m: there is no {own_pair}; put it there\n" in output
+
+
+def test_json_holds_the_same(own_pair: Path) -> None:
+    status, output = run("--json", "--pair", "nothing")
+    found = json.loads(output)
+    assert status == 1
+    assert set(found[0]) == {"name", "state", "found", "mend"}
+    assert found[-1]["name"] == "pair"
+    assert found[-1]["state"] == "FAIL"
+    assert "nothing" in found[-1]["found"]
+
+
+def test_a_client_only_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "package_version", lambda name: None)
+    status, output = run()
+    assert status == 0
+    assert len(output.splitlines()) == 4
+    assert output.splitlines()[-1].startswith("warn  engine: not installed")
+    assert "pip install 'draftd[engine]'" in output
+
+
+def test_half_an_engine_fails(monkeypatch: pytest.MonkeyPatch, own_pair: Path) -> None:
+    monkeypatch.setattr(machine, "package_version", lambda name: None if name == "torch" else "1")
+    status, output = run()
+    assert status == 1
+    assert "FAIL  torch: not installed; run `pip install 'draftd[engine]'`\n" in output
+
+
+def test_a_wrong_configuration_is_named_and_the_rest_goes_on(home: Path) -> None:
+    file = home / "config.toml"
+    file.write_text("slot = 3\n")
+    status, output = run("--config", str(file))
+    assert status == 1
+    assert f"FAIL  configuration: {file}: unknown key slot" in output
+    assert "socket" in output
+
+
+def test_an_open_socket_directory_fails(home: Path) -> None:
+    (home / "run").mkdir()
+    (home / "run").chmod(0o755)
+    check = checks.socket(load())
+    assert check.state == "FAIL"
+    assert check.mend == f"run `chmod o= {home}/run`"
+    (home / "run").chmod(0o700)
+    assert checks.socket(load()).state == "ok"
+
+
+def test_a_socket_path_too_long_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAFTD_ENDPOINT", f"ipc:///{'x' * 120}")
+    check = checks.socket(load())
+    assert check.state == "FAIL"
+    assert "107" in check.found
+
+
+@pytest.mark.parametrize(
+    ("installed", "features", "state", "said"),
+    [
+        ({}, "avx2", "warn", "no C++ compiler"),
+        ({"g++": "12.2.0"}, "avx2 amx_tile", "warn", "compiles AMX wrongly"),
+        ({"g++": "12.2.0"}, "avx2", "ok", "g++ 12.2.0"),
+        ({"g++": "13.2.0"}, "avx2 amx_tile", "ok", "g++ 13.2.0"),
+        ({"g++": "12.2.0", "clang++-16": "16.0.6"}, "avx2 amx_tile", "ok", "clang++-16 16.0.6"),
+    ],
+)
+def test_compilers(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    installed: dict[str, str],
+    features: str,
+    state: str,
+    said: str,
+) -> None:
+    (home / "bin").mkdir()
+    for name, version in installed.items():
+        path = home / "bin" / name
+        path.write_text(f"#!/bin/sh\necho '{name} (Debian) {version}'\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(home / "bin"))
+    monkeypatch.setattr(machine, "CPUINFO", home / "cpuinfo")
+    (home / "cpuinfo").write_text(f"model name\t: A CPU\nflags\t\t: {features}\n\nmodel name\t: second\n")
+    check = checks.compiler()
+    assert check.state == state
+    assert said in check.found
+
+
+def test_the_cpu_is_named_with_what_it_can_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CPUINFO", home / "cpuinfo")
+    (home / "cpuinfo").write_text("model name\t: A CPU\nflags\t\t: sse2 avx2 avx512f amx_tile\n\n")
+    assert checks.cpu().found == f"A CPU, {machine.cores()} cores, AVX2, AVX-512, AMX"
+    (home / "cpuinfo").write_text("model name\t: Old\nflags\t\t: sse2\n\n")
+    assert checks.cpu().state == "warn"
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_amx_probe(home: Path, monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
+    monkeypatch.setattr(machine, "CPUINFO", home / "cpuinfo")
+    (home / "cpuinfo").write_text("flags\t\t: amx_tile\n")
+    monkeypatch.setattr("draftd.models.probe.extra_bufts_work", lambda state_dir: works)
+    check = checks.amx(load())
+    assert check.state == ("ok" if works else "warn")
+    assert works or "clang-16" in check.mend
+
+
+def test_the_memory_a_pair_needs(own_pair: Path) -> None:
+    assert memory.model_shape(own_pair) == (30, 3, 64)
+    settings = load(context=1000, slots=2)
+    pair = load_catalog().pair("own")
+    size = own_pair.stat().st_size
+    cache = 2 * 2 * 1000 * 30 * 3 * 64 * 2  # keys and values of 2 slots, two bytes each
+    assert memory.needed(pair, settings, "llama_cpp") == memory.RUNTIME + 2 * (size + cache)
+    alone = settings.model_copy(update={"speculate": False, "dtype": "float32"})
+    assert memory.needed(pair, alone, "transformers") == memory.RUNTIME + int(size * 32 / 4.8) + 2 * cache
+
+
+def test_too_little_memory_warns(own_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def available(count: int) -> Any:
+        return lambda: type("Memory", (), {"available": count})
+
+    monkeypatch.setattr("psutil.virtual_memory", available(10**9))
+    assert {check.name: check.state for check in checks.pair(load())}["memory"] == "warn"
+    monkeypatch.setattr("psutil.virtual_memory", available(10**12))
+    assert {check.name: check.state for check in checks.pair(load())}["memory"] == "ok"
+
+
+def test_a_file_that_is_no_gguf(own_pair: Path) -> None:
+    own_pair.write_bytes(b"not a model" * 10)
+    with pytest.raises(CorruptModel, match="not a readable GGUF file"):
+        memory.model_shape(own_pair)
+    found = {check.name: check for check in checks.pair(load())}
+    assert found["memory"].state == "FAIL"
+
+
+def test_missing_and_wrong_catalog_files_say_pull(home: Path) -> None:
+    settings: Settings = load()
+    missing = next(checks.pair(settings))
+    assert missing.state == "FAIL"
+    assert missing.mend == "run `draftd models pull smollm2`"
+    path = settings.cache_dir / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half a model")
+    wrong = next(checks.pair(settings))
+    assert wrong.state == "FAIL"
+    assert "is not the catalog's file" in wrong.found
+
+
+def test_a_full_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 50_000_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    disk = next(check for check in checks.pair(load()) if check.name == "disk")
+    assert disk.state == "FAIL"
+    assert "50 MB free" in disk.found
