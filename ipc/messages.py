@@ -44,7 +44,8 @@ class ChatMessage(Fields):
 
 class Generate(Message):
     type: Literal["generate"] = "generate"
-    messages: list[ChatMessage] | None = Field(default=None, fail_fast=True)  # a long list of faults helps nobody
+    # fail_fast: a list of a million faults helps nobody
+    messages: list[ChatMessage] | None = Field(default=None, fail_fast=True)
     prompt: str | None = None
     tokens: list[Tokens32] | None = Field(default=None, fail_fast=True)
     model: str | None = None  # the pair to answer with; None: whichever the daemon serves

@@ -1,0 +1,175 @@
+"""The command line: what there is, and how errors become one line and an exit status.
+
+A command's module is imported when the command runs, so that `draftd --help` is quick and needs no engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+import typer.main
+
+from draftd.daemon.options import Endpoint
+from draftd.ipc.errors import DraftdError
+
+# name: (module, what there is a function or an app of commands, first line of its help)
+ELSEWHERE = {
+    "run": ("draftd.daemon.run", "run", "Ask once: stream the answer to a prompt."),
+    "chat": ("draftd.daemon.chat", "chat", "Talk in the terminal, turn by turn."),
+    "models": ("draftd.daemon.models_cli", "models_app", "List, fetch, verify, add and remove model pairs."),
+    "doctor": ("draftd.daemon.doctor", "doctor", "Check this machine, and say how to mend what is wrong."),
+    "bench": ("draftd.daemon.bench", "bench", "Measure what speculation gains on your own prompts."),
+}
+ORDER = ["serve", "run", "chat", "status", "models", "doctor", "bench"]
+
+
+class Commands(typer.core.TyperGroup):
+    """The commands of this module, and stand-ins for those elsewhere until one of them is to run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return ORDER
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        return typer.core.TyperCommand(cmd_name, help=ELSEWHERE[cmd_name][2])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _load(name) if name in ELSEWHERE else command, rest
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A local daemon that makes one large language model answer fast for every app on a machine.",
+)
+
+
+def _load(name: str) -> Any:
+    module, attribute, _ = ELSEWHERE[name]
+    target = getattr(importlib.import_module(module), attribute)
+    if not isinstance(target, typer.Typer):
+        single = typer.Typer(add_completion=False)
+        single.command(name)(target)
+        target = single
+    command = typer.main.get_command(target)
+    command.name = name
+    return command
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"draftd {version('draftd')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    pair: Annotated[str | None, typer.Option(help="The pair to serve, from `draftd models list`.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings file; default: config.toml in the user's configuration.")
+    ] = None,
+    endpoint: Endpoint = None,
+    context: Annotated[
+        int | None, typer.Option(help="Positions a request may use, prompt and answer.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="Requests that run at once.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads for each model.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="What runs the target: auto, transformers or llama_cpp.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where the transformers target runs: auto, cpu, cuda …")
+    ] = None,
+) -> None:
+    """Run the daemon in the foreground; SIGTERM or Ctrl-C stops it."""
+    from draftd.daemon import front, settings
+
+    chosen = settings.load(
+        config,
+        pair=pair,
+        endpoint=endpoint,
+        context=context,
+        slots=slots,
+        threads=threads,
+        backend=backend,
+        device=device,
+    )
+    front.serve(chosen)
+
+
+@app.command()
+def status(
+    endpoint: Endpoint = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Show what the daemon serves and how it is doing."""
+    from draftd.ipc.client import Client
+
+    with Client(endpoint) as client:
+        now = client.status()
+    if as_json:
+        typer.echo(json.dumps(now.model_dump(exclude={"id", "type"}), ensure_ascii=False))
+        return
+    rows = {"state": now.detail if now.state == "loading" and now.detail else now.state, "pair": now.pair}
+    if now.detail not in ("", now.state, rows["state"]):
+        rows["detail"] = now.detail
+    rows["requests"] = ", ".join(f"{count} {name}" for name, count in now.requests.items())
+    rows["up"] = f"{now.uptime_seconds:.0f} s"
+    rows["endpoint"] = client.endpoint
+    for name, value in [*rows.items(), *_flat(now.engine)]:
+        typer.echo(f"{name:<24} {value}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        found += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return found
+
+
+def main() -> None:
+    """The `draftd` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
+    try:
+        app(prog_name="draftd")
+    except DraftdError as error:
+        _fail(error.message, error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("DRAFTD_DEBUG"):
+            raise
+        what = f"unexpected {type(error).__name__}: {error}"
+        _fail(f"{what}; DRAFTD_DEBUG=1 shows where, and a report with that is welcome", 1)
+
+
+def _fail(sentence: str, exit_status: int) -> None:
+    typer.secho(f"draftd: {sentence}", fg=None if os.environ.get("NO_COLOR") else "red", err=True)
+    sys.exit(exit_status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What `run` and `chat` show beside the answer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from draftd.ipc.client import Client
+from draftd.ipc.messages import Done, Tokens
+
+GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
+LOOK_EVERY = 0.1  # seconds between looks at a daemon that loads
+
+
+def wait_until_ready(client: Client) -> None:
+    """While the models load, say on a terminal how far they are; elsewhere the request itself waits."""
+    if not sys.stderr.isatty():
+        return
+    shown = False
+    while (status := client.status()).state in ("loading", "restarting"):
+        shown = True
+        print(f"\r\x1b[K{status.detail or status.state}", end="", file=sys.stderr, flush=True)
+        time.sleep(LOOK_EVERY)
+    if shown:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def summary(done: Done) -> str:
+    """How an answer went, in a line."""
+    stats = done.stats
+    drafts = f"{stats.accepted} of {stats.drafted} drafted tokens accepted" if stats.drafted else "no drafts"
+    return (
+        f"{done.usage.completion_tokens} tokens in {stats.rounds} passes, {drafts}, "
+        f"{stats.tokens_per_second:.1f} tokens a second, first after {stats.time_to_first_token:.2f} s, "
+        f"seed {stats.seed}"
+    )
+
+
+def colours() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def marked(event: Tokens) -> str:
+    """The text with what the draft had proposed in green."""
+    if len(event.lengths) != len(event.tokens):  # a daemon that does not tell which text is whose
+        return f"{GREEN}{event.text}{PLAIN}" if event.text and all(event.drafted) else event.text
+    parts = []
+    start = 0
+    for drafted, length in zip(event.drafted, event.lengths, strict=True):
+        piece = event.text[start : start + length]
+        parts.append(f"{GREEN}{piece}{PLAIN}" if drafted and piece else piece)
+        start += length
+    return "".join(parts) + event.text[start:]
