@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import json
 import os
@@ -43,6 +44,12 @@ _STEPS = 3
 def converted_path(gguf: Path, cache_dir: Path, dtype: str = "bfloat16") -> Path:
     """Where the transformers directory made from this file is, or will be."""
     return cache_dir / "converted" / f"{gguf.stem}-{digest(gguf, cache_dir)[:12]}-{dtype}"
+
+
+def conversions(gguf: Path, cache_dir: Path) -> list[Path]:
+    """The transformers directories that were made from this file, one a dtype."""
+    stem = converted_path(gguf, cache_dir, "").name
+    return sorted((cache_dir / "converted").glob(glob.escape(stem) + "*"))
 
 
 def ensure_transformers(gguf: Path, cache_dir: Path, dtype: str = "bfloat16", report: Report = quiet) -> Path:

