@@ -1,0 +1,332 @@
+"""A target, or the model of a draft, over a GGUF file through llama.cpp's low-level calls."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import psutil
+
+from draftd.ipc.errors import ContextOverflow, CorruptModel, EngineFailed, ModelNotFound, UnsupportedModel
+from draftd.models import native
+from draftd.models.base import Rows, Span
+
+Report = Callable[[float], object]  # the share of the weights that is loaded, 0 to 1
+
+_BATCH = 2048  # tokens one llama_decode takes at most; more are fed in several
+_GGML_F32 = 0  # both ggml_type and llama_ftype
+_FLASH_AUTO, _FLASH_OFF = -1, 0
+
+
+class LlamaTarget:
+    """models.base.Target over llama.cpp; rows are views of its output, valid until the next forward."""
+
+    def __init__(self, path: Path, model: int, context: int, slots: int, length: int) -> None:
+        self.path = path
+        self.model = model  # llama_model *, for the tokenizer
+        self.vocab: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+        self.slots = slots
+        self.context = length
+        self._context = context
+        self._memory = llama_cpp.llama_get_memory(context)
+        self._one_buffer = _one_buffer(model)
+        self._batch = _Batch(llama_cpp.llama_n_batch(context))
+        self._lengths = [0] * slots
+        self._removals: set[int] = set()  # slots that llama.cpp still holds more of than _lengths says
+
+    @staticmethod
+    def load(
+        path: Path,
+        *,
+        slots: int,
+        context: int,
+        threads: int,
+        gpu_layers: int = 0,
+        extra_bufts: bool = True,
+        report: Report | None = None,
+    ) -> LlamaTarget:
+        """Load a GGUF with `slots` sequences of `context` positions, or of fewer if it was trained on fewer.
+
+        `extra_bufts`: let llama.cpp repack weights for the CPU's matrix instructions (models/probe.py).
+        `report` gets the loaded share of the weights, on llama.cpp's thread; what it raises ends the load.
+        Raises ModelNotFound, CorruptModel, UnsupportedModel.
+        """
+        return native.run(_load, path, slots, context, threads, gpu_layers, extra_bufts, report)
+
+    def forward(self, spans: Sequence[Span]) -> list[Rows]:
+        """Feed many requests in one pass (at most one span a slot); one [rows, vocab] array a span.
+
+        A span that starts before its slot's end replaces what was there. After EngineFailed every slot of the
+        call is cut back to where its span started.
+        """
+        for span in spans:
+            self._check(span)
+        return native.run(self._forward, spans)
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all positions of a slot from `length` on; llama.cpp hears of it with the next forward."""
+        if length < self._lengths[slot]:
+            self._lengths[slot] = length
+            self._removals.add(slot)
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` positions of slot `target` equal those of `source`."""
+        if length > self._lengths[source]:
+            raise ValueError(f"slot {source} holds {self._lengths[source]} positions, not {length}")
+        if source != target:
+            native.run(self._copy_prefix, source, target, length)
+
+    def close(self) -> None:
+        """Free the model's memory; a second call does nothing."""
+        if self._context:
+            native.run(self._free)
+
+    def _check(self, span: Span) -> None:
+        if not span.tokens or not 0 <= span.rows <= len(span.tokens):
+            raise ValueError(f"a span of {len(span.tokens)} tokens cannot give {span.rows} rows")
+        if span.start > self._lengths[span.slot]:
+            held = self._lengths[span.slot]
+            raise ValueError(f"slot {span.slot} holds {held} positions: a span cannot start at {span.start}")
+        if span.start + len(span.tokens) > self.context:
+            end = span.start + len(span.tokens)
+            raise ContextOverflow(f"{end} tokens do not fit the model's context of {self.context}")
+
+    # ---- on llama.cpp's thread
+
+    def _forward(self, spans: Sequence[Span]) -> list[Rows]:
+        for span in spans:
+            self.truncate(span.slot, span.start)
+        self._remove()
+        passes = self._split(spans)
+        parts: list[list[Rows]] = [[] for _ in spans]
+        for pieces in passes:
+            first_rows = self._batch.fill([span for _, span in pieces])
+            if code := llama_cpp.llama_decode(self._context, self._batch.struct):
+                self._fail(spans, code)
+            for (index, span), first in zip(pieces, first_rows, strict=True):
+                self._lengths[span.slot] = span.start + len(span.tokens)
+                if span.rows:
+                    rows = self._rows(first, span.rows)
+                    parts[index].append(rows if len(passes) == 1 else rows.copy())
+        return [self._join(part) for part in parts]
+
+    def _split(self, spans: Sequence[Span]) -> list[list[tuple[int, Span]]]:
+        """The spans cut so that each pass has at most as many tokens as llama.cpp takes."""
+        if sum(len(span.tokens) for span in spans) <= self._batch.size:
+            return [list(enumerate(spans))]
+        passes: list[list[tuple[int, Span]]] = [[]]
+        room = self._batch.size
+        for index, span in enumerate(spans):
+            done, total = 0, len(span.tokens)
+            while done < total:
+                if not room:
+                    passes.append([])
+                    room = self._batch.size
+                take = min(room, total - done)
+                rows = max(0, min(take, done + take - (total - span.rows)))
+                piece = Span(span.slot, span.start + done, span.tokens[done : done + take], rows)
+                passes[-1].append((index, piece))
+                done += take
+                room -= take
+        return passes
+
+    def _rows(self, first: int, rows: int) -> Rows:
+        """Rows are in the order of the batch, so the first one's address is enough."""
+        pointer = llama_cpp.llama_get_logits_ith(self._context, first)
+        buffer: Any = (ctypes.c_float * (rows * self.vocab)).from_address(ctypes.addressof(pointer.contents))
+        return np.ndarray((rows, self.vocab), np.dtype(np.float32), buffer)
+
+    def _join(self, parts: list[Rows]) -> Rows:
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty((0, self.vocab), np.float32)
+
+    def _remove(self) -> None:
+        for slot in self._removals:
+            llama_cpp.llama_memory_seq_rm(self._memory, slot, self._lengths[slot], -1)
+        self._removals.clear()
+
+    def _fail(self, spans: Sequence[Span], code: int) -> None:
+        for span in spans:
+            self._lengths[span.slot] = min(self._lengths[span.slot], span.start)
+            llama_cpp.llama_memory_seq_rm(self._memory, span.slot, span.start, -1)
+        tokens = sum(len(span.tokens) for span in spans)
+        reason = native.complaints() or "it gave no reason"
+        raise EngineFailed(f"llama.cpp failed to feed {tokens} tokens to {self.path.name}: {reason} ({code})")
+
+    def _copy_prefix(self, source: int, target: int, length: int) -> None:
+        self._remove()
+        llama_cpp.llama_memory_seq_rm(self._memory, target, 0, -1)
+        if self._one_buffer:
+            llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        else:  # between streams llama.cpp copies a sequence whole or not at all
+            llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            llama_cpp.llama_memory_seq_rm(self._memory, target, length, -1)
+        self._lengths[target] = length
+
+    def _free(self) -> None:
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self.model)
+        self._context = self.model = 0
+
+
+class _Batch:
+    """A llama_batch over numpy arrays, so that filling it costs the same for one token and for many."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._token = np.zeros(size, np.int32)
+        self._position = np.zeros(size, np.int32)
+        self._count = np.ones(size, np.int32)
+        self._slot = np.zeros(size, np.int32)
+        self._slot_at = np.zeros(size + 1, np.uintp)  # one pointer a token into _slot, then a null
+        self._slot_at[:-1] = self._slot.ctypes.data + 4 * np.arange(size, dtype=np.uintp)
+        self._wanted = np.zeros(size, np.int8)
+        kinds = dict(llama_cpp.llama_batch._fields_)
+        self.struct = llama_cpp.llama_batch(
+            0,
+            ctypes.cast(self._token.ctypes.data, kinds["token"]),
+            None,
+            ctypes.cast(self._position.ctypes.data, kinds["pos"]),
+            ctypes.cast(self._count.ctypes.data, kinds["n_seq_id"]),
+            ctypes.cast(self._slot_at.ctypes.data, kinds["seq_id"]),
+            ctypes.cast(self._wanted.ctypes.data, kinds["logits"]),
+        )
+
+    def fill(self, spans: Sequence[Span]) -> list[int]:
+        """Lay the spans one after the other; gives the batch index of each span's first wanted row."""
+        first_rows = []
+        at = 0
+        for span in spans:
+            end = at + len(span.tokens)
+            self._token[at:end] = span.tokens
+            self._position[at:end] = range(span.start, span.start + len(span.tokens))
+            self._slot[at:end] = span.slot
+            self._wanted[at : end - span.rows] = 0
+            self._wanted[end - span.rows : end] = 1
+            first_rows.append(end - span.rows)
+            at = end
+        self.struct.n_tokens = at
+        return first_rows
+
+
+def load_model(path: Path, *, vocab_only: bool = False, gpu_layers: int = 0, extra_bufts: bool = True,
+               report: Report | None = None) -> int:  # fmt: skip
+    """The llama_model * of a GGUF; call on llama.cpp's thread, free with llama_model_free."""
+    _check_file(path, vocab_only)
+    failure: list[BaseException] = []
+
+    @llama_cpp.llama_progress_callback  # type: ignore[untyped-decorator]
+    def progress(fraction: float, _: ctypes.c_void_p) -> bool:
+        try:
+            if report is not None:
+                report(fraction)
+        except BaseException as error:  # raised again below: nothing may pass through C
+            failure.append(error)
+        return not failure
+
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = vocab_only
+    params.n_gpu_layers = gpu_layers
+    params.use_extra_bufts = extra_bufts
+    params.progress_callback = progress
+    native.complaints(clear=True)
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if failure:
+        if model:
+            llama_cpp.llama_model_free(model)
+        raise failure[0]
+    if not model:
+        raise _load_error(path, native.complaints())
+    return int(model)
+
+
+def _load(path: Path, slots: int, context: int, threads: int, gpu_layers: int, extra_bufts: bool,
+          report: Report | None) -> LlamaTarget:  # fmt: skip
+    model = load_model(path, gpu_layers=gpu_layers, extra_bufts=extra_bufts, report=report)
+    try:
+        if reason := _no_rollback(model):
+            raise UnsupportedModel(f"{path.name} cannot be used with speculation: {reason}")
+        length = min(context, llama_cpp.llama_model_n_ctx_train(model))
+        params = _context_params(model, slots, length, threads)
+        native.complaints(clear=True)
+        handle = llama_cpp.llama_init_from_model(model, params)
+        if not handle:
+            reason = native.complaints() or "it gave no reason"
+            raise UnsupportedModel(
+                f"llama.cpp cannot make {slots} slots of {length} positions for {path.name}: {reason}; "
+                "if memory is short, set fewer slots or a smaller context"
+            )
+        return LlamaTarget(path, model, handle, slots, length)
+    except BaseException:
+        llama_cpp.llama_model_free(model)
+        raise
+
+
+def _context_params(model: int, slots: int, length: int, threads: int) -> Any:
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = slots * length
+    params.n_seq_max = slots
+    params.n_batch = _BATCH
+    params.n_threads = params.n_threads_batch = threads
+    params.flash_attn_type = _FLASH_AUTO
+    # One buffer for all slots: spans of different lengths then share one pass, where llama.cpp otherwise cuts
+    # the batch into pieces of equal length; and copying a prefix only marks its cells as shared. A model with
+    # a sliding window keeps a buffer a slot, because llama.cpp writes over cells that left the window, and in
+    # a shared buffer it would do so to slots that are still to be rolled back.
+    params.kv_unified = _one_buffer(model)
+    params.swa_full = True
+    if llama_cpp.llama_model_ftype(model) == _GGML_F32:
+        # keep fp32 all the way: the cache is fp16 otherwise, and flash attention rounds to fp16 anyway
+        params.type_k = params.type_v = _GGML_F32
+        params.flash_attn_type = _FLASH_OFF
+    return params
+
+
+def _one_buffer(model: int) -> bool:
+    return bool(llama_cpp.llama_model_n_swa(model) == 0)
+
+
+def _no_rollback(model: int) -> str:
+    """Why this model's state cannot be rolled back, or empty."""
+    if llama_cpp.llama_model_is_recurrent(model):
+        return "its recurrent state cannot be rolled back after a rejected token"
+    if llama_cpp.llama_model_is_hybrid(model):
+        return "its recurrent layers' state cannot be rolled back after a rejected token"
+    if llama_cpp.llama_model_is_diffusion(model):
+        return "it is a diffusion model and has no next token"
+    if llama_cpp.llama_model_has_encoder(model):
+        return "it has an encoder; only decoder-only models can be used"
+    return ""
+
+
+def _check_file(path: Path, vocab_only: bool) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise ModelNotFound(f"there is no model file {path}: pull the model or correct the path") from None
+    except OSError as error:
+        raise ModelNotFound(f"cannot read the model file {path}: {error.strerror}") from None
+    if magic != b"GGUF":
+        raise CorruptModel(f"{path} is not a GGUF file: remove it and pull the model again")
+    available = psutil.virtual_memory().available
+    if not vocab_only and size > available:
+        raise UnsupportedModel(
+            f"{path.name} needs {size / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free: "
+            "close other programs or use a smaller model"
+        )
+
+
+def _load_error(path: Path, reason: str) -> CorruptModel | UnsupportedModel:
+    if "unknown model architecture" in reason or "unknown pre-tokenizer" in reason:
+        return UnsupportedModel(f"this llama.cpp does not know the model in {path}: {reason}")
+    if "alloc" in reason and "buffer" in reason:
+        return UnsupportedModel(f"there is too little memory for {path}: {reason}")
+    why = reason or "llama.cpp gave no reason"
+    return CorruptModel(f"{path} is damaged or incomplete: remove it and pull the model again ({why})")
