@@ -132,20 +132,22 @@ def cpu() -> Check:
     return Check("CPU", "ok", text)
 
 
-def amx(settings: Settings) -> Check:
+def amx() -> Check:
     """Whether this llama.cpp survives a batch on this CPU, tried in a child process."""
-    if "amx_tile" not in machine.cpu()[1]:
-        return Check("AMX probe", "ok", "not needed, this CPU has no AMX")
-    from draftd.models.probe import extra_bufts_work
+    from draftd.models.probe import run_probe
 
-    if extra_bufts_work(settings.state_dir):
-        return Check("AMX probe", "ok", "llama.cpp computes a batch with AMX")
-    return Check(
-        "AMX probe",
-        "warn",
-        "llama.cpp dies in its AMX code, so the engine goes without it (slower prompts)",
-        "build llama-cpp-python with CC=clang-16 CXX=clang++-16",
-    )
+    probe = run_probe()
+    there = "with AMX" if "amx_tile" in machine.cpu()[1] else "this CPU has no AMX"
+    match probe.outcome:
+        case "ok":
+            return Check("AMX probe", "ok", f"llama.cpp computes a batch, {there}")
+        case "sigill":
+            found = (
+                "llama.cpp dies of an illegal instruction, so the engine goes without AMX (slower prompts)"
+            )
+            return Check("AMX probe", "warn", found, "build it anew with CC=clang-16 CXX=clang++-16")
+        case _:
+            return Check("AMX probe", "FAIL", f"llama.cpp fails: {probe.detail}", "build it anew")
 
 
 def gpu() -> Check:

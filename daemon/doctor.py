@@ -63,7 +63,7 @@ def examine(pair: str | None, config: Path | None) -> Iterator[Check]:
     yield checks.compiler()
     yield checks.cpu()
     if "llama-cpp-python" not in missing:
-        yield checks.amx(settings)
+        yield checks.amx()
     if "torch" not in missing:
         yield checks.gpu()
     yield checks.directories(settings)

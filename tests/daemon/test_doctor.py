@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import typer
@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from draftd.daemon import checks, doctor, machine, memory
 from draftd.daemon.settings import Settings, load
 from draftd.ipc.errors import CorruptModel
+from draftd.models import probe
 from draftd.models.catalog import load_catalog
 
 
@@ -179,14 +180,28 @@ def test_the_cpu_is_named_with_what_it_can_do(home: Path, monkeypatch: pytest.Mo
     assert checks.cpu().state == "warn"
 
 
-@pytest.mark.parametrize("works", [True, False])
-def test_the_amx_probe(home: Path, monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "state", "said"),
+    [
+        ("ok", "ok", "with AMX"),
+        ("sigill", "warn", "illegal instruction"),
+        ("failed", "FAIL", "no such thing"),
+    ],
+)
+def test_the_amx_probe(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: Literal["ok", "sigill", "failed"],
+    state: str,
+    said: str,
+) -> None:
     monkeypatch.setattr(machine, "CPUINFO", home / "cpuinfo")
     (home / "cpuinfo").write_text("flags\t\t: amx_tile\n")
-    monkeypatch.setattr("draftd.models.probe.extra_bufts_work", lambda state_dir: works)
-    check = checks.amx(load())
-    assert check.state == ("ok" if works else "warn")
-    assert works or "clang-16" in check.mend
+    monkeypatch.setattr(probe, "run_probe", lambda: probe.Probe(outcome, "no such thing"))
+    check = checks.amx()
+    assert check.state == state
+    assert said in check.found
+    assert (state == "ok") == (check.mend == "")
 
 
 def test_the_memory_a_pair_needs(own_pair: Path) -> None:

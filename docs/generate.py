@@ -1,0 +1,114 @@
+"""Writes docs/configuration.md from the settings' types and the commands' options; --check only compares."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+for name in [name for name in os.environ if name.startswith(("XDG_", "DRAFTD_"))]:
+    del os.environ[name]  # the defaults are everybody's, not this shell's
+
+import typer  # noqa: E402
+from pydantic.fields import FieldInfo  # noqa: E402
+
+from draftd.daemon.cli import app  # noqa: E402
+from draftd.daemon.settings import Settings, default_config_path  # noqa: E402
+
+PAGE = Path(__file__).with_name("configuration.md")
+NAMES = {str: "text", int: "integer", bool: "true or false", float: "number", Path: "path"}
+LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+
+
+def page() -> str:
+    return "\n".join(
+        [
+            "# Configuration",
+            "",
+            "<!-- written by docs/generate.py from the settings and commands themselves: change those -->",
+            "",
+            f"The file is TOML, by default `{shown(default_config_path())}`; `--config FILE` or",
+            "`DRAFTD_CONFIG` name another. A `DRAFTD_*` variable goes before the file, a command-line option",
+            "before both. An unknown key is an error that lists the valid ones.",
+            "",
+            "| key | variable | type | default | what it is |",
+            "|---|---|---|---|---|",
+            *(setting(name, info) for name, info in Settings.model_fields.items()),
+            "",
+            "`DRAFTD_CATALOG` names the file of your own models and pairs, which `draftd models add` writes.",
+            "",
+            "# Commands",
+            "",
+            *commands("draftd", typer.main.get_command(app)),
+        ]
+    )
+
+
+def setting(name: str, info: FieldInfo) -> str:
+    default = info.get_default(call_default_factory=True)
+    limits = [
+        f"{words} {getattr(item, limit)}"
+        for item in info.metadata
+        for limit, words in LIMITS.items()
+        if hasattr(item, limit)
+    ]
+    kind = ", ".join([type_name(info.annotation), *limits])
+    cells = [f"`{name}`", f"`DRAFTD_{name.upper()}`", kind, f"`{shown(default)}`", info.description or ""]
+    return "| " + " | ".join(cells) + " |"
+
+
+def type_name(annotation: Any) -> str:
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    if not parts:
+        return NAMES[annotation]
+    if all(isinstance(part, str) for part in parts):
+        return ", ".join(f"`{part}`" for part in parts)
+    return " or ".join(type_name(part) for part in parts)
+
+
+def shown(value: Any) -> str:
+    """A default as the file spells it; the home directory as ~."""
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).replace(str(Path.home()), "~")
+
+
+def commands(path: str, command: Any) -> list[str]:
+    """A section for each command under this one, in the order of `--help`."""
+    context = typer.Context(command, info_name=path)
+    if hasattr(command, "list_commands"):
+        lines: list[str] = []
+        for name in command.list_commands(context):
+            lines += commands(f"{path} {name}", command.resolve_command(context, [name])[1])
+        return lines
+    lines = [f"## `{path}`", "", " ".join((command.help or "").split()), ""]
+    rows = [row for parameter in command.get_params(context) if (row := option(parameter, context))]
+    if rows:
+        lines += ["| option | what it is |", "|---|---|", *rows, ""]
+    return lines
+
+
+def option(parameter: Any, context: Any) -> str:
+    record = parameter.get_help_record(context)
+    if record is None or "--help" in parameter.opts:
+        return ""
+    name, text = (" ".join(part.split()).replace("|", "\\|") for part in record)
+    return f"| `{name}` | {text} |"
+
+
+def main() -> int:
+    made = page()
+    if "--check" in sys.argv[1:]:
+        current = PAGE.exists() and PAGE.read_text("utf-8") == made
+        if not current:
+            print(f"{PAGE.name} is not what the code says: run `python docs/generate.py`", file=sys.stderr)
+        return 0 if current else 1
+    PAGE.write_text(made, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
