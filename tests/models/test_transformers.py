@@ -239,6 +239,15 @@ def test_the_context_is_the_smaller_of_what_is_asked_and_known(tmp_path: Path) -
     assert target.lengths == [48]
 
 
+def test_padding_keeps_within_learnt_positions(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path, "gpt2", context=32)
+    target = TransformersTarget.load(path, **(TARGET | {"context": 32}))  # type: ignore[arg-type]
+    target.forward([Span(0, 0, tokens(31), 0)])
+    (expected,) = target.forward([Span(0, 31, [5], 1)])
+    found, _ = target.forward([Span(0, 31, [5], 1), Span(1, 0, tokens(9), 1)])
+    close(found, expected)
+
+
 def test_a_rope_that_changes_with_length_limits_the_context() -> None:
     rope = {"rope_type": "longrope", "original_max_position_embeddings": 512, "rope_theta": 1e4}
     rope |= {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16, "factor": 4.0}
