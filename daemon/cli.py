@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,6 +69,8 @@ def _load(name: str) -> Any:
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"draftd {version('draftd')}")
         raise typer.Exit
 

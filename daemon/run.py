@@ -81,7 +81,7 @@ def _input(prompt: str | None, raw: bool) -> str:
         if sys.stdin.isatty():
             raise typer.BadParameter('nothing to ask: draftd run "PROMPT", or pipe it in')
         try:
-            piped = sys.stdin.read()
+            piped = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError:
             raise InvalidRequest("standard input is not UTF-8 text") from None
     text = "\n\n".join(part for part in (prompt, piped if raw else piped.strip()) if part)

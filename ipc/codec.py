@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 from pydantic import BaseModel
 
-from draftd.ipc.errors import MalformedFrame
+from draftd.ipc.errors import InvalidRequest, MalformedFrame
 
 MAX_FRAME = 16 * 2**20  # bytes; the sockets' MAXMSGSIZE too
 MAX_ITEMS = 2**21  # in all lists and maps of a frame together: small items grow 20 times when decoded
@@ -15,8 +15,14 @@ _SMALL = 2**16  # bytes; a frame this size can't grow to anything that matters
 
 
 def encode(message: BaseModel) -> bytes:
-    """The frame of a message; MalformedFrame if it would be too large to be received."""
-    frame: bytes = msgpack.packb(message.__dict__, default=_fields)
+    """The frame of a message; MalformedFrame if it would be too large to be received.
+
+    InvalidRequest for text with a lone surrogate, which pydantic lets through and UTF-8 can't say.
+    """
+    try:
+        frame: bytes = msgpack.packb(message.__dict__, default=_fields)
+    except UnicodeEncodeError:
+        raise InvalidRequest("the text is not valid Unicode: it holds half of a surrogate pair") from None
     if len(frame) > MAX_FRAME:
         raise MalformedFrame(f"the message is {len(frame)} bytes, the limit is {MAX_FRAME}")
     return frame

@@ -14,7 +14,7 @@ import zmq
 from draftd.ipc import codec, messages
 
 Say = Callable[[messages.Message], object]  # sends a message to the client that asked
-Script = Callable[[messages.ClientMessage, Say], None]
+Script = Callable[[messages.ClientMessage, Say], object]
 
 USAGE = messages.Usage(prompt_tokens=3, completion_tokens=4)
 STATS = messages.Stats(

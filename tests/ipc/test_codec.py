@@ -108,6 +108,11 @@ def test_a_message_that_nobody_could_receive_is_not_sent() -> None:
         codec.encode(messages.Generate(id="1", prompt="x" * codec.MAX_FRAME))
 
 
+def test_text_that_is_not_unicode_is_not_sent() -> None:
+    with pytest.raises(InvalidRequest, match="half of a surrogate pair"):
+        codec.encode(messages.Generate(id="1", prompt="a\udcff"))
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_map_or_malformed_frame(frame: bytes) -> None:
     try:
