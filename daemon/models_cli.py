@@ -87,13 +87,12 @@ def pull(
         console.print("not converted for transformers: the [engine] extra is not installed here")
         return
     target = cached_path(chosen.target, settings.cache_dir)
-    if not converted_path(target, settings.cache_dir, settings.dtype).exists():
-        console.print(
-            "converting the target for transformers: once, and up to some minutes for a large model"
-        )
-    with Bar(TextColumn("{task.description}"), BarColumn(), console=console) as bar:
-        path = ensure_transformers(target, settings.cache_dir, settings.dtype, _shown(bar))
-    console.print(f"{chosen.target.name} for transformers: {path}")
+    converted = converted_path(target, settings.cache_dir, settings.dtype)
+    if damaged(converted):
+        console.print("converting the target for transformers: once, up to some minutes for a large model")
+        with Bar(TextColumn("{task.description}"), BarColumn(), console=console) as bar:
+            ensure_transformers(target, settings.cache_dir, settings.dtype, _shown(bar))
+    console.print(f"{chosen.target.name} for transformers: {converted}")
 
 
 @models_app.command("verify")
@@ -134,7 +133,8 @@ def remove(
 ) -> None:
     """Delete a pair's files from the cache.
 
-    Files that another pair on this machine needs stay. A pair of your own leaves your catalog too; files outside the cache are never touched.
+    Those that another pair on this machine needs stay, and files outside the cache are never touched. A pair
+    of your own leaves your catalog too.
     """
     settings, catalog = _known()
     chosen = catalog.pair(pair)

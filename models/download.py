@@ -18,7 +18,6 @@ from draftd.ipc.errors import DiskFull, DraftdError, InvalidConfig
 
 CONNECT_SECONDS = 5.0  # a source that can't be reached costs this much
 READ_SECONDS = 30.0  # silence after which a connection counts as cut
-_CHUNK = 1 << 20
 _TRIES = 3  # in a row without a single new byte
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -94,7 +93,7 @@ def _attempt(
                 file.truncate(start)
                 file.seek(start)
                 advance(start, total)
-                for chunk in response.iter_raw(_CHUNK):
+                for chunk in response.iter_raw():
                     file.write(chunk)
                     start += len(chunk)
                     advance(start, total)

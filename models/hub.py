@@ -29,7 +29,8 @@ def hub_request(source: HubSource, file: str) -> tuple[str, dict[str, str]]:
     """The address of a repository's file and the headers that carry the user's token, if there is one."""
     hub = _library()
     url = hub.hf_hub_url(source.repo, file, revision=source.revision, endpoint=_endpoint())
-    return url, hub.utils.build_hf_headers(library_name="draftd")
+    token = None if hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else hub.get_token()
+    return url, {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def told_sha256(headers: Mapping[str, str]) -> str | None:
@@ -84,7 +85,6 @@ def _library() -> Any:
     try:
         import huggingface_hub
         import huggingface_hub.constants
-        import huggingface_hub.utils
     except ImportError:
         mend = "`pip install 'draftd[engine]'` brings it"
         raise SourceFailed(f"huggingface_hub is not installed ({mend})") from None
