@@ -28,7 +28,7 @@ class GGUFTokenizer:
     def __init__(self, path: Path) -> None:
         """Load the vocabulary; raises as LlamaTarget.load does."""
         self._model = native.run(load_model, path, vocab_only=True)
-        # llama.cpp takes some ordinary entries for control tokens by their text, "</s>" in Qwen's vocabulary say
+        # llama.cpp takes some ordinary entries for control tokens by their text: "</s>" in Qwen's vocabulary
         self._ordinary = frozenset(int(token) for token in _MISTAKEN.findall(native.complaints()))
         self._vocab: int = llama_cpp.llama_model_get_vocab(self._model)
         total: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
