@@ -85,17 +85,23 @@ def commands(path: str, command: Any) -> list[str]:
             lines += commands(f"{path} {name}", command.resolve_command(context, [name])[1])
         return lines
     lines = [f"## `{path}`", "", " ".join((command.help or "").split()), ""]
-    rows = [row for parameter in command.get_params(context) if (row := option(parameter, context))]
+    rows = [row for parameter in command.get_params(context) if (row := option(parameter))]
     if rows:
         lines += ["| option | what it is |", "|---|---|", *rows, ""]
     return lines
 
 
-def option(parameter: Any, context: Any) -> str:
-    record = parameter.get_help_record(context)
-    if record is None or "--help" in parameter.opts:
+def option(parameter: Any) -> str:
+    """A row of the table, from the parts of an option that do not change with typer's version."""
+    if "--help" in parameter.opts or parameter.name in ("install_completion", "show_completion"):
         return ""
-    name, text = (" ".join(part.split()).replace("|", "\\|") for part in record)
+    argument = parameter.param_type_name == "argument"
+    name = parameter.name.upper() if argument else ", ".join([*parameter.opts, *parameter.secondary_opts])
+    notes = ["required"] if parameter.required else []
+    if parameter.default not in (None, False) and not callable(parameter.default):
+        notes.append(f"default {shown(parameter.default)}")
+    text = (parameter.help or "").replace("|", "\\|")
+    text = " ".join([text, f"({', '.join(notes)})"] if notes else [text]).strip()
     return f"| `{name}` | {text} |"
 
 
