@@ -158,12 +158,12 @@ def remove(
         typer.echo(f"the entry {pair} of your catalog")
     if not yes and not typer.confirm("Delete this?"):
         raise typer.Exit(1)
+    if own:
+        remove_pair(pair)
     for path in doomed:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for model in free:
         forget_partial(model, settings.cache_dir)
-    if own:
-        remove_pair(pair)
 
 
 @models_app.command()

@@ -94,7 +94,7 @@ def _rewrite(path: Path, drop: set[tuple[str, str]], add: dict[tuple[str, str], 
         text += f"[{section}.{json.dumps(name)}]\n" + "".join(
             f"{key} = {_toml(fields[key])}\n" for key in fields
         )
-    if _without_empty(tomllib.loads(text)) != _without_empty(wanted):
+    if not _says(text, wanted):
         raise InvalidConfig(
             f"{path} is laid out in a way that can't be edited safely; please edit it by hand"
         )
@@ -124,6 +124,13 @@ def _table(line: str) -> tuple[str, ...]:
         name, found = next(iter(found.items()))
         names.append(name)
     return tuple(names)
+
+
+def _says(text: str, wanted: dict[str, Any]) -> bool:
+    try:
+        return _without_empty(tomllib.loads(text)) == _without_empty(wanted)
+    except tomllib.TOMLDecodeError:  # a table now written twice: once inline, once here
+        return False
 
 
 def _without_empty(document: dict[str, Any]) -> dict[str, Any]:

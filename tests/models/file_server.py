@@ -35,7 +35,7 @@ def serve() -> Iterator[FileServer]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802 (the library's name)
+        def do_GET(self) -> None:
             wanted = self.headers.get("Range", "")
             state.asked.append((self.path, wanted))
             state.tokens.append(self.headers.get("Authorization", ""))

