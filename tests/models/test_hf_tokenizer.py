@@ -72,6 +72,7 @@ def streamed(tokenizer: HfTokenizer, tokens: Sequence[int]) -> str:
 
 @given(text=st.text())
 @example(text="👩‍👩‍👧 \ufffd\ufffd é")
+@example(text="a bed, decade  é a")
 def test_a_streamed_text_is_the_text_decoded_at_once(tokenizer: HfTokenizer, text: str) -> None:
     tokens = tokenizer.encode(text)
     assert streamed(tokenizer, tokens) == tokenizer.decode(tokens)
@@ -84,6 +85,13 @@ def test_any_tokens_stream_to_what_they_decode_to(tokenizer: HfTokenizer, data: 
     """Invalid UTF-8, special tokens and ids beyond the vocabulary among them."""
     tokens = data.draw(st.lists(st.integers(0, tokenizer.size + 3)))
     assert streamed(tokenizer, tokens) == tokenizer.decode(tokens)
+
+
+def test_a_run_of_bytes_is_not_ended_by_a_special_token(tmp_path: Path) -> None:
+    byte_fallback(tmp_path)
+    tokenizer = HfTokenizer.load(tmp_path)
+    euro = [byte + 1 for byte in "€".encode()]  # after <s>, the bytes
+    assert streamed(tokenizer, [euro[0], euro[1], 0, euro[2]]) == "€"
 
 
 @given(text=st.text(min_size=1))
