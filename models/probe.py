@@ -1,7 +1,7 @@
 """Whether llama.cpp survives a batch on this CPU, found out in a child process.
 
 GCC before 13 compiles llama.cpp's AMX code wrongly: the first batch dies of an illegal instruction. That code
-runs only on weights repacked into an "extra" buffer type, so a model loaded without these is safe, and slower.
+runs only on weights repacked into an "extra" buffer type, so a model loaded without is safe, and slower.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def text(length: int, seed: int = 0) -> list[int]:
 
 def close(target: LlamaTarget, one: np.ndarray, other: np.ndarray) -> bool:
     """Equal but for rounding: llama.cpp computes one row and many by different code, of q8_0 in 8 bits."""
-    tolerance = 0.02 if target.path.name == "q8.gguf" else 1e-4
+    tolerance = 0.06 if target.path.name == "q8.gguf" else 1e-4
     return bool(np.abs(one - other).max() < tolerance * np.abs(other).max())
 
 
@@ -104,6 +104,16 @@ def test_every_rollback_equals_a_fresh_prefill(target: LlamaTarget) -> None:
         keep = dice.randint(0, len(tokens))
         del tokens[keep:]
         target.truncate(slot, keep)
+
+
+def test_a_rollback_far_beyond_the_window(folder: Path) -> None:
+    target = LlamaTarget.load(folder / "window.gguf", slots=2, context=1000, threads=1)
+    tokens = text(1000)
+    target.forward([Span(0, 0, tokens, 0)])
+    target.truncate(0, 100)
+    row = target.forward([Span(0, 100, [5], 1)])[0].copy()
+    assert close(target, row, fresh(target, [*tokens[:100], 5], slot=1))
+    target.close()
 
 
 def test_a_span_may_write_over_what_was_there(target: LlamaTarget) -> None:
@@ -167,6 +177,8 @@ def test_a_failed_pass_leaves_the_slot_usable(target: LlamaTarget) -> None:
     target.forward([Span(0, 0, [1, 2], 0)])
     with pytest.raises(DraftdError, match=r"llama.cpp failed to feed 2 tokens to \w+.gguf: .*invalid token"):
         target.forward([Span(0, 2, [3, target.vocab], 1)])
+    with pytest.raises(ValueError, match="cannot start at 3"):
+        target.forward([Span(0, 3, [4], 1)])
     row = target.forward([Span(0, 2, [4], 1)])[0].copy()
     assert close(target, row, fresh(target, [1, 2, 4]))
 
@@ -280,7 +292,7 @@ def _write_gemma3(path: Path) -> None:
     random_ = np.random.default_rng(0)
     writer = GGUFWriter(path, "gemma3")
     writer.add_block_count(2)
-    writer.add_context_length(512)
+    writer.add_context_length(1024)
     writer.add_embedding_length(width)
     writer.add_feed_forward_length(hidden)
     writer.add_head_count(heads)
