@@ -124,8 +124,10 @@ class _Connection:
         self.down: DraftdError | None = None  # why it is of no more use
         self._endpoint = endpoint
         self._session = Session()
-        self._turn = threading.Condition()
+        self._lock = threading.Lock()
+        self._turn = threading.Condition(self._lock)  # the socket is free, or something came
         self._busy = False  # a thread is at the socket
+        self._waiting = 0  # threads that wait for the turn
         self._outbox: deque[bytes] = deque()
         self._heard = time.monotonic()  # when a frame came last, or was first awaited
         link.look(endpoint)
@@ -156,7 +158,7 @@ class _Connection:
             self.leave(request, finished=True)
 
     def open(self, kind: type[Message], fields: dict[str, Any]) -> str:
-        with self._turn:
+        with self._lock:
             if self.down is not None:
                 raise self.down
             request, frame = self._session.open(kind, fields)
@@ -166,7 +168,7 @@ class _Connection:
 
     def leave(self, request: str, finished: bool) -> None:
         """Forget a request, and cancel it unless it is finished."""
-        with self._turn:
+        with self._lock:
             self._session.close(request)
             if not finished and self.down is None:
                 self._send(cancel(request))
@@ -175,7 +177,7 @@ class _Connection:
         """The request's next event; raises its error. No limit: as long as the daemon shows signs of life."""
         start = asked = time.monotonic()
         while True:
-            with self._turn:
+            with self._lock:
                 event = self._session.take(request)
                 if event is not None:
                     return event
@@ -194,7 +196,9 @@ class _Connection:
                         self._send(encode(Ping(id=link.PING_ID)))
                     left = link.PING_EVERY
                 if self._busy:
+                    self._waiting += 1
                     self._turn.wait(left)
+                    self._waiting -= 1
                     continue
                 self._flush()
                 if self.down is not None:
@@ -205,13 +209,14 @@ class _Connection:
             try:
                 lost = self._poll(left, frames)
             finally:
-                with self._turn:
+                with self._lock:
                     self._busy = False
                     self._receive(frames, lost)
-                    self._turn.notify_all()
+                    if self._waiting:
+                        self._turn.notify_all()
 
     def close(self) -> None:
-        with self._turn:
+        with self._lock:
             if self._socket.closed:
                 return
             if self.down is None:
@@ -219,6 +224,7 @@ class _Connection:
             self._fail(Cancelled("the client was closed"))
             if self._busy:
                 os.write(self._wake, b"\0")
+                self._waiting += 1
                 self._turn.wait_for(lambda: not self._busy)
             self._flush()
             self._socket.disable_monitor()

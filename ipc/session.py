@@ -110,9 +110,10 @@ def reply(parts: list[messages.Tokens], done: Done) -> Reply:
 
 
 def _build(kind: type[Message], request: str, fields: dict[str, Any]) -> Message:
-    known = kind.model_fields.keys() - {"id", "type"}
-    if unknown := sorted(fields.keys() - known):
-        names = ", ".join(name for name in kind.model_fields if name in known)
+    if fields and (
+        unknown := sorted(fields.keys() - kind.model_fields.keys() | fields.keys() & {"id", "type"})
+    ):
+        names = ", ".join(name for name in kind.model_fields if name not in ("id", "type"))
         raise InvalidRequest(f"unknown parameter {', '.join(unknown)}; there are {names}")
     try:
         return kind(id=request, **fields)

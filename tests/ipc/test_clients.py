@@ -244,6 +244,16 @@ def test_no_daemon_is_said_at_once(tmp_path: Path, connect: Connect) -> None:
     assert time.monotonic() - start < 2
 
 
+def test_a_socket_of_somebody_else(tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    with pytest.raises(Unreachable, match="no permission to reach"):
+        connect(f"ipc://{tmp_path}/d.sock").ping()
+    monkeypatch.undo()
+
+
 def test_a_stale_socket_file_is_no_daemon(tmp_path: Path, connect: Connect) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "d.sock"))
@@ -417,6 +427,8 @@ def test_a_thread_that_waits_does_not_hold_up_another(daemon: ScriptedDaemon) ->
         daemon.wait_for(Generate)  # from here on the thread is at the socket, or goes there
         for _ in range(20):
             assert client.ping() < 2
+        start = time.monotonic()
+    assert time.monotonic() - start < 2  # the closing wakes the thread at the socket
     thread.join(5)
     assert len(caught) == 1
 
