@@ -21,7 +21,7 @@ class Step:
         self.widths = [len(span.tokens) for span in spans]
         self.width = max(self.widths)
         self.length = max(start + width for start, width in zip(self.starts, self.widths, strict=True))
-        self._indices: dict[torch.device, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._indices: dict[torch.device, tuple[Tensor, ...]] = {}
         first = self.slots[0]
         self._adjacent = self.slots == list(range(first, first + len(self.slots)))
 
@@ -34,15 +34,15 @@ class Step:
         if len(self.slots) == 1:
             buffer[first, :, self.starts[0] : self.length] = new[0]
             return buffer[first : first + 1, :, : self.length]
-        rows, columns, slots, positions = self._index(buffer.device)
+        rows, columns, slots, positions, each = self._index(buffer.device)
         buffer[slots, :, positions] = new[rows, :, columns]  # [tokens, heads, dim]: the padding stays out
         attended = buffer[:, :, : self.length]
         if self._adjacent:
             return attended[first : first + len(self.slots)]
-        return attended.index_select(0, torch.tensor(self.slots, device=buffer.device))
+        return attended.index_select(0, each)
 
-    def _index(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Row, column in the forward, slot, position in the buffer of every real token: [tokens] each."""
+    def _index(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Row, column in the forward, slot, position in the buffer of every token; each span's slot."""
         if device not in self._indices:
             places = zip(self.slots, self.starts, self.widths, strict=True)
             spots = [
@@ -50,8 +50,8 @@ class Step:
                 for row, (slot, start, width) in enumerate(places)
                 for column in range(width)
             ]
-            rows, columns, slots, positions = torch.tensor(spots, device=device).unbind(1)
-            self._indices[device] = rows, columns, slots, positions
+            tokens = torch.tensor(spots, device=device).unbind(1)  # four, [tokens] each
+            self._indices[device] = *tokens, torch.tensor(self.slots, device=device)
         return self._indices[device]
 
 

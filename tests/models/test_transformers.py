@@ -197,9 +197,11 @@ def test_random_traffic_equals_the_full_forward(
         assert list(target.lengths) == [len(one) for one in held]
 
 
-def test_bfloat16_and_one_slot(qwen: Path) -> None:
-    target = TransformersTarget.load(qwen, slots=1, context=64, dtype="bfloat16", device="cpu")
-    (rows,) = target.forward([Span(0, 0, tokens(8), 3)])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_bfloat16_in_a_small_context(qwen: Path, slots: int) -> None:
+    target = TransformersTarget.load(qwen, slots=slots, context=10, dtype="bfloat16", device="cpu")
+    assert list(target.lengths) == [0] * slots
+    (rows,) = target.forward([Span(0, 0, tokens(10), 3)])
     assert rows.dtype == np.float32
     assert rows.shape == (3, 272)
 
@@ -291,6 +293,7 @@ def test_a_long_chunk_runs_apart_from_narrow_steps() -> None:
     assert widths(400, 9, 512, 400) == [[512], [400, 400], [9]]
 
 
+SMALL = {"vocab_size": 272, "hidden_size": 64}
 MAMBA = {"state_size": 4, "vocab_size": 272, "hidden_size": 32, "num_hidden_layers": 2}
 
 
@@ -318,6 +321,7 @@ def test_models_without_rollback_are_refused_by_their_configuration(
     ("family", "options"),
     [
         ("bloom", {"vocab_size": 272, "hidden_size": 32, "n_head": 2, "n_layer": 2}),  # makes its own mask
+        ("gpt_neo", {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 2} | SMALL),
         ("bert", {"vocab_size": 272, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}),
     ],
 )
