@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from draftd.drafts.base import Choose, Context
+from draftd.drafts.llama_cpp import LlamaDraft, common_prefix
+from draftd.models.base import Span
+from draftd.models.llama_cpp import LlamaTarget
+from tests.fakes import TableTarget
+from tests.tiny import write_tiny
+from tests.tiny_gguf import write_gguf
+
+Row = NDArray[np.float32]
+CONTEXT = 96
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    return write_gguf(write_tiny(folder / "model"), folder / "model.gguf")
+
+
+@pytest.fixture
+def model(gguf: Path) -> Iterator[LlamaTarget]:
+    model = LlamaTarget.load(gguf, slots=4, context=CONTEXT, threads=1)
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def reference(gguf: Path) -> Iterator[Callable[[Sequence[int]], Row]]:
+    """The last row of a fresh prefill, by a model of its own."""
+    model = LlamaTarget.load(gguf, slots=1, context=CONTEXT, threads=1)
+
+    def row(tokens: Sequence[int]) -> Row:
+        model.truncate(0, 0)
+        return model.forward([Span(0, 0, list(tokens), 1)])[0][0].copy()
+
+    yield row
+    model.close()
+
+
+def greedy(row: Row, _: int) -> tuple[int, float]:
+    weights = np.exp(row - row.max())
+    return int(row.argmax()), float(weights.max() / weights.sum())
+
+
+def context(
+    tokens: Sequence[int],
+    limit: int = 4,
+    slot: int = 0,
+    choose: Choose = greedy,
+    proceed: Callable[[Sequence[float]], bool] = lambda _: True,
+) -> Context:
+    return Context(slot, tokens, limit, choose, proceed)
+
+
+def text(length: int, seed: int = 0) -> list[int]:
+    return random.Random(seed).choices(range(256), k=length)
+
+
+def test_every_row_equals_a_fresh_prefill_after_any_rollback(
+    model: LlamaTarget, reference: Callable[[Sequence[int]], Row]
+) -> None:
+    draft = LlamaDraft(model)
+    dice = random.Random(2)
+    tokens = text(5)
+    rows: list[tuple[int, Row]] = []
+
+    def watch(row: Row, position: int) -> tuple[int, float]:
+        rows.append((position, row.copy()))
+        return int(row.argmax()), 1.0
+
+    for step in range(40):
+        if step % 13 == 12:  # another conversation takes the slot
+            tokens = text(7, step)
+        rows.clear()
+        (proposal,) = draft.propose([context(tokens, limit=dice.randint(0, 5), choose=watch)])
+        assert [position for position, _ in rows] == list(
+            range(len(tokens), len(tokens) + len(proposal.tokens))
+        )
+        for count, (_, row) in enumerate(rows):
+            wanted = reference(tokens + proposal.tokens[:count])
+            np.testing.assert_allclose(row, wanted, atol=1e-3, err_msg=f"step {step}, token {count}")
+        accepted = dice.randint(0, len(proposal.tokens))  # none, some, or all; then the target's own token
+        tokens = [*tokens, *proposal.tokens[:accepted], dice.randrange(256)]
+
+
+def test_only_what_was_not_seen_is_fed() -> None:
+    model = TableTarget()
+    draft = LlamaDraft(model)
+    tokens = [1, 2, 3, 4, 5]
+    (proposal,) = draft.propose([context(tokens, limit=4)])
+    assert draft.tokens_fed == model.fed == 5 + 3  # the last token drafted is not fed: nothing follows it
+
+    tokens += [*proposal.tokens[:2], (proposal.tokens[2] + 1) % 8]  # two accepted, then another
+    (proposal,) = draft.propose([context(tokens, limit=1)])
+    assert draft.tokens_fed == 8 + 1
+
+    tokens += [*proposal.tokens, 6]  # all accepted, and one more: neither was fed
+    draft.propose([context(tokens, limit=1)])
+    assert draft.tokens_fed == 9 + 2
+
+    draft.propose([context(tokens, limit=1)])  # the very same again: the last token alone, for its row
+    assert draft.tokens_fed == 11 + 1
+
+    draft.forget(0)
+    draft.propose([context(tokens, limit=1)])
+    assert draft.tokens_fed == 12 + len(tokens)
+
+
+def test_a_context_that_drafts_nothing_costs_nothing() -> None:
+    model = TableTarget()
+    draft = LlamaDraft(model)
+    idle, busy = draft.propose([context([1, 2], limit=0), context([3, 4], limit=2, slot=1)])
+    assert (idle.tokens, len(busy.tokens)) == ([], 2)
+    assert model.held[0] == []
+    assert model.widest == 1
+
+
+def test_a_round_shares_its_passes() -> None:
+    model = TableTarget()
+    draft = LlamaDraft(model)
+    proposals = draft.propose([context([1, 2, 3], limit, slot) for slot, limit in enumerate([1, 4, 2])])
+    assert [len(proposal.tokens) for proposal in proposals] == [1, 4, 2]
+    assert (model.passes, model.widest) == (4, 3)
+
+
+def test_several_contexts_equal_each_alone(model: LlamaTarget) -> None:
+    contexts = [context(text(5 + 9 * slot, slot), 3 + slot, slot) for slot in range(4)]
+    together = LlamaDraft(model).propose(contexts)
+    for slot in range(4):
+        model.truncate(slot, 0)
+    alone = LlamaDraft(model)
+    for one, proposal in zip(contexts, together, strict=True):
+        (wanted,) = alone.propose([one])
+        assert proposal.tokens == wanted.tokens
+        np.testing.assert_allclose(proposal.confidence, wanted.confidence, rtol=1e-3)
+
+
+def test_the_draft_is_what_the_model_would_say(
+    model: LlamaTarget, reference: Callable[[Sequence[int]], Row]
+) -> None:
+    tokens = text(10)
+    (proposal,) = LlamaDraft(model).propose([context(tokens, limit=6)])
+    for count, token in enumerate(proposal.tokens):
+        assert token == reference(tokens + proposal.tokens[:count]).argmax()
+
+
+def test_the_token_that_may_not_proceed_is_dropped() -> None:
+    model = TableTarget()
+    asked: list[list[float]] = []
+
+    def proceed(confidences: Sequence[float]) -> bool:
+        asked.append(list(confidences))
+        return len(confidences) < 3
+
+    (proposal,) = LlamaDraft(model).propose([context([1, 2], limit=8, proceed=proceed)])
+    assert len(proposal.tokens) == len(proposal.confidence) == 2
+    assert [len(confidences) for confidences in asked] == [1, 2, 3]
+    assert asked[-1][:2] == proposal.confidence
+
+
+def test_drafting_ends_at_the_draft_s_own_context() -> None:
+    draft = LlamaDraft(TableTarget(context=8))
+    (proposal,) = draft.propose([context([1, 2, 3, 4, 5], limit=20)])
+    assert len(proposal.tokens) == 4  # positions 5, 6, 7, and the one after the last
+    (full,) = draft.propose([context([1, 2, 3, 4, 5, 6, 7, 0], limit=20)])
+    assert len(full.tokens) == 1
+    (beyond,) = draft.propose([context([1] * 9, limit=20)])
+    assert beyond.tokens == []
+
+
+def test_a_token_that_the_draft_does_not_have() -> None:
+    model = TableTarget(vocab=8)
+    draft = LlamaDraft(model)
+    (proposal,) = draft.propose([context([1, 8, 2], limit=3)])
+    assert proposal.tokens == []
+    (proposal,) = draft.propose([context([1, 2], limit=3)])
+    assert len(proposal.tokens) == 3
+
+
+def test_ids_beyond_those_shared_are_never_proposed() -> None:
+    seen = set()
+
+    def choose(row: Row, _: int) -> tuple[int, float]:
+        seen.add(len(row))
+        return int(row.argmax()), 1.0
+
+    LlamaDraft(TableTarget(vocab=8), shared=5).propose([context([1, 2], limit=3, choose=choose)])
+    assert seen == {5}
+
+
+def test_common_prefix() -> None:
+    dice = random.Random(3)
+    for _ in range(300):
+        one = text(dice.randint(0, 40), 5)
+        other = list(one[: dice.randint(0, 40)]) + text(dice.randint(0, 9), dice.randrange(99))
+        wanted = 0
+        while wanted < min(len(one), len(other)) and one[wanted] == other[wanted]:
+            wanted += 1
+        assert common_prefix(one, other) == wanted
