@@ -32,7 +32,7 @@ def choose_backend(pair: Pair, settings: Settings, threads: int, report: Callabl
     if pair.target.is_directory:
         return "transformers"
     key = "/".join(
-        [pair.name, _cpu(), str(threads), settings.dtype, version("torch"), version("llama-cpp-python")]
+        [pair.name, _cpu(), str(threads), settings.dtype, version("torch"), version("llama_cpp_python")]
     )
     path = settings.state_dir / "backend.json"
     measured: dict[str, Any] = _read(path)
@@ -40,8 +40,8 @@ def choose_backend(pair: Pair, settings: Settings, threads: int, report: Callabl
         measured[key] = _measure(pair, settings, threads, report)
         settings.state_dir.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(measured, indent=1))
-    speeds = measured[key]
-    chosen = max(speeds, key=lambda backend: float(speeds[backend]))
+    speeds: dict[str, float] = measured[key]
+    chosen = max(speeds, key=lambda backend: speeds[backend])
     log.info("backend auto: %s (%s tokens a second)", chosen, speeds)
     return chosen
 
@@ -49,7 +49,7 @@ def choose_backend(pair: Pair, settings: Settings, threads: int, report: Callabl
 def expected_speed(passes: dict[int, float], draft_seconds: float) -> float:
     """Tokens a second, of the better of a plain and a typical speculative round (FIELD.md, cost model).
 
-    `passes` is seconds by rows of a target pass; E(k) = (1 - a^(k+1)) / (1 - a) (Leviathan et al. 2023, eq. 1).
+    `passes` is seconds by rows of a target pass; E(k) = (1 - a^(k+1)) / (1 - a) (Leviathan 2023, eq. 1).
     """
     tokens = (1 - ACCEPTANCE ** (DRAFTED + 1)) / (1 - ACCEPTANCE)
     speculative = tokens / (passes[DRAFTED + 1] + DRAFTED * draft_seconds)

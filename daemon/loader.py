@@ -15,7 +15,7 @@ from draftd.drafts.base import Draft
 from draftd.ipc.errors import ModelNotFound, UnsupportedModel
 from draftd.models.base import Target, Tokenizer
 from draftd.models.catalog import Model, load_catalog
-from draftd.models.fetch import cached_path, is_here
+from draftd.models.fetch import Progress, cached_path, ensure, is_here
 
 log = logging.getLogger("draftd.engine")
 
@@ -35,13 +35,12 @@ class Loaded:
 def load(settings: Settings, report: Report) -> Loaded:
     """Load the configured pair; DraftdError says what is wrong and what to do."""
     pair = load_catalog().pair(settings.pair)
-    missing = [model.name for model in pair.models if not is_here(model, settings.cache_dir)]
-    if missing:
-        raise ModelNotFound(
-            f"{', '.join(missing)} is not on this machine: run `draftd models pull {pair.name}`"
-        )
+    for model in pair.models:
+        if model.path is None and not is_here(model, settings.cache_dir):
+            raise ModelNotFound(f"{model.name} is not on this machine: run `draftd models pull {pair.name}`")
+        ensure(model, settings.cache_dir)  # fetches nothing here: it says what is wrong with a local path
     threads = settings.threads or len(os.sched_getaffinity(0))
-    backend = settings.backend if settings.backend != "auto" else pair.backend
+    backend: str = settings.backend if settings.backend != "auto" else pair.backend
     if backend == "auto":
         backend = choose_backend(pair, settings, threads, part(report, 0.0, 0.3))
     if backend == "transformers":
@@ -55,6 +54,7 @@ def load(settings: Settings, report: Report) -> Loaded:
         "context": target.context,
         "slots": target.slots,
         "threads": threads,
+        "pid": os.getpid(),
     }
     if backend == "transformers":
         info["dtype"] = settings.dtype
@@ -83,12 +83,16 @@ def load_transformers(
 ) -> tuple[Target, Tokenizer]:
     """The target in torch; a GGUF file is converted into the cache the first time."""
     from draftd.models.convert import ensure_transformers
-    from draftd.models.hf_tokenizer import HFTokenizer
+    from draftd.models.hf_tokenizer import HfTokenizer
     from draftd.models.transformers import TransformersTarget
+
+    def converting(progress: Progress) -> None:
+        share = progress.done / progress.total if progress.total else 0.0
+        report(0.5 * share, "converting the target, once")
 
     path = cached_path(model, settings.cache_dir)
     if not model.is_directory:
-        path = ensure_transformers(path, settings.cache_dir, settings.dtype, part(report, 0.0, 0.5))
+        path = ensure_transformers(path, settings.cache_dir, settings.dtype, converting)
     target = TransformersTarget.load(
         path,
         slots=settings.slots,
@@ -99,7 +103,7 @@ def load_transformers(
         threads=threads,
         report=part(report, 0.5, 1.0),
     )
-    return target, HFTokenizer(path)
+    return target, HfTokenizer.load(path)
 
 
 def load_llama_cpp(
@@ -127,7 +131,7 @@ def load_draft(
     if not verdict.ok:
         opened.close()
         return None, verdict.sentence
-    return LlamaDraft(opened), ""
+    return LlamaDraft(opened, verdict.shared), ""
 
 
 def gguf_path(model: Model, settings: Settings) -> Path:

@@ -43,7 +43,9 @@ class EngineProcess:
         self.socket = self._context.socket(zmq.PAIR)
         self.socket.set_hwm(0)  # back-pressure is per request, never here
         self.socket.linger = 0
-        self.socket.bind(f"ipc://{path}")
+        # The engine binds: only a connecting socket queues what is sent before its peer is there.
+        self.socket.reconnect_ivl = 20  # ms
+        self.socket.connect(f"ipc://{path}")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "draftd.daemon.worker", f"ipc://{path}"], stdin=subprocess.DEVNULL
         )

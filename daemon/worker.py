@@ -22,7 +22,7 @@ from draftd.daemon.engine import Emission, Engine, Request
 from draftd.daemon.loader import Loaded, load
 from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
-from draftd.ipc.errors import ContextOverflow, DraftdError
+from draftd.ipc.errors import ContextOverflow, DraftdError, InvalidRequest
 from draftd.models.sampling import Sampling
 
 log = logging.getLogger("draftd.engine")
@@ -99,7 +99,7 @@ class Worker:
         else:
             prompt = body["tokens"]
             if wrong := [token for token in prompt if token >= target.vocab]:
-                raise ContextOverflow(f"token {wrong[0]} is outside the vocabulary of {target.vocab}")
+                raise InvalidRequest(f"token {wrong[0]} is outside the vocabulary of {target.vocab}")
         if len(prompt) >= target.context:
             raise ContextOverflow(
                 f"the prompt has {len(prompt)} tokens, the context holds {target.context}, answer included: "
@@ -204,7 +204,7 @@ def main() -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
     socket.set_hwm(0)
-    socket.connect(sys.argv[1])
+    socket.bind(sys.argv[1])
     settings = Settings.model_validate(msgpack.unpackb(socket.recv())["settings"])
     worker = Worker(socket)
     try:

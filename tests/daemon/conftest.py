@@ -1,0 +1,164 @@
+"""A real `draftd serve` over tiny models: two processes, real sockets, no download."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from draftd.ipc import Client
+from draftd.ipc.errors import Unreachable
+from draftd.ipc.messages import Status
+from tests.tiny import write_tiny
+from tests.tiny_gguf import write_gguf
+
+WAIT = 60.0  # seconds until a daemon must be where a test wants it
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """target/ (fp32), draft.gguf that often agrees with it, same.gguf with its very weights, other.gguf."""
+    root = tmp_path_factory.mktemp("tiny")
+    write_tiny(root / "target")
+    write_gguf(root / "target", root / "same.gguf")
+    write_gguf(write_tiny(root / "noisy", noise=0.15), root / "draft.gguf")
+    return root
+
+
+@dataclass
+class Daemon:
+    """One `draftd serve` child and how to reach it."""
+
+    process: subprocess.Popen[str]
+    endpoint: str
+    lines: Path
+    clients: list[Client] = field(default_factory=list)
+
+    def client(self) -> Client:
+        self.clients.append(Client(self.endpoint))
+        return self.clients[-1]
+
+    def status(self) -> Status:
+        with Client(self.endpoint) as client:
+            return client.status()
+
+    def wait_for(self, condition: Callable[[Status], bool]) -> Status:
+        end = time.monotonic() + WAIT
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.lines.read_text()
+            with contextlib.suppress(Unreachable):
+                if condition(status := self.status()):
+                    return status
+            time.sleep(0.02)
+        raise AssertionError(f"not in {WAIT} s: {self.lines.read_text()}")
+
+    def wait_ready(self) -> Status:
+        return self.wait_for(lambda status: status.state == "ready")
+
+    def engine(self) -> psutil.Process:
+        """The engine child, as soon as there is one."""
+        end = time.monotonic() + WAIT
+        while time.monotonic() < end:
+            for child in psutil.Process(self.process.pid).children():
+                if "draftd.daemon.worker" in child.cmdline():
+                    return child
+            time.sleep(0.01)
+        raise AssertionError("no engine process")
+
+
+Serve = Callable[..., Daemon]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, tiny_files: Path) -> Iterator[Serve]:
+    """Start a daemon: serve("--slots", "2", target="target", draft="draft.gguf", dtype="float32")."""
+    with serving(tmp_path, tiny_files) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, tiny_files: Path) -> Iterator[Daemon]:
+    """One daemon for the tests of a file that leave it as they found it."""
+    with serving(tmp_path_factory.mktemp("shared"), tiny_files) as start:
+        yield start("--slots", "2")
+
+
+@contextlib.contextmanager
+def serving(tmp_path: Path, tiny_files: Path) -> Iterator[Serve]:
+    daemons: list[Daemon] = []
+
+    def start(
+        *options: str,
+        target: Path | str = "target",
+        draft: Path | str | None = "draft.gguf",
+        backend: str = "transformers",
+        wait: bool = True,
+        **settings: str,
+    ) -> Daemon:
+        number = len(daemons)
+        catalog = tmp_path / f"catalog{number}.toml"
+        entries = [f'[models.target]\npath = "{tiny_files / target}"']
+        if draft is not None:
+            entries.append(f'[models.draft]\npath = "{tiny_files / draft}"')
+        entries.append('[pairs.tiny]\ntarget = "target"' + ('\ndraft = "draft"' if draft is not None else ""))
+        entries.append(f'backend = "{backend}"')
+        catalog.write_text("\n".join(entries))
+        directory = tmp_path / f"run{number}"
+        directory.mkdir(mode=0o700)
+        endpoint = f"ipc://{directory}/d.sock"
+        given = {"dtype": "float32", "context": "512", "threads": "1", "draft_confidence": "0", **settings}
+        environment = {
+            **os.environ,
+            **{f"DRAFTD_{key.upper()}": value for key, value in given.items()},
+            "DRAFTD_CATALOG": str(catalog),
+            "DRAFTD_CONFIG": str(tmp_path / "none.toml"),
+            "DRAFTD_STATE_DIR": str(tmp_path / "state"),
+            "DRAFTD_CACHE_DIR": str(tmp_path / "cache"),
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "draftd.daemon.cli",
+            "serve",
+            "--pair",
+            "tiny",
+            "--endpoint",
+            endpoint,
+        ]
+        lines = tmp_path / f"log{number}"
+        with lines.open("w") as out:
+            process = subprocess.Popen(
+                [*command, *options],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                text=True,
+            )
+        daemon = Daemon(process, endpoint, lines)
+        daemons.append(daemon)
+        if wait:
+            daemon.wait_ready()
+        return daemon
+
+    try:
+        yield start
+    finally:
+        for daemon in daemons:
+            for client in daemon.clients:
+                client.close()
+            daemon.process.terminate()
+        for daemon in daemons:
+            try:
+                daemon.process.wait(20)
+            finally:
+                daemon.process.kill()
+                daemon.process.wait()

@@ -1,0 +1,120 @@
+"""Losslessness on real tiny models in fp32: speculation never changes a token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from draftd.daemon.engine import Engine, Request
+from draftd.drafts.llama_cpp import LlamaDraft
+from draftd.models.base import Target
+from draftd.models.llama_cpp import LlamaTarget
+from draftd.models.sampling import Sampling
+from draftd.models.transformers import TransformersTarget
+from tests.tiny import write_tiny
+from tests.tiny_gguf import write_gguf
+
+PROMPT = list(b"The quick brown fox")
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("exact")
+    write_gguf(write_tiny(root / "target"), root / "same.gguf")
+    write_gguf(write_tiny(root / "noisy", noise=0.15), root / "noisy.gguf")
+    return root
+
+
+@pytest.fixture(scope="module", params=["transformers", "llama_cpp"])
+def target(request: pytest.FixtureRequest, files: Path) -> Iterator[Target]:
+    if request.param == "transformers":
+        loaded: Target = TransformersTarget.load(
+            files / "target", slots=4, context=128, dtype="float32", device="cpu", threads=1
+        )
+    else:
+        loaded = LlamaTarget.load(files / "same.gguf", slots=4, context=128, threads=1)
+    yield loaded
+    loaded.close()
+
+
+def open_draft(path: Path) -> LlamaDraft:
+    return LlamaDraft(LlamaTarget.load(path, slots=4, context=128, threads=1))
+
+
+def make(key: int, sampling: Sampling, speculate: bool, prompt: list[int] = PROMPT) -> Request:
+    return Request(
+        key=key,
+        tokens=list(prompt),
+        prompt=len(prompt),
+        end=len(prompt) + COUNT,
+        sampling=sampling,
+        stop_ids=frozenset(),
+        speculate=speculate,
+        reuse=False,
+    )
+
+
+def run(engine: Engine, requests: list[Request]) -> list[list[int]]:
+    for each in requests:
+        engine.add(each)
+    while engine.busy:
+        engine.step()
+    return [each.tokens[each.prompt :] for each in requests]
+
+
+CHAINS = [
+    Sampling(0.0),
+    Sampling(0.7),
+    Sampling(1.5),
+    Sampling(0.7, top_k=20),
+    Sampling(1.5, top_p=0.9),
+    Sampling(1.5, min_p=0.1),
+    Sampling(0.7, top_k=40, top_p=0.95, min_p=0.02),
+]
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_tokens_are_equal_with_and_without_speculation(target: Target, files: Path, chain: Sampling) -> None:
+    draft = open_draft(files / "noisy.gguf")
+    engine = Engine(target, draft, length=6, floor=0.0)
+    accepted = drafted = 0
+    for seed in range(12):
+        sampling = Sampling(chain.temperature, chain.top_k, chain.top_p, chain.min_p, seed=seed)
+        alone = make(0, sampling, speculate=False)
+        helped = make(1, sampling, speculate=True)
+        assert run(engine, [helped]) == run(engine, [alone])
+        accepted += helped.tally.accepted
+        drafted += helped.tally.drafted
+    draft.close()
+    assert 0 < accepted < drafted, "a draft that is always right, or never, tests no rollback"
+
+
+def test_draft_length_and_batch_mates_change_nothing(target: Target, files: Path) -> None:
+    draft = open_draft(files / "noisy.gguf")
+    prompts = [PROMPT[:length] for length in (3, 9, 14, 19)]
+    samplings = [Sampling(1.0, seed=seed) for seed in range(4)]
+    alone = [
+        run(Engine(target, None), [make(0, sampling, False, prompt)])[0]
+        for prompt, sampling in zip(prompts, samplings, strict=True)
+    ]
+    for length in (1, 3, 8):
+        mates = [
+            make(key, sampling, True, prompt)
+            for key, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True))
+        ]
+        assert run(Engine(target, draft, length=length, floor=0.0), mates) == alone
+    draft.close()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_with_the_targets_own_weights_is_always_accepted(
+    target: Target, files: Path, temperature: float
+) -> None:
+    draft = open_draft(files / "same.gguf")
+    one = make(0, Sampling(temperature, seed=4), speculate=True)
+    run(Engine(target, draft, length=5, floor=0.0), [one])
+    draft.close()
+    assert one.tally.accepted == one.tally.drafted > 0
