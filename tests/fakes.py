@@ -43,7 +43,9 @@ class TableTarget:
             self.fed += len(span.tokens)
             ends = range(len(held) - span.rows + 1, len(held) + 1)
             answers.append(
-                np.stack([self.row(held[:end]) for end in ends]) if span.rows else np.empty((0, 8))
+                np.stack([self.row(held[:end]) for end in ends])
+                if span.rows
+                else np.empty((0, self.vocab), np.float32)
             )
         return answers
 
