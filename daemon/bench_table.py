@@ -72,7 +72,7 @@ def row(name: str, results: Sequence[Result]) -> Row:
         prompts=len(results),
         plain_speed=speed(plain),
         drafted_speed=speed(drafted),
-        accepted_length=sum(answer.tokens for answer in drafted) / rounds if rounds else math.nan,
+        accepted_length=sum(answer.made for answer in drafted) / rounds if rounds else math.nan,
         drafted=sum(answer.stats.drafted for answer in drafted),
         accepted=sum(answer.stats.accepted for answer in drafted),
         plain_first=median(answer.first_seconds for answer in plain),

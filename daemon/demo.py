@@ -21,7 +21,7 @@ from draftd.ipc.messages import Tokens
 PAIR = "smollm2"
 QUESTION = "Write a Python function that returns the n-th Fibonacci number, then explain it in two sentences."
 REQUEST: dict[str, Any] = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0.0, "seed": 1}
-LENGTH = 160  # tokens
+LENGTH = 128  # tokens
 
 
 def main() -> int:
@@ -83,13 +83,13 @@ def coloured(event: Tokens) -> Text:
 
 def comparison(drafted: Answer, plain: Answer) -> Table:
     table = Table()
-    for heading in ("", "tokens a second", "tokens a target pass", "first token", "whole answer"):
+    for heading in ("", "tokens/s", "tokens/pass", "first token", "whole answer"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, answer in (("with the draft", drafted), ("the target alone", plain)):
         table.add_row(
             name,
             f"{speed([answer]):.1f}",
-            f"{answer.tokens / max(1, answer.stats.rounds):.2f}",
+            f"{answer.made / answer.stats.rounds:.2f}",
             f"{answer.first_seconds * 1000:.0f} ms",
             f"{answer.seconds:.1f} s",
         )

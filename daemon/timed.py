@@ -24,6 +24,11 @@ class Answer:
     stats: Stats
 
     @property
+    def made(self) -> int:
+        """Tokens that the target made, the one that ended the answer included."""
+        return self.tokens + (self.finish_reason == "stop")
+
+    @property
     def model_seconds(self) -> float:
         """What the two models took, as the engine measured it."""
         return self.stats.draft_seconds + self.stats.verify_seconds + self.stats.prefill_seconds

@@ -25,6 +25,7 @@ def answer(
     accepted: int = 0,
     models: float = 1.8,
     overhead: float = 0.1,
+    finish: str = "length",
 ) -> Answer:
     stats = Stats(
         seed=1,
@@ -39,7 +40,7 @@ def answer(
         time_to_first_token=first,
         tokens_per_second=0.0,
     )
-    return Answer(text, tokens, 1, first, seconds, "length", stats)
+    return Answer(text, tokens, 1, first, seconds, finish, stats)
 
 
 def result(category: str = "coding", drafted: Answer | None = None, plain: Answer | None = None) -> Result:
@@ -56,7 +57,7 @@ def test_a_row_by_hand() -> None:
         "coding",
         [
             result(
-                drafted=answer(seconds=1.5, first=1.0, rounds=4, drafted=12, accepted=7),
+                drafted=answer(seconds=1.5, first=1.0, rounds=4, drafted=12, accepted=7, finish="stop"),
                 plain=answer(seconds=3.0, first=1.0),
             ),
             result(
@@ -68,7 +69,7 @@ def test_a_row_by_hand() -> None:
     assert row.plain_speed == pytest.approx(20 / 4)
     assert row.drafted_speed == pytest.approx(20 / 1)
     assert row.speedup == pytest.approx(4.0)
-    assert row.accepted_length == pytest.approx(22 / 11)
+    assert row.accepted_length == pytest.approx(23 / 11)  # the token that ended the first counts too
     assert (row.drafted, row.accepted) == (20, 11)
     assert [row.plain_first, row.drafted_first] == pytest.approx([2.0, 1.5])
     assert (row.same_text, row.prompts) == (1, 2)

@@ -1,0 +1,125 @@
+"""The bench against real daemons over tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from draftd.daemon.private import private_daemon
+from draftd.ipc import Client
+from draftd.ipc.errors import EngineFailed
+from draftd.ipc.messages import Status
+from tests.daemon.conftest import Serve
+
+
+def run(*options: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "draftd.daemon.cli", "bench", *map(str, options)],
+        env=os.environ | {"COLUMNS": "200"} | variables,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=100,
+    )
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    lines = [
+        {"question_id": number, "category": category, "turns": [f"say {number}"]}
+        for number, category in enumerate(["writing", "coding", "writing", "writing"])
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_a_run_against_a_daemon(serve: Serve, prompts: Path, tmp_path: Path) -> None:
+    daemon = serve(draft="same.gguf")
+    out = tmp_path / "out.json"
+    done = run(
+        "--endpoint", daemon.endpoint, "--prompts", prompts, "--per-category", "2", "--max-tokens", "24",
+        "--ping", "50", "--json", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "geometric mean of 2" in done.stdout
+    assert "same text with and without drafting: 3 of 3 prompts\n" in done.stdout
+    assert "ping over 50: " in done.stdout
+    report = json.loads(out.read_text("utf-8"))
+    assert report["pair"] == "tiny"
+    assert report["command"].startswith("draftd bench --endpoint")
+    assert [(row["name"], row["prompts"]) for row in report["categories"]] == [("writing", 2), ("coding", 1)]
+    assert [result["question_id"] for result in report["results"]] == ["0", "1", "2"]
+    for result in report["results"]:
+        drafted, plain = result["drafted"], result["plain"]
+        assert drafted["text"] == plain["text"]
+        assert drafted["stats"]["accepted"] == drafted["stats"]["drafted"] > 0  # the draft is the target
+        assert plain["stats"]["drafted"] == 0
+        assert drafted["tokens"] == plain["tokens"]
+        assert drafted["stats"]["rounds"] < plain["stats"]["rounds"] == plain["tokens"]
+    assert report["ping"]["count"] == 50
+    assert report["ping"]["ratio"] > 0
+
+
+@pytest.fixture
+def own_pair(tmp_path: Path, tiny_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair `tiny` in this process's environment, which a daemon inherits."""
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text(
+        f'[models.target]\npath = "{tiny_files}/target"\n[models.draft]\npath = "{tiny_files}/draft.gguf"\n'
+        '[pairs.tiny]\ntarget = "target"\ndraft = "draft"\nbackend = "transformers"\n'
+    )
+    settings = {"CATALOG": catalog, "CONFIG": tmp_path / "none", "CACHE_DIR": tmp_path, "STATE_DIR": tmp_path}
+    for name, value in {**settings, "DTYPE": "float32", "CONTEXT": "512", "THREADS": "1"}.items():
+        monkeypatch.setenv(f"DRAFTD_{name}", str(value))
+
+
+@pytest.mark.usefixtures("own_pair")
+def test_a_private_daemon_serves_and_is_gone_afterwards() -> None:
+    heard: list[Status] = []
+    with private_daemon("tiny", heard.append) as endpoint, Client(endpoint) as client:
+        reply = client.complete(prompt="x", max_tokens=3)
+        children = psutil.Process().children(recursive=True)
+        directory = Path(endpoint.removeprefix("ipc://")).parent
+        assert directory.exists()
+    assert len(reply.tokens) <= 3
+    assert heard[-1].state == "ready"
+    assert len(children) >= 2  # front and engine
+    psutil.wait_procs(children, timeout=20)
+    assert not [child for child in children if child.is_running()]
+    assert not directory.exists()
+
+
+@pytest.mark.usefixtures("own_pair")
+def test_a_bench_with_a_daemon_of_its_own(prompts: Path) -> None:
+    done = run("--pair", "tiny", "--prompts", prompts, "--per-category", "1", "--max-tokens", "8")
+    assert done.returncode == 0, done.stderr
+    assert "geometric mean of 2" in done.stdout
+
+
+@pytest.mark.usefixtures("own_pair")
+def test_a_private_daemon_that_can_not_start_says_why() -> None:
+    with (
+        pytest.raises(EngineFailed, match=r"ended with status 4: draftd: there is no pair 'nothing'"),
+        private_daemon("nothing", lambda status: None),
+    ):
+        pass
+
+
+def test_errors_are_one_sentence(tmp_path: Path, prompts: Path) -> None:
+    missing = run("--prompts", tmp_path / "none.jsonl")
+    assert missing.returncode == 2
+    assert missing.stderr.startswith(f"draftd: cannot read the prompts file {tmp_path}/none.jsonl")
+    assert len(missing.stderr.splitlines()) == 1
+    nowhere = run("--prompts", prompts, "--endpoint", f"ipc://{tmp_path}/none.sock")
+    assert nowhere.returncode == 3
+    assert len(nowhere.stderr.splitlines()) == 1
+    unwritable = run("--prompts", prompts, "--json", tmp_path / "no" / "out.json")
+    assert unwritable.returncode == 2
+    assert "there is no directory" in unwritable.stderr
