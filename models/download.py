@@ -6,12 +6,10 @@ import contextlib
 import errno
 import re
 import shutil
-import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import certifi
 import httpx
 
 from draftd.ipc.errors import DiskFull, DraftdError, InvalidConfig
@@ -47,7 +45,7 @@ def download(
     """
     idle = 0
     # The system's certificates and certifi's: a company's own root is in the first, some systems have none.
-    trust = ssl.create_default_context(cafile=certifi.where())
+    trust = httpx.create_ssl_context()
     trust.load_default_certs()
     timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
     with httpx.Client(timeout=timeout, verify=trust, follow_redirects=True) as client:
