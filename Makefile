@@ -5,7 +5,7 @@ PYTHON ?= python3
 CUDA ?= $(if $(shell command -v nvidia-smi),1,0)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 PACKAGES := ipc models drafts daemon
 FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES))))
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict
