@@ -22,6 +22,7 @@ class Context:
     limit: int  # draft at most this many
     choose: Choose  # the request's own sampler, sharing the target's noise
     proceed: Callable[[Sequence[float]], bool]  # confidences so far, the newest last: keep it and go on?
+    scope: str = ""  # the client scope: what one scope said is never proposed to another
 
 
 @dataclass(slots=True)
