@@ -262,7 +262,11 @@ class Front:
             case "tokens":
                 job.emitted += body["tokens"]
                 message = messages.Tokens(
-                    id=job.id, text=body["text"], tokens=body["tokens"], drafted=body["drafted"]
+                    id=job.id,
+                    text=body["text"],
+                    tokens=body["tokens"],
+                    drafted=body["drafted"],
+                    lengths=body["lengths"],
                 )
             case "done":
                 self._end(job)

@@ -37,7 +37,7 @@ class Job:
     answer: Answer
     received: float  # monotonic seconds, when the front got it
     first_token: float | None = None  # monotonic seconds
-    pending: list[tuple[int, bool]] = field(default_factory=list)  # tokens whose text is not released yet
+    pending: list[tuple[int, bool, int]] = field(default_factory=list)  # token, drafted, characters released
 
 
 class Worker:
@@ -130,9 +130,10 @@ class Worker:
         job = self.jobs[request.key]
         job.first_token = job.first_token or time.monotonic()
         text = ""
-        for count, token in enumerate(emission.tokens, 1):
-            text += job.answer.push(token)
-            job.pending.append((token, emission.drafted[count - 1]))
+        for count, (token, drafted) in enumerate(zip(emission.tokens, emission.drafted, strict=True), 1):
+            released = job.answer.push(token)
+            text += released
+            job.pending.append((token, drafted, len(released)))
             if job.answer.stopped:
                 surplus = len(emission.tokens) - count
                 del request.tokens[len(request.tokens) - surplus :]
@@ -150,8 +151,9 @@ class Worker:
                 "type": "tokens",
                 "key": job.request.key,
                 "text": text,
-                "tokens": [token for token, _ in job.pending],
-                "drafted": [drafted for _, drafted in job.pending],
+                "tokens": [token for token, _, _ in job.pending],
+                "drafted": [drafted for _, drafted, _ in job.pending],
+                "lengths": [length for _, _, length in job.pending],
             }
         )
         job.pending.clear()

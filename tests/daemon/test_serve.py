@@ -27,7 +27,10 @@ def test_an_answer_streams_and_does_not_depend_on_speculation(shared: Daemon) ->
         options: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 40, "temperature": temperature, "seed": 5}
         *tokens, done = list(client.generate(**options))
         assert isinstance(done, Done)
-        assert all(isinstance(event, Tokens) and len(event.tokens) == len(event.drafted) for event in tokens)
+        for event in tokens:
+            assert isinstance(event, Tokens)
+            assert len(event.tokens) == len(event.drafted) == len(event.lengths)
+            assert sum(event.lengths) == len(event.text)
         drafted = client.complete(**options)
         plain = client.complete(**options, speculate=False)
         streamed = [token for event in tokens if isinstance(event, Tokens) for token in event.tokens]
