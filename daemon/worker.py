@@ -165,6 +165,9 @@ class Worker:
         request.cached = min(request.cached, len(request.tokens))
         self.engine.remove(request)
         text = job.answer.flush()
+        if job.pending:
+            token, drafted, length = job.pending[-1]
+            job.pending[-1] = (token, drafted, length + len(text))
         if text or job.pending:
             self.send_tokens(job, text)
         usage = {

@@ -30,7 +30,7 @@ def test_an_answer_streams_and_does_not_depend_on_speculation(shared: Daemon) ->
         for event in tokens:
             assert isinstance(event, Tokens)
             assert len(event.tokens) == len(event.drafted) == len(event.lengths)
-            assert sum(event.lengths) == len(event.text)
+            assert sum(event.lengths) == len(event.text) or not event.tokens
         drafted = client.complete(**options)
         plain = client.complete(**options, speculate=False)
         streamed = [token for event in tokens if isinstance(event, Tokens) for token in event.tokens]
