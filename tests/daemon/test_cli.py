@@ -180,6 +180,7 @@ def test_run_shows_text_as_it_comes(daemon: ScriptedDaemon) -> None:
         [*DRAFTD, "run", "Hi", "--endpoint", daemon.endpoint],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     )
     assert child.stdout is not None
     assert child.stdout.read(4) == b"Once"

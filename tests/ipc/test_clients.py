@@ -411,6 +411,13 @@ def test_threads_share_a_client(daemon: ScriptedDaemon) -> None:
     assert len(finished) == 4
 
 
+def _until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def test_a_thread_that_waits_does_not_hold_up_another(daemon: ScriptedDaemon) -> None:
     daemon.script = _first_tokens_only
     caught: list[BaseException] = []
@@ -424,7 +431,9 @@ def test_a_thread_that_waits_does_not_hold_up_another(daemon: ScriptedDaemon) ->
     with Client(daemon.endpoint) as client:
         thread = threading.Thread(target=wait)
         thread.start()
-        daemon.wait_for(Generate)  # from here on the thread is at the socket, or goes there
+        _until(
+            lambda: client._connection is not None and client._connection._busy and daemon.heard.qsize() > 1
+        )
         for _ in range(20):
             assert client.ping() < 2
         start = time.monotonic()
