@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,7 @@ class LlamaTarget:
     def _rows(self, first: int, rows: int) -> Rows:
         """Rows are in the order of the batch, so the first one's address is enough."""
         pointer = llama_cpp.llama_get_logits_ith(self._context, first)
-        buffer: Any = (ctypes.c_float * (rows * self.vocab)).from_address(ctypes.addressof(pointer.contents))
-        return np.ndarray((rows, self.vocab), np.dtype(np.float32), buffer)
+        return _view(ctypes.addressof(pointer.contents), rows, self.vocab)
 
     def _join(self, parts: list[Rows]) -> Rows:
         if len(parts) == 1:
@@ -172,6 +172,12 @@ class LlamaTarget:
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self.model)
         self._context = self.model = 0
+
+
+@lru_cache(maxsize=256)  # the output seldom moves, so the same views come again
+def _view(address: int, rows: int, vocab: int) -> Rows:
+    buffer: Any = (ctypes.c_float * (rows * vocab)).from_address(address)
+    return np.ndarray((rows, vocab), np.dtype(np.float32), buffer)
 
 
 class _Batch:
