@@ -13,7 +13,7 @@ import llama_cpp
 
 from draftd.ipc.errors import InvalidRequest
 from draftd.models import native
-from draftd.models.llama_cpp import load_model
+from draftd.models.llama_load import load_model
 
 _UNUSED = 1 << 1  # llama_token_attr: ids that pad the vocabulary, or that nobody trained
 _MISTAKEN = re.compile(r"control-looking token: +(\d+) ")

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import numpy as np
-import psutil
 
-from draftd.ipc.errors import ContextOverflow, CorruptModel, EngineFailed, ModelNotFound, UnsupportedModel
+from draftd.ipc.errors import ContextOverflow, EngineFailed
 from draftd.models import native
 from draftd.models.base import Rows, Span
-
-Report = Callable[[float], object]  # the share of the weights that is loaded, 0 to 1
-
-_BATCH = 2048  # tokens one llama_decode takes at most; more are fed in several
-_GGML_F32 = 0  # both ggml_type and llama_ftype
-_FLASH_AUTO, _FLASH_OFF = -1, 0
+from draftd.models.llama_load import Report, load_model, one_buffer, open_context
 
 
 class LlamaTarget:
@@ -28,13 +22,13 @@ class LlamaTarget:
 
     def __init__(self, path: Path, model: int, context: int, slots: int, length: int) -> None:
         self.path = path
-        self.model = model  # llama_model *, for the tokenizer
+        self._model = model
         self.vocab: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self.slots = slots
         self.context = length
         self._context = context
         self._memory = llama_cpp.llama_get_memory(context)
-        self._one_buffer = _one_buffer(model)
+        self._one_buffer = one_buffer(model)
         self._batch = _Batch(llama_cpp.llama_n_batch(context))
         self._lengths = [0] * slots
         self._removals: set[int] = set()  # slots that llama.cpp still holds more of than _lengths says
@@ -170,8 +164,8 @@ class LlamaTarget:
 
     def _free(self) -> None:
         llama_cpp.llama_free(self._context)
-        llama_cpp.llama_model_free(self.model)
-        self._context = self.model = 0
+        llama_cpp.llama_model_free(self._model)
+        self._context = self._model = 0
 
 
 @lru_cache(maxsize=256)  # the output seldom moves, so the same views come again
@@ -220,119 +214,19 @@ class _Batch:
         return first_rows
 
 
-def load_model(path: Path, *, vocab_only: bool = False, gpu_layers: int = 0, extra_bufts: bool = True,
-               report: Report | None = None) -> int:  # fmt: skip
-    """The llama_model * of a GGUF; call on llama.cpp's thread, free with llama_model_free."""
-    _check_file(path, vocab_only)
-    failure: list[BaseException] = []
-
-    @llama_cpp.llama_progress_callback  # type: ignore[untyped-decorator]
-    def progress(fraction: float, _: ctypes.c_void_p) -> bool:
-        try:
-            if report is not None:
-                report(fraction)
-        except BaseException as error:  # raised again below: nothing may pass through C
-            failure.append(error)
-        return not failure
-
-    params = llama_cpp.llama_model_default_params()
-    params.vocab_only = vocab_only
-    params.n_gpu_layers = gpu_layers
-    params.use_extra_bufts = extra_bufts
-    params.progress_callback = progress
-    native.complaints(clear=True)
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-    if failure:
-        if model:
-            llama_cpp.llama_model_free(model)
-        raise failure[0]
-    if not model:
-        raise _load_error(path, native.complaints())
-    return int(model)
-
-
-def _load(path: Path, slots: int, context: int, threads: int, gpu_layers: int, extra_bufts: bool,
-          report: Report | None) -> LlamaTarget:  # fmt: skip
+def _load(
+    path: Path,
+    slots: int,
+    context: int,
+    threads: int,
+    gpu_layers: int,
+    extra_bufts: bool,
+    report: Report | None,
+) -> LlamaTarget:
     model = load_model(path, gpu_layers=gpu_layers, extra_bufts=extra_bufts, report=report)
     try:
-        if reason := _no_rollback(model):
-            raise UnsupportedModel(f"{path.name} cannot be used with speculation: {reason}")
-        length = min(context, llama_cpp.llama_model_n_ctx_train(model))
-        params = _context_params(model, slots, length, threads)
-        native.complaints(clear=True)
-        handle = llama_cpp.llama_init_from_model(model, params)
-        if not handle:
-            reason = native.complaints() or "it gave no reason"
-            raise UnsupportedModel(
-                f"llama.cpp cannot make {slots} slots of {length} positions for {path.name}: {reason}; "
-                "if memory is short, set fewer slots or a smaller context"
-            )
-        return LlamaTarget(path, model, handle, slots, length)
+        handle, length = open_context(path, model, slots, context, threads)
     except BaseException:
         llama_cpp.llama_model_free(model)
         raise
-
-
-def _context_params(model: int, slots: int, length: int, threads: int) -> Any:
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx = slots * length
-    params.n_seq_max = slots
-    params.n_batch = _BATCH
-    params.n_threads = params.n_threads_batch = threads
-    params.flash_attn_type = _FLASH_AUTO
-    # One buffer for all slots: spans of different lengths then share one pass, where llama.cpp otherwise cuts
-    # the batch into pieces of equal length; and copying a prefix only marks its cells as shared. A model with
-    # a sliding window keeps a buffer a slot, because llama.cpp writes over cells that left the window, and in
-    # a shared buffer it would do so to slots that are still to be rolled back.
-    params.kv_unified = _one_buffer(model)
-    params.swa_full = True
-    if llama_cpp.llama_model_ftype(model) == _GGML_F32:
-        # keep fp32 all the way: the cache is fp16 otherwise, and flash attention rounds to fp16 anyway
-        params.type_k = params.type_v = _GGML_F32
-        params.flash_attn_type = _FLASH_OFF
-    return params
-
-
-def _one_buffer(model: int) -> bool:
-    return bool(llama_cpp.llama_model_n_swa(model) == 0)
-
-
-def _no_rollback(model: int) -> str:
-    """Why this model's state cannot be rolled back, or empty."""
-    if llama_cpp.llama_model_is_recurrent(model):
-        return "its recurrent state cannot be rolled back after a rejected token"
-    if llama_cpp.llama_model_is_hybrid(model):
-        return "its recurrent layers' state cannot be rolled back after a rejected token"
-    if llama_cpp.llama_model_is_diffusion(model):
-        return "it is a diffusion model and has no next token"
-    if llama_cpp.llama_model_has_encoder(model):
-        return "it has an encoder; only decoder-only models can be used"
-    return ""
-
-
-def _check_file(path: Path, vocab_only: bool) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise ModelNotFound(f"there is no model file {path}: pull the model or correct the path") from None
-    except OSError as error:
-        raise ModelNotFound(f"cannot read the model file {path}: {error.strerror}") from None
-    if magic != b"GGUF":
-        raise CorruptModel(f"{path} is not a GGUF file: remove it and pull the model again")
-    available = psutil.virtual_memory().available
-    if not vocab_only and size > available:
-        raise UnsupportedModel(
-            f"{path.name} needs {size / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free: "
-            "close other programs or use a smaller model"
-        )
-
-
-def _load_error(path: Path, reason: str) -> CorruptModel | UnsupportedModel:
-    if "unknown model architecture" in reason or "unknown pre-tokenizer" in reason:
-        return UnsupportedModel(f"this llama.cpp does not know the model in {path}: {reason}")
-    if "alloc" in reason and "buffer" in reason:
-        return UnsupportedModel(f"there is too little memory for {path}: {reason}")
-    why = reason or "llama.cpp gave no reason"
-    return CorruptModel(f"{path} is damaged or incomplete: remove it and pull the model again ({why})")
+    return LlamaTarget(path, model, handle, slots, length)

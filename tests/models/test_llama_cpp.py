@@ -13,7 +13,7 @@ from gguf import GGUFWriter
 from transformers import AutoModelForCausalLM
 
 from draftd.ipc.errors import ContextOverflow, CorruptModel, DraftdError, ModelNotFound, UnsupportedModel
-from draftd.models import llama_cpp
+from draftd.models import llama_load
 from draftd.models.base import Span
 from draftd.models.llama_cpp import LlamaTarget
 from tests.tiny import write_tiny
@@ -141,7 +141,7 @@ def test_copy_prefix_of_more_than_there_is(target: LlamaTarget) -> None:
 
 
 def test_batches_larger_than_llama_cpp_takes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_cpp, "_BATCH", 16)
+    monkeypatch.setattr(llama_load, "_BATCH", 16)
     small = LlamaTarget.load(folder / "model.gguf", slots=3, context=CONTEXT, threads=1)
     monkeypatch.undo()
     large = LlamaTarget.load(folder / "model.gguf", slots=3, context=CONTEXT, threads=1)

@@ -1,0 +1,133 @@
+"""From a GGUF file to llama.cpp's model and context, or to a sentence that says why not."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import psutil
+
+from draftd.ipc.errors import CorruptModel, ModelNotFound, UnsupportedModel
+from draftd.models import native
+
+Report = Callable[[float], object]  # the share of the weights that is loaded, 0 to 1
+
+_BATCH = 2048  # tokens one llama_decode takes at most; more are fed in several
+_GGML_F32 = 0  # both ggml_type and llama_ftype
+_FLASH_AUTO, _FLASH_OFF = -1, 0
+
+
+def load_model(path: Path, *, vocab_only: bool = False, gpu_layers: int = 0, extra_bufts: bool = True,
+               report: Report | None = None) -> int:  # fmt: skip
+    """The llama_model * of a GGUF; call on llama.cpp's thread, free with llama_model_free."""
+    _check_file(path, vocab_only)
+    failure: list[BaseException] = []
+
+    @llama_cpp.llama_progress_callback  # type: ignore[untyped-decorator]
+    def progress(fraction: float, _: ctypes.c_void_p) -> bool:
+        try:
+            if report is not None:
+                report(fraction)
+        except BaseException as error:  # raised again below: nothing may pass through C
+            failure.append(error)
+        return not failure
+
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = vocab_only
+    params.n_gpu_layers = gpu_layers
+    params.use_extra_bufts = extra_bufts
+    params.progress_callback = progress
+    native.complaints(clear=True)
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if failure:
+        if model:
+            llama_cpp.llama_model_free(model)
+        raise failure[0]
+    if not model:
+        raise _load_error(path, native.complaints())
+    return int(model)
+
+
+def open_context(path: Path, model: int, slots: int, context: int, threads: int) -> tuple[int, int]:
+    """The llama_context * of a model, and the positions a slot has; call on llama.cpp's thread."""
+    if reason := _no_rollback(model):
+        raise UnsupportedModel(f"{path.name} cannot be used with speculation: {reason}")
+    length = min(context, llama_cpp.llama_model_n_ctx_train(model))
+    native.complaints(clear=True)
+    handle = llama_cpp.llama_init_from_model(model, _context_params(model, slots, length, threads))
+    if not handle:
+        reason = native.complaints() or "it gave no reason"
+        raise UnsupportedModel(
+            f"llama.cpp cannot make {slots} slots of {length} positions for {path.name}: {reason}; "
+            "if memory is short, set fewer slots or a smaller context"
+        )
+    return int(handle), length
+
+
+def _context_params(model: int, slots: int, length: int, threads: int) -> Any:
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = slots * length
+    params.n_seq_max = slots
+    params.n_batch = _BATCH
+    params.n_threads = params.n_threads_batch = threads
+    params.flash_attn_type = _FLASH_AUTO
+    # One buffer for all slots: spans of different lengths then share one pass, where llama.cpp otherwise cuts
+    # the batch into pieces of equal length; and copying a prefix only marks its cells as shared. A model with
+    # a sliding window keeps a buffer a slot, because llama.cpp writes over cells that left the window, and in
+    # a shared buffer it would do so to slots that are still to be rolled back.
+    params.kv_unified = one_buffer(model)
+    params.swa_full = True
+    if llama_cpp.llama_model_ftype(model) == _GGML_F32:
+        # keep fp32 all the way: the cache is fp16 otherwise, and flash attention rounds to fp16 anyway
+        params.type_k = params.type_v = _GGML_F32
+        params.flash_attn_type = _FLASH_OFF
+    return params
+
+
+def one_buffer(model: int) -> bool:
+    """Whether all slots share one buffer of keys and values."""
+    return bool(llama_cpp.llama_model_n_swa(model) == 0)
+
+
+def _no_rollback(model: int) -> str:
+    """Why this model's state cannot be rolled back, or empty."""
+    if llama_cpp.llama_model_is_recurrent(model):
+        return "its recurrent state cannot be rolled back after a rejected token"
+    if llama_cpp.llama_model_is_hybrid(model):
+        return "its recurrent layers' state cannot be rolled back after a rejected token"
+    if llama_cpp.llama_model_is_diffusion(model):
+        return "it is a diffusion model and has no next token"
+    if llama_cpp.llama_model_has_encoder(model):
+        return "it has an encoder; only decoder-only models can be used"
+    return ""
+
+
+def _check_file(path: Path, vocab_only: bool) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise ModelNotFound(f"there is no model file {path}: pull the model or correct the path") from None
+    except OSError as error:
+        raise ModelNotFound(f"cannot read the model file {path}: {error.strerror}") from None
+    if magic != b"GGUF":
+        raise CorruptModel(f"{path} is not a GGUF file: remove it and pull the model again")
+    available = psutil.virtual_memory().available
+    if not vocab_only and size > available:
+        raise UnsupportedModel(
+            f"{path.name} needs {size / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free: "
+            "close other programs or use a smaller model"
+        )
+
+
+def _load_error(path: Path, reason: str) -> CorruptModel | UnsupportedModel:
+    if "unknown model architecture" in reason or "unknown pre-tokenizer" in reason:
+        return UnsupportedModel(f"this llama.cpp does not know the model in {path}: {reason}")
+    if "alloc" in reason and "buffer" in reason:
+        return UnsupportedModel(f"there is too little memory for {path}: {reason}")
+    why = reason or "llama.cpp gave no reason"
+    return CorruptModel(f"{path} is damaged or incomplete: remove it and pull the model again ({why})")
