@@ -57,6 +57,7 @@ class Front:
         self.address = address
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.router = self.context.socket(zmq.ROUTER)
+        self.poller = zmq.Poller()
         self.engine = EngineProcess(self.context, {"settings": settings.model_dump(mode="json")})
         self.jobs: dict[int, Job] = {}
         self.by_client: dict[tuple[bytes, str], Job] = {}
@@ -83,7 +84,9 @@ class Front:
         router.bind(self.address)
         self._catch_signals()
         log.info("listening at %s", self.address)
-        self.engine.start()
+        self.poller.register(router, zmq.POLLIN)
+        self.poller.register(self.wake.fileno(), zmq.POLLIN)
+        self._start_engine()
         try:
             while not self.stopping:
                 self._turn()
@@ -101,16 +104,10 @@ class Front:
 
     def _turn(self) -> None:
         """Wait for whatever comes first and handle it."""
-        poller = zmq.Poller()
-        poller.register(self.router, zmq.POLLIN)
-        poller.register(self.wake.fileno(), zmq.POLLIN)
-        if self.engine.socket is not None:
-            poller.register(self.engine.socket, zmq.POLLIN)
-            poller.register(self.engine.exit_fd, zmq.POLLIN)
         timeout = None
         if self.engine.restart_at is not None:
             timeout = max(0, int((self.engine.restart_at - time.monotonic()) * 1000) + 1)
-        ready = dict(poller.poll(timeout))
+        ready = dict(self.poller.poll(timeout))
         if self.router in ready:
             self._on_client(self.router.recv_multipart())
         if self.engine.socket in ready:
@@ -118,7 +115,7 @@ class Front:
         if self.engine.exit_fd in ready:
             self._on_engine_exit()
         if self.engine.restart_at is not None and time.monotonic() >= self.engine.restart_at:
-            self._restart()
+            self._start_engine()
         if self.wake.fileno() in ready:
             self.stopping = True
 
@@ -137,8 +134,7 @@ class Front:
             if len(frames) != 2:
                 raise MalformedFrame(f"a message is one frame, this one had {len(frames) - 1}")
             body = codec.decode(frames[1])
-            if isinstance(body.get("id"), str):
-                request_id = body["id"]
+            request_id = messages.request_id(body)
             self._on_message(client, messages.parse_client(body))
         except DraftdError as error:
             self._send_error(client, request_id, error)
@@ -281,15 +277,19 @@ class Front:
             self._end(job)
             self.engine.send({"type": "cancel", "key": job.key})
 
-    def _restart(self) -> None:
-        """Another engine goes on with what the last one left unfinished."""
+    def _start_engine(self) -> None:
+        """Start an engine; it goes on with what the last one left unfinished."""
         self.engine.start()
+        self.poller.register(self.engine.socket, zmq.POLLIN)
+        self.poller.register(self.engine.exit_fd, zmq.POLLIN)
         for job in self.jobs.values():
             self._submit(job)
 
     def _on_engine_exit(self) -> None:
         """The engine died: its last words first, then plan the next one or give up."""
         self._hear_engine()
+        self.poller.unregister(self.engine.socket)
+        self.poller.unregister(self.engine.exit_fd)
         how = self.engine.reap()
         if self.stopping:
             return
