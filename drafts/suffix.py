@@ -16,7 +16,7 @@ from draftd.drafts.suffix_history import History
 from draftd.drafts.suffix_index import DEPTH, FULL, Match, Text, common_suffix
 from draftd.drafts.suffix_store import SuffixStore
 
-DOUBT = 4.0  # occurrences that disagree, imagined behind a match of one token
+DOUBT = 3.0  # occurrences that disagree, imagined behind a match of one token; docs/suffix.md says why 3
 SCOPES = 256  # in memory at most, however small
 
 
@@ -128,7 +128,7 @@ def follow(text: Text, match: Match, context: Context) -> Proposal:
     """The path most occurrences take from a match.
 
     A token's confidence is c / (n + DOUBT / m): c of the n occurrences that took the path so far go on with
-    it, and m tokens match by then. So one occurrence after 1, 4, 16, 64 tokens counts 0.2, 0.5, 0.8, 0.94.
+    it, and m tokens match by then. So one occurrence after 1, 4, 16, 64 tokens counts 0.25, 0.57, 0.84, 0.96.
     """
     proposal = Proposal()
     lines = [text.following(position, context.limit) for position in match.positions]

@@ -232,6 +232,7 @@ def test_a_repeated_or_continued_sequence_adds_only_what_is_new() -> None:
     piece = history.add(turns[:2000])
     assert piece is not None
     assert (piece.length, list(piece.tokens)) == (2000, turns[1000 - suffix_history.CONTEXT : 2000])
+    assert history.add(turns[:1000]) is None
     history.add(turns)
     assert len(history) == size + 2000 + 2 * suffix_history.CONTEXT + 2
 
@@ -254,8 +255,12 @@ def test_memory_is_bounded_and_the_newest_stays() -> None:
         for request in requests[:15]:
             draft.remember(scope, request)
         assert len(draft) <= 5000
+        if scope == "c":
+            assert propose(draft, requests[-1][:50], scope="a") == requests[-1][50:]
+            draft.forget(0)
     assert propose(draft, requests[14][:50], scope="d") == requests[14][50:]
-    assert propose(draft, requests[-1][:50], scope="a") == []  # the scope used longest ago went
+    assert propose(draft, requests[-1][:50], scope="a") == requests[-1][50:]
+    assert propose(draft, requests[14][:50], scope="b") == []  # the scope used longest ago went
 
 
 @pytest.mark.usefixtures("small_runs")
@@ -301,10 +306,10 @@ def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
 
 
 def test_the_formula_names_its_examples() -> None:
-    for length, value in ((1, 0.2), (4, 0.5), (16, 0.8), (64, 0.94)):
+    for length, value in ((1, 0.25), (4, 0.57), (16, 0.84), (64, 0.96)):
         text = Text()
         text.append(array("I", [*range(length), 99]))
         proposal = suffix.follow(
             text, suffix_index.Match(length, [DEPTH + length - 1]), context([0], limit=1)
         )
-        assert proposal.confidence == [pytest.approx(value, abs=0.002)]
+        assert proposal.confidence == [pytest.approx(value, abs=0.005)]

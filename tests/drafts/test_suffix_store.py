@@ -68,10 +68,13 @@ def test_only_the_owner_may_read(store: SuffixStore, tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         store.append("my secret project", piece(1))
+        store.append("opened", piece(1))
+        store.path("opened").chmod(0o644)
+        store.append("opened", piece(1))
     finally:
         os.umask(before)
     assert (tmp_path / FOLDER).stat().st_mode & 0o777 == 0o700
-    assert [path.stat().st_mode & 0o777 for path in (tmp_path / FOLDER).iterdir()] == [0o600] * 2
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / FOLDER).iterdir()] == [0o600] * 3
     assert not any("secret" in path.name for path in (tmp_path / FOLDER).iterdir())
     assert b"secret" not in store.path("my secret project").read_bytes()
 
@@ -88,6 +91,7 @@ def test_a_crash_at_any_byte_costs_only_what_was_torn(filled: SuffixStore, tmp_p
         again = SuffixStore(tmp_path, "tokenizer")
         assert again.load("me") == PIECES[:whole]
         again.append("me", piece(7))  # and the file is sound again
+        assert path.stat().st_size == ends[whole] + len(encode(piece(7)))
         assert SuffixStore(tmp_path, "tokenizer").load("me") == [*PIECES[:whole], piece(7)]
     assert files(tmp_path) == [path]
 
@@ -212,3 +216,9 @@ def test_clear_removes_all_of_it(filled: SuffixStore, tmp_path: Path) -> None:
     filled.append("me", piece(5))
     assert filled.load("me") == [piece(5)]
     assert clear(tmp_path / "nowhere") == 0
+
+
+def test_the_file_in_use_stays_however_large(tmp_path: Path) -> None:
+    store = SuffixStore(tmp_path, "tokenizer", total_bytes=100)
+    store.append("me", piece(*range(100)))
+    assert store.load("me") == [piece(*range(100))]
