@@ -69,7 +69,7 @@ def _top_p_floor(row: Row, temperature: float, floor: float, top: float, top_p: 
 
 
 def _contenders(row: Row, best: int, temperature: float, noise: Noise) -> NDArray[np.int64]:
-    """The tokens that can still win: their block's largest noise could lift them past the best logit's score."""
+    """The tokens that can still win: their block's largest noise could lift them past the best."""
     score = float(row[best]) / temperature + float(noise.at(np.array([best]))[0])
     # Rounded down, so that single precision can only let in more tokens, never lose the winner.
     cut = np.nextafter(

@@ -40,7 +40,8 @@ def reference(gguf: Path) -> Iterator[Callable[[Sequence[int]], Row]]:
 
     def row(tokens: Sequence[int]) -> Row:
         model.truncate(0, 0)
-        return model.forward([Span(0, 0, list(tokens), 1)])[0][0].copy()
+        last: Row = model.forward([Span(0, 0, list(tokens), 1)])[0][0].copy()
+        return last
 
     yield row
     model.close()

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from draftd.daemon.settings import Settings
+from draftd.daemon.settings import load
 from draftd.ipc.errors import CorruptModel, InvalidRequest, ModelNotFound
 from draftd.models.catalog import load_catalog
 from draftd.models.convert import ensure_transformers
-from draftd.models.fetch import cached_path, is_here
+from draftd.models.fetch import cached_path
 from draftd.models.gguf_tokenizer import GGUFTokenizer
 from tests.tiny import END_OF_TEXT, IM_END, write_tiny
 from tests.tiny_gguf import write_gguf
@@ -51,10 +51,9 @@ def both(folder: Path, request: pytest.FixtureRequest) -> tuple[GGUFTokenizer, A
     """Ours over the GGUF, and transformers' of the same model."""
     if request.param == "tiny":
         return GGUFTokenizer(folder / "model.gguf"), AutoTokenizer.from_pretrained(folder / "model")
-    settings = Settings()
+    settings = load()
     model = load_catalog().pair("smollm2").target
-    if not is_here(model, settings.cache_dir):
-        pytest.skip("run `draftd models pull smollm2`")
+    request.getfixturevalue("smollm2")
     path = cached_path(model, settings.cache_dir)
     converted = ensure_transformers(path, settings.cache_dir)
     return GGUFTokenizer(path), AutoTokenizer.from_pretrained(converted)

@@ -1,0 +1,19 @@
+"""What tests of several folders share."""
+
+from __future__ import annotations
+
+import pytest
+
+from draftd.daemon.settings import load
+from draftd.models.catalog import load_catalog
+from draftd.models.convert import ensure_transformers
+from draftd.models.fetch import ensure
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The smollm2 pair in the user's cache, fetched (98 MB) and converted the first time."""
+    settings = load()
+    for model in load_catalog().pair("smollm2").models:
+        ensure_transformers(ensure(model, settings.cache_dir), settings.cache_dir, settings.dtype)
+    return "smollm2"
