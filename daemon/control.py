@@ -1,0 +1,249 @@
+"""One request's side of the controller: which source drafts in a round, and what came of it.
+
+Of all sources the one of most worth (plan.py) drafts, none if no worth is positive. A second's price is what
+the request's recent rounds gave for one, never less than the target alone gives.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from math import isfinite
+from typing import TYPE_CHECKING, Literal
+
+from draftd.daemon.averages import Averages
+from draftd.daemon.calibration import Leaning, bin_of
+from draftd.daemon.costs import KNOTS
+from draftd.daemon.plan import Outcome, Plan, Source, best_cut, expected_tokens, profile
+
+if TYPE_CHECKING:
+    from draftd.daemon.controller import Controller
+
+Mode = Literal["auto", "off"] | tuple[Source, int]  # or a source and a fixed length, for benchmarks
+
+FIRST = 8  # tokens drafted at most while it is not known what one takes
+HORIZON = 128  # tokens an answer is expected to go on for; later, as many as it has had
+PROBING = 0.01  # share of all time that may be spent on finding out what no longer pays
+PURSE = 8.0  # passes of the target that probing can save up
+TRUST = 3.0  # tokens' worth of what earlier requests say of a new one
+MARGIN = 0.02  # tokens a round that the model must gain over doing without
+JUDGED = 12  # rounds of model drafting that make a request one where it pays
+FRESH = 150  # rounds after which the target's plain pass is looked at again
+
+
+class Control:
+    """One request's side: plan a round, then learn what came of it."""
+
+    def __init__(self, controller: Controller, mode: Mode, sampled: bool, unseen: int) -> None:
+        self.controller = controller
+        self.mode: Mode = mode
+        self.rounds: Counter[str] = Counter()  # by source, for the request's stats
+        self.leanings = {
+            source: Leaning(controller.calibrations[source, sampled]) for source in ("suffix", "model")
+        }
+        self._unseen = max(1, unseen)  # tokens the draft must be fed before its next token
+        self._paces = {False: Averages(0.9, 2), True: Averages(0.9, 2)}
+        self._copying = False
+        self._emitted = 0
+        self._modelled = Averages(0.9, 3)
+        self._ahead = Averages(0.9, 1)
+        # Each disappointment is paid from the purse; an overdrawn one has to be filled before the next.
+        hope = controller.hope if controller.purse > -PURSE * controller.target.seconds(1) else 0.0
+        self._ahead.add((1.0 - hope) * controller.ahead.mean(0) + hope * controller.good, weight=TRUST)
+        self._other = 0.0  # share of recent rounds in which the model rested
+        self._judged = False
+        self._lost = 0.0  # plain passes that model drafting has cost more than it gave
+        self._plan = Plan("none", 0)
+        self._found: Sequence[float] = ()
+        self._rows_elsewhere = 0
+
+    @property
+    def looks_up(self) -> bool:
+        """Is it of use to look a suffix up for this request?"""
+        if self.mode == "off" or "suffix" not in self.controller.sources:
+            return False
+        return self.mode == "auto" or self.mode[0] in ("suffix", "chain")
+
+    def plan(
+        self,
+        remaining: int,
+        found: Sequence[float] = (),
+        rows_elsewhere: int = 0,
+        tokens_elsewhere: float = 0.0,
+    ) -> Plan:
+        """What to draft now.
+
+        `remaining`: tokens that the request may still give; `found`: confidences of what the suffix offers;
+        `rows_elsewhere`, `tokens_elsewhere`: what other requests add to the pass and will get from it (last
+        round's figures will do).
+        """
+        limit = max(0, min(self.controller.longest, remaining - 1))
+        self._found = found = found if self.looks_up else ()
+        self._rows_elsewhere = max(0, rows_elsewhere)
+        if self.mode == "off" or not limit:
+            plan = Plan("none", 0)
+        elif self.mode != "auto":
+            plan = self._fixed(self.mode[0], min(limit, self.mode[1]), len(found))
+        else:
+            plan = self._choose(limit, remaining, tokens_elsewhere)
+        self._plan = plan
+        self.rounds[plan.source] += 1
+        self.controller.choices[plan.source] += 1
+        return plan
+
+    def _fixed(self, source: Source, limit: int, found: int) -> Plan:
+        used = min(limit, found) if source in ("suffix", "chain") else 0
+        if source == "none" or limit <= 0 or (source == "suffix" and not used):
+            return Plan("none", 0)
+        if source == "chain":
+            source = "model" if not used else "suffix" if used == limit else "chain"
+        return Plan(source, used if source == "suffix" else limit, used)
+
+    def _choose(self, limit: int, remaining: int, tokens_elsewhere: float) -> Plan:
+        shared = self.controller
+        target, draft = shared.target, shared.draft
+        base = min(1 + self._rows_elsewhere, KNOTS[-1] - limit - 1)  # beyond, a row costs what it does there
+        rows = target.table(base + limit)[base:]
+        rates = (self.leanings["suffix"].rates(), self.leanings["model"].rates())
+        self._copying = expected_tokens(self._found[:limit], rates[0]) > 1.0
+        tokens, length = self._paces[self._copying].over(shared.paces[self._copying], 4.0)
+        plain = target.seconds(1)
+        price = (tokens + tokens_elsewhere) / max(length * plain, 1e-9)
+        price = max(price, (1.0 + tokens_elsewhere) / rows[0])
+        ahead = min(0.995, self._ahead.mean(0))
+        step = draft.seconds(1)
+
+        def plan(source: Source, most: int, found: int) -> Plan:
+            return Plan(source, most, found, price, rates, ahead, step, rows)
+
+        cut, worth, _, reach = best_cut(self._found[:limit], rates, limit, price, rows)
+        best = plan("suffix", cut, cut) if cut else Plan("none", 0)
+        if self._wants_plain(worth, price):
+            return Plan("none", 0)
+        if "model" not in shared.sources:
+            return best
+        if not draft.known(1):  # what a drafted token takes shows once the draft has caught up
+            limit = min(limit, FIRST)
+            if self._unseen <= 2:
+                return plan("model", limit, 0)
+        gain, drafted, extra = self._modelled.over(shared.modelled, 3.0)
+        rounds = max(1.0, min(remaining, max(HORIZON, self._emitted)) / (1.0 + gain))
+        carried = max(1.0 / rounds, self._other)
+        options: list[tuple[Source, int, float]] = [("model", 0, 1.0)]
+        if cut and cut < limit:
+            options.append(("chain", cut, reach))
+        for source, used, reached in options:
+            most = limit - used
+            catch_up = draft.seconds(self._unseen + used) - step
+            typical = 0.0
+            if self._modelled.weight or shared.modelled.weight > 1.0:
+                share = min(1.0, most / max(drafted, 1.0))
+                typical = share * (reached * gain - price * (drafted * step + extra * plain))
+            value = max(typical, profile(reached, ahead, most, price, step, rows[used:]))
+            if used:
+                value += worth - price * catch_up
+            else:
+                value -= price * catch_up * carried
+                probe = worth - value + price * catch_up * (1.0 - carried)
+            if value > worth + MARGIN:
+                best, worth = plan(source, limit, used), value
+        self._judge(best.source in ("model", "chain"), ahead)
+        if best.source in ("none", "suffix") and 0.0 <= probe / price <= shared.purse:
+            shared.purse -= probe / price
+            best = plan("model", limit, 0)
+        return best
+
+    def _judge(self, pays: bool, ahead: float) -> None:
+        """One verdict a request on its model drafting: it is what the next request starts from."""
+        shared = self.controller
+        if self._judged or self._copying or not self._modelled.weight:
+            return
+        if not pays:
+            shared.hope *= 0.5
+            shared.purse -= max(0.0, self._lost) * shared.target.seconds(1)
+            self._judged = True
+        elif self.rounds["model"] >= JUDGED:
+            shared.hope = 1.0
+            shared.purse = max(0.0, shared.purse)
+            shared.good += 0.3 * (ahead - shared.good)
+            self._judged = True
+
+    def _wants_plain(self, worth: float, price: float) -> bool:
+        """Is it time to see what the target alone takes? At once if never seen, later now and then."""
+        shared = self.controller
+        if self._rows_elsewhere or shared.target.observed < 2:
+            return False
+        if not shared.target.known(1):
+            return True
+        return shared.since_plain > FRESH and price * shared.target.seconds(1) < 2.0
+
+    def learn(self, outcome: Outcome) -> None:
+        """Take in what the planned round gave and took."""
+        shared, plan = self.controller, self._plan
+        emitted = max(1, outcome.emitted)
+        self._emitted += emitted
+        drafted = list(outcome.confidences)[: shared.longest]
+        used = min(plan.found, len(drafted))
+        modelled = len(drafted) - used
+        fed = self._unseen + used
+        self._learn_acceptance(drafted, used, max(0, outcome.agreed), emitted, max(0, outcome.found_agreed))
+        if modelled:
+            if fed <= 2:
+                shared.draft.observe(1, outcome.draft_seconds / modelled)
+            else:  # the feed's share of the time, as far as is known
+                feed = shared.draft.seconds(fed)
+                steps = (modelled - 1) * shared.draft.seconds(1)
+                shared.draft.observe(fed, outcome.draft_seconds * feed / (feed + steps))
+            seen = min(max(0, outcome.agreed), len(drafted) - 1)
+            self._unseen = max(1, emitted - seen)
+        else:
+            self._unseen += emitted
+        self._other += 0.3 * ((self._copying and not modelled) - self._other)
+        if self.mode == "auto":  # what is drafted to order says nothing about rounds at their best
+            self._learn_pace(plan, drafted, used, modelled, fed, outcome.seconds)
+
+    def _learn_acceptance(
+        self, drafted: list[float], used: int, agreed: int, emitted: int, found_agreed: int
+    ) -> None:
+        suffix, model = self.leanings["suffix"], self.leanings["model"]
+        for index in range(min(len(self._found), emitted, found_agreed + 1)):
+            suffix.learn(bin_of(self._found[index]), index < found_agreed)
+        for index in range(used, min(len(drafted), emitted, agreed + 1)):
+            model.learn(bin_of(drafted[index]), index < agreed)
+
+    def _learn_pace(
+        self, plan: Plan, drafted: list[float], used: int, modelled: int, fed: int, seconds: float
+    ) -> None:
+        """Tokens expected of the round rather than counted: the same mean with less noise."""
+        shared = self.controller
+        rates = self.leanings["model"].rates()
+        kept = plan.keep(drafted) if plan.source != "none" else 0
+        suffix = self.leanings["suffix"].rates() if used else []
+        reach, tokens, gain, reached, ahead = 1.0, 0.0, 0.0, 0.0, 0.0
+        for index, confidence in enumerate(drafted):
+            rate = (suffix if index < used else rates)[bin_of(confidence)]
+            if index >= used:
+                reached += reach
+                ahead += reach * rate
+            reach *= rate
+            if index < kept:
+                tokens += reach
+                gain += reach if index >= used else 0.0
+        if reached:
+            for averages in (self._ahead, shared.ahead):
+                averages.add(ahead / reached, weight=reached)
+        plain = shared.target.seconds(1)
+        alone = shared.target.seconds(1 + self._rows_elsewhere)
+        expected = shared.target.seconds(1 + self._rows_elsewhere + kept)
+        if modelled and not used:
+            for averages in (self._modelled, shared.modelled):
+                averages.add(gain, modelled, (expected - alone) / plain)
+        if modelled:
+            expected += shared.draft.seconds(fed) + (modelled - 1) * shared.draft.seconds(1)
+        took = seconds if isfinite(seconds) else expected
+        length = min(max(took, 0.6 * expected), 1.6 * expected) / plain
+        if modelled:
+            self._lost += length - 1.0 - tokens
+        for averages in (self._paces[self._copying], shared.paces[self._copying]):
+            averages.add(1.0 + tokens, length)
+        shared.purse = min(shared.purse + PROBING * length * plain, PURSE * plain)

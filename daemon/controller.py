@@ -1,0 +1,124 @@
+"""Never slower than the target alone: what all requests of one pair on one machine learn together.
+
+An engine asks `begin` for a request's control; each round it asks the control for a plan, drafts by it, and
+tells what came of it (`Control.learn`) and once what the target's pass took (`took`). Pure: times come in as
+arguments.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from draftd.daemon.averages import Averages
+from draftd.daemon.calibration import BINS, BOUNDS, Calibration
+from draftd.daemon.control import Control, Mode
+from draftd.daemon.costs import Costs
+from draftd.daemon.learnt import CalibrationState, CostsState, Learnt
+from draftd.daemon.plan import Source
+
+LONGEST = 256
+
+
+class Controller:
+    """What all requests of one pair on one machine share: costs, calibration, typical rounds."""
+
+    def __init__(
+        self, sources: Sequence[Source] = ("suffix", "model"), longest: int = 32, learnt: Learnt | None = None
+    ) -> None:
+        self.sources = frozenset(sources)
+        self.longest = min(longest, LONGEST)  # tokens drafted a round at most
+        self.target = Costs(level=1.0, slope=0.04)
+        self.draft = Costs(level=0.1, slope=0.2)
+        self.calibrations = {
+            (source, sampled): Calibration() for source in ("suffix", "model") for sampled in (False, True)
+        }
+        # A round's tokens and its length in plain passes, apart for where the suffix has much to offer: a
+        # second is worth what the tokens next to come take, and these two are not alike.
+        self.paces = {False: Averages(0.98, 2), True: Averages(0.98, 2)}
+        self.paces[False].add(1.7, 1.0)
+        self.paces[True].add(6.0, 1.1)
+        self.modelled = Averages(
+            0.98, 3
+        )  # a model round's expected accepted, its drafted tokens, extra passes
+        self.ahead = Averages(0.98, 1)  # acceptance of the next token while all so far are accepted
+        self.ahead.add(0.75)
+        # A text may suit the draft though the last did not: how much to hope so, and for what acceptance.
+        self.hope, self.good = 1.0, 0.8
+        self.purse = 0.0  # seconds saved up for probing
+        self.choices: Counter[str] = Counter()
+        self.since_plain = 0
+        if learnt is not None:
+            self._restore(learnt)
+
+    def begin(self, mode: Mode = "auto", *, sampled: bool = False, unseen: int = 1) -> Control:
+        """State of a new request; `unseen`: tokens of its prompt that the draft would have to be fed."""
+        return Control(self, mode, sampled, unseen)
+
+    def took(self, rows: int, seconds: float) -> None:
+        """One pass of the target, `rows` tokens of all requests in it; call it once a pass."""
+        first = not self.target.observed
+        self.target.observe(rows, seconds)
+        if first and not self.draft.observed:
+            self.draft.level = 0.1 * self.target.seconds(1)
+        self.since_plain = 0 if rows <= 2 else self.since_plain + 1
+
+    @property
+    def learnt(self) -> Learnt:
+        """All that is worth keeping for the next start."""
+        return Learnt(
+            target=CostsState.model_validate(self.target.dump()),
+            draft=CostsState.model_validate(self.draft.dump()),
+            calibrations={
+                f"{source}/{'sampled' if sampled else 'greedy'}": CalibrationState(
+                    tried=calibration.tried, accepted=calibration.accepted
+                )
+                for (source, sampled), calibration in self.calibrations.items()
+            },
+            hope=self.hope,
+            good=self.good,
+            averages={name: [average.weight, *average.sums] for name, average in self._averages().items()},
+        )
+
+    def _averages(self) -> dict[str, Averages]:
+        return {
+            "pace": self.paces[False],
+            "copying": self.paces[True],
+            "modelled": self.modelled,
+            "ahead": self.ahead,
+        }
+
+    def _restore(self, learnt: Learnt) -> None:
+        for costs, state in ((self.target, learnt.target), (self.draft, learnt.draft)):
+            costs.restore(state.level, state.shape, state.weight)
+        for (source, sampled), calibration in self.calibrations.items():
+            name = f"{source}/{'sampled' if sampled else 'greedy'}"
+            if kept := learnt.calibrations.get(name):
+                calibration.restore(kept.tried, kept.accepted)
+        self.hope, self.good = learnt.hope, learnt.good
+        for name, average in self._averages().items():
+            kept_average = learnt.averages.get(name)
+            if kept_average and len(kept_average) == len(average.sums) + 1:
+                average.weight, average.sums = kept_average[0], kept_average[1:]
+
+    def report(self) -> dict[str, Any]:
+        """What was learnt, for people: acceptance by source and confidence, milliseconds, choices so far."""
+        return {
+            "acceptance": [
+                {
+                    "source": source,
+                    "sampled": sampled,
+                    "confidence": [BOUNDS[bin_], BOUNDS[bin_ + 1]],
+                    "tried": round(counts.tried[bin_]),
+                    "accepted": round(counts.accepted[bin_]),
+                    "rate": round(counts.accepted[bin_] / counts.tried[bin_], 3),
+                }
+                for (source, sampled), counts in self.calibrations.items()
+                for bin_ in range(BINS)
+                if counts.tried[bin_] > 0
+            ],
+            "target_ms": self.target.measured(),  # by rows
+            "draft_ms": self.draft.measured(),  # by tokens fed at once; of 1: a drafted token
+            "choices": dict(self.choices),  # rounds by source since the start
+        }

@@ -1,0 +1,264 @@
+"""The controller against a simulated daemon of known costs and acceptance, and its promises one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from math import isfinite
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftd.daemon.control import Control, Mode
+from draftd.daemon.controller import Controller
+from draftd.daemon.learnt import Learnt
+from draftd.daemon.plan import Outcome, Plan
+from tests.daemon.simulator import (
+    MACHINES,
+    PROMPT,
+    Machine,
+    Text,
+    Weather,
+    best_fixed,
+    plain,
+    policies,
+    run,
+    run_one,
+    texts,
+)
+
+FLAT = "transformers, tuned draft"
+STEEP = "llama.cpp, tuned draft"
+SLOW = "llama.cpp, shipped draft"
+COARSE = policies(lengths=(2, 4, 8, 12, 20, 32), floors=(0.0, 0.4, 0.6, 0.8))
+REQUESTS, SKIP = 6, 2
+
+
+@cache
+def answers(regime: str) -> list[Text]:
+    return texts(regime, REQUESTS)
+
+
+@cache
+def best(machine: str, regime: str) -> float:
+    return best_fixed(MACHINES[machine], answers(regime), COARSE, SKIP)[0]
+
+
+@pytest.mark.parametrize("machine", [FLAT, STEEP])
+@pytest.mark.parametrize(
+    "regime", ["prose", "stem", "code", "math", "edit", "unpredictable", "code>prose", "code|prose"]
+)
+def test_settles_within_five_percent_of_the_best_fixed_policy(machine: str, regime: str) -> None:
+    spent = run(Controller(), MACHINES[machine], answers(regime), Weather(Random(7)))
+    assert best(machine, regime) / sum(spent[SKIP:]) >= 0.95
+
+
+@pytest.mark.parametrize("machine", [STEEP, SLOW, "transformers, shipped draft"])
+@pytest.mark.parametrize("regime", ["unpredictable", "deceptive"])
+def test_loses_at_most_two_percent_where_no_draft_pays(machine: str, regime: str) -> None:
+    spent = run(Controller(("model",)), MACHINES[machine], answers(regime), Weather(Random(7)))
+    assert plain(MACHINES[machine], REQUESTS) / sum(spent) >= 0.98
+
+
+@pytest.mark.parametrize("machine", [FLAT, STEEP])
+def test_a_cold_start_drafts_sensibly_from_the_first_request(machine: str) -> None:
+    spent = run(Controller(), MACHINES[machine], answers("code")[:1], Weather(Random(7)))
+    alone = run(Controller(()), MACHINES[machine], answers("code")[:1], Weather(Random(7)))
+    assert alone[0] / spent[0] >= (3.5 if machine == FLAT else 1.5)
+
+
+@pytest.mark.parametrize("machine", [FLAT, STEEP])
+def test_what_was_learnt_makes_the_next_start_good_at_once(machine: str) -> None:
+    before = Controller()
+    run(before, MACHINES[machine], texts("code|prose", 6, seed=2), Weather(Random(7)))
+    kept = Learnt.model_validate_json(before.learnt.model_dump_json())
+    assert Controller(learnt=kept).target.table(40) == pytest.approx(before.target.table(40), rel=0.05)
+    assert Controller(learnt=kept).draft.seconds(1) == pytest.approx(before.draft.seconds(1))
+    fresh = answers("code")[:4]
+    fixed = best_fixed(MACHINES[machine], fresh, COARSE)[0]
+    spent = 0.0
+    for text in fresh:  # each the first request of a daemon
+        after = Controller(learnt=kept)
+        assert after.begin(unseen=PROMPT).plan(256).source == "model"
+        spent += run(after, MACHINES[machine], [text], Weather(Random(7)))[0]
+    assert fixed / spent >= 0.95
+
+
+@pytest.mark.parametrize("machine", [FLAT, STEEP])
+def test_hiccups_do_not_throw_it_off(machine: str) -> None:
+    spent = run(Controller(), MACHINES[machine], answers("code"), Weather(Random(7), hiccups=0.03))
+    assert best(machine, "code") / sum(spent[SKIP:]) >= 0.93
+
+
+def test_a_request_of_another_kind_does_not_spoil_the_next() -> None:
+    """Drafting that stopped paying in one request is tried again in later ones."""
+    machine = MACHINES[STEEP]
+    spent = run(Controller(), machine, texts("unpredictable|code", 6), Weather(Random(7)))
+    assert plain(machine, 3) / sum(spent[1::2]) >= 1.5
+
+
+def drive(control: Control, machine: Machine, text: Text, length: int = 64) -> list[Plan]:
+    """Runs a request and keeps its plans."""
+    plans: list[Plan] = []
+
+    class Watched(Control):
+        def plan(self, *args: object, **more: object) -> Plan:
+            plans.append(control.plan(*args, **more))  # type: ignore[arg-type]
+            return plans[-1]
+
+        def learn(self, outcome: Outcome) -> None:
+            control.learn(outcome)
+
+    watched = Watched(control.controller, control.mode, False, PROMPT)
+    run_one(control.controller, watched, machine.tables(), text, Weather(Random(3)), length)
+    return plans
+
+
+def test_off_never_drafts_and_leaves_the_rest_alone() -> None:
+    controller = Controller()
+    before = controller.learnt
+    control = controller.begin("off")
+    assert {plan.source for plan in drive(control, MACHINES[FLAT], answers("edit")[0])} == {"none"}
+    assert control.rounds == {"none": 64}
+    assert controller.learnt.averages == before.averages
+
+
+@pytest.mark.parametrize(
+    ("mode", "offered", "expected"),
+    [
+        (("model", 5), 3, ("model", 5, 0)),
+        (("suffix", 5), 3, ("suffix", 3, 3)),
+        (("suffix", 2), 3, ("suffix", 2, 2)),
+        (("suffix", 5), 0, ("none", 0, 0)),
+        (("chain", 5), 3, ("chain", 5, 3)),
+        (("chain", 5), 0, ("model", 5, 0)),
+        (("chain", 3), 7, ("suffix", 3, 3)),
+        (("none", 3), 7, ("none", 0, 0)),
+    ],
+)
+def test_a_fixed_mode_drafts_exactly_so(mode: Mode, offered: int, expected: tuple[str, int, int]) -> None:
+    plan = Controller().begin(mode).plan(100, [0.0] * offered)
+    assert (plan.source, plan.limit, plan.found) == expected
+    for count in range(1, plan.limit):
+        assert plan.proceed([0.0] * count)
+    if plan.limit:
+        assert not plan.proceed([1.0] * plan.limit)
+    assert plan.keep([0.0] * plan.limit) == plan.limit
+
+
+def test_a_chain_tells_its_sources_apart() -> None:
+    rates = ([0.9] * 14, [0.1] * 14)
+    plan = Plan("chain", 8, found=2, price=1.0, rates=rates, ahead=0.9, step=0.5, rows=[0.0] * 9)
+    assert plan.proceed([0.5, 0.5])  # 0.81: the suffix's
+    assert not plan.proceed([0.5, 0.5, 0.5])  # 0.081: a token of the model
+    assert not Plan("chain", 8, 0, 1.0, rates, 0.9, 0.5, [0.0] * 9).proceed([0.5, 0.5])
+
+
+def test_only_tokens_worth_their_rows_are_kept() -> None:
+    rates = ([0.5] * 14, [0.5] * 14)
+    cheap = Plan("model", 8, 0, 1.0, rates, 0.9, 0.0, [0.0] * 9)
+    dear = Plan("model", 8, 0, 1.0, rates, 0.9, 0.0, [0.2 * row for row in range(9)])
+    step = Plan("model", 8, 0, 1.0, rates, 0.9, 0.0, [0.0, 0.7, 0.7, 0.7, 0.7, 2.0, 2.0, 2.0, 2.0])
+    assert [plan.keep([0.5] * 8) for plan in (cheap, dear, step)] == [8, 2, 4]
+
+
+def test_the_suffix_is_judged_by_what_it_offered_even_unused() -> None:
+    controller = Controller(("suffix",))
+    control = controller.begin()
+    for _ in range(20):
+        control.plan(100, [0.85, 0.85])
+        control.learn(Outcome((), 0, 1, found_agreed=0, seconds=0.1))
+    calibration = controller.calibrations["suffix", False]
+    assert sum(calibration.tried) == 20
+    assert control.plan(100, [0.85, 0.85]).source == "none" or calibration.rate(10) < 0.3
+
+
+def test_greedy_and_sampled_requests_are_judged_apart() -> None:
+    controller = Controller()
+    for sampled in (False, True):
+        control = controller.begin(sampled=sampled)
+        for _ in range(30):
+            control.plan(100)
+            control.learn(Outcome([0.75], 0 if sampled else 1, 1 if sampled else 2, 0, 0.01, 0.1))
+    assert controller.calibrations["model", False].rate(9) > 0.9
+    assert controller.calibrations["model", True].rate(9) < 0.1
+
+
+def test_a_wide_pass_of_others_makes_long_drafts_dear() -> None:
+    """On a steep machine rows that come on top of others' still cost their time, and no width is too much."""
+    controller = Controller()
+    run(controller, MACHINES[FLAT], answers("math")[:2], Weather(Random(7)))
+    control = controller.begin()
+    for elsewhere in (0, 3, 64, 512, 100_000):
+        plan = control.plan(200, [0.9] * 40, rows_elsewhere=elsewhere, tokens_elsewhere=3.0)
+        assert plan.limit <= controller.longest
+
+
+def test_the_report_names_sources_rates_and_costs() -> None:
+    controller = Controller()
+    run(controller, MACHINES[FLAT], answers("edit")[:2], Weather(Random(7), noise=0.05))
+    report = controller.report()
+    assert {line["source"] for line in report["acceptance"]} == {"suffix", "model"}
+    assert all(0 <= line["rate"] <= 1 for line in report["acceptance"])
+    assert 200 < report["target_ms"][1] < 400
+    assert 10 < report["draft_ms"][1] < 25
+    assert sum(report["choices"].values()) > 20
+
+
+def test_times_that_are_no_numbers_leave_no_trace() -> None:
+    controller = Controller()
+    control = controller.begin()
+    control.plan(100)
+    control.learn(Outcome([float("nan")], 0, 1, 0, float("nan"), float("nan")))
+    assert controller.calibrations["model", False].tried[0] == 1  # a confidence that is none counts as least
+    assert all(isfinite(figure) for figures in controller.learnt.averages.values() for figure in figures)
+
+
+anything = st.floats(allow_nan=True, allow_infinity=True)
+outcomes = st.builds(
+    Outcome,
+    confidences=st.lists(anything, max_size=40),
+    agreed=st.integers(-3, 50),
+    emitted=st.integers(-3, 50),
+    found_agreed=st.integers(-3, 50),
+    draft_seconds=anything,
+    seconds=anything,
+)
+modes = st.one_of(
+    st.sampled_from(["auto", "auto", "off"]),
+    st.tuples(st.sampled_from(["none", "suffix", "model", "chain"]), st.integers(0, 50)),
+)
+rounds = st.lists(
+    st.tuples(
+        st.integers(-1, 40), st.lists(anything, max_size=40), st.integers(-1, 3000), outcomes, anything
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(modes, st.integers(0, 40), rounds)
+def test_no_outcome_breaks_it(
+    mode: Mode,
+    longest: int,
+    story: Sequence[tuple[int, list[float], int, Outcome, float]],
+) -> None:
+    controller = Controller(longest=longest)
+    control = controller.begin(mode)
+    for remaining, found, elsewhere, outcome, seconds in story:
+        plan = control.plan(remaining, found, elsewhere, 1.0)
+        assert 0 <= plan.found <= plan.limit <= max(0, min(longest, remaining - 1))
+        assert plan.found <= len(found)
+        assert (plan.source == "none") == (plan.limit == 0)
+        assert mode != "off" or plan.source == "none"
+        drafted = list(outcome.confidences)
+        assert isinstance(plan.proceed(drafted), bool)
+        assert 0 <= plan.keep(drafted) <= min(plan.limit, len(drafted))
+        assert not plan.proceed([0.99] * plan.limit)
+        controller.took(elsewhere, seconds)
+        control.learn(outcome)
+    kept = controller.learnt
+    assert Learnt.model_validate_json(kept.model_dump_json()) == kept
+    assert Controller(learnt=kept).learnt.calibrations == kept.calibrations
