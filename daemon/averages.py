@@ -27,5 +27,5 @@ class Averages:
         return [(own + share * other) / total for own, other in zip(self.sums, prior.sums, strict=True)]
 
     def mean(self, index: int) -> float:
-        """One of the means; there must be something to average."""
-        return self.sums[index] / self.weight
+        """One of the means; 0 before anything was added."""
+        return self.sums[index] / self.weight if self.weight else 0.0
