@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from draftd.daemon.settings import Settings
+from draftd.daemon.tuned import draft_file
 from draftd.models.base import Span, Target
 from draftd.models.catalog import Pair
 from draftd.models.digest import replace_text
@@ -74,8 +75,8 @@ def _measure(
 
     small = settings.model_copy(update={"context": 128, "slots": 1})
     draft_seconds = 0.0
-    if pair.draft is not None:
-        draft = loader.open_gguf(loader.gguf_path(pair.draft, small), small, threads, lambda fraction: None)
+    if (found := draft_file(pair, settings)) is not None:
+        draft = loader.open_gguf(found[0], small, threads, lambda fraction: None)
         draft.forward([Span(0, 0, WARM, 1)])
         draft_seconds = pass_seconds(draft, 1)
         draft.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 from draftd.daemon.backend import choose_backend
 from draftd.daemon.settings import Settings
+from draftd.daemon.tuned import draft_file
 from draftd.drafts.base import Draft
 from draftd.ipc.errors import ModelNotFound, UnsupportedModel
 from draftd.models.base import Target, Tokenizer
@@ -59,17 +60,19 @@ def load(settings: Settings, report: Report) -> Loaded:
     if backend == "transformers":
         info["dtype"] = settings.dtype
     draft: Draft | None = None
-    if pair.draft is None:
+    found = draft_file(pair, settings)
+    if found is None:
         info["draft_refused"] = "the pair has no draft"
     elif not settings.speculate:
         info["draft_refused"] = "speculate = false"
     else:
-        draft, refused = load_draft(pair.draft, tokenizer, target, settings, threads, part(report, 0.8, 1.0))
+        path, name = found
+        draft, refused = load_draft(path, tokenizer, target, settings, threads, part(report, 0.8, 1.0))
         if draft is None:
             info["draft_refused"] = refused
             log.warning("the target runs alone: %s", refused)
         else:
-            info["draft"] = pair.draft.name
+            info["draft"] = name
     return Loaded(target, tokenizer, draft, info)
 
 
@@ -118,14 +121,13 @@ def load_llama_cpp(
 
 
 def load_draft(
-    model: Model, tokenizer: Tokenizer, target: Target, settings: Settings, threads: int, report: Report
+    path: Path, tokenizer: Tokenizer, target: Target, settings: Settings, threads: int, report: Report
 ) -> tuple[Draft | None, str]:
     """The draft, or None and the reason why it can't draft for this target."""
     from draftd.drafts.llama_cpp import LlamaDraft
     from draftd.models.gguf_tokenizer import GGUFTokenizer
     from draftd.models.pair import check_pair
 
-    path = gguf_path(model, settings)
     opened = open_gguf(path, settings, threads, lambda fraction: report(fraction, "loading the draft"))
     verdict = check_pair(GGUFTokenizer(path), tokenizer, opened.vocab, target.vocab)
     if not verdict.ok:

@@ -15,9 +15,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from draftd.daemon import settings as configuration
+from draftd.daemon import tune_cli, tuned
 from draftd.daemon.settings import Settings
 from draftd.ipc.errors import CorruptModel, DraftdError, InvalidRequest, ModelNotFound
-from draftd.models.catalog import Backend, Catalog, Model, load_catalog
+from draftd.models.catalog import Backend, Catalog, Model, Pair, load_catalog
 from draftd.models.convert import conversions, converted_path, ensure_transformers
 from draftd.models.digest import damaged
 from draftd.models.fetch import (
@@ -36,7 +37,7 @@ models_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="List, fetch, verify, add and remove model pairs.",
+    help="List, fetch, verify, tune, add and remove model pairs.",
 )
 
 PairArgument = Annotated[str | None, typer.Argument(metavar="[PAIR]", help="Default: the configured pair.")]
@@ -46,17 +47,25 @@ PairArgument = Annotated[str | None, typer.Argument(metavar="[PAIR]", help="Defa
 def list_() -> None:
     """Show the pairs and models, and which are on disk."""
     settings, catalog = _known()
-    pairs = Table("pair", "on disk", "size", "backend", "description", box=None, padding=(0, 2, 0, 0))
+    pairs = Table(
+        "pair", "on disk", "size", "backend", "draft", "description", box=None, padding=(0, 2, 0, 0)
+    )
     for pair in catalog.pairs.values():
         here = _mark(all(is_here(model, settings.cache_dir) for model in pair.models))
         size = sum(_size(model, settings.cache_dir) for model in pair.models)
         own = " (yours)" if pair.name in catalog.own else ""
-        pairs.add_row(pair.name, here, decimal(size) if size else "?", pair.backend, pair.description + own)
+        record = tuned.find(pair, settings)
+        draft = "-" if pair.draft is None else tuned.SHIPPED
+        if record is not None and record.file is not None:
+            draft = f"tuned: {record.figure.types}"
+        description = pair.description + own
+        pairs.add_row(pair.name, here, decimal(size) if size else "?", pair.backend, draft, description)
     models = Table("model", "on disk", "size", "from", "licence", box=None, padding=(0, 2, 0, 0))
     for model in catalog.models.values():
         size = _size(model, settings.cache_dir)
         here = _mark(is_here(model, settings.cache_dir))
         models.add_row(model.name, here, decimal(size) if size else "?", _origin(model), model.licence)
+    pairs.columns[4].no_wrap = True
     for table in (pairs, models):
         table.columns[0].no_wrap = True
     console = Console(markup=False, highlight=False)
@@ -69,8 +78,9 @@ def list_() -> None:
 def pull(
     pair: PairArgument = None,
     convert: Annotated[bool, typer.Option(help="Convert GGUF targets for transformers too.")] = True,
+    tune: Annotated[bool, typer.Option(help="Tune the draft to this machine too.")] = True,
 ) -> None:
-    """Fetch a pair's models, going on where a pull stopped."""
+    """Fetch a pair's models, going on where a pull stopped, and make them ready for this machine."""
     settings, catalog = _known()
     chosen = catalog.pair(pair or settings.pair)
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
@@ -81,8 +91,14 @@ def pull(
                 ensure(model, settings.cache_dir, _shown(bar))
         console.print(f"{model.name}: {ensure(model, settings.cache_dir)}")
     backend = settings.backend if settings.backend != "auto" else chosen.backend
-    if not convert or chosen.target.is_directory or backend == "llama_cpp":
-        return
+    needs_converting = not chosen.target.is_directory and backend != "llama_cpp"
+    if needs_converting and convert:
+        _convert(chosen, settings, console)
+    if tune and (convert or not needs_converting):  # it measures against the target as it will run
+        tune_cli.tune_after_pull(chosen, settings, console)
+
+
+def _convert(chosen: Pair, settings: Settings, console: Console) -> None:
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
         console.print("not converted for transformers: the [engine] extra is not installed here")
         return
@@ -147,7 +163,8 @@ def remove(
     }
     free = [model for model in chosen.models if cached_path(model, settings.cache_dir) not in needed]
     paths = [cached_path(model, settings.cache_dir) for model in free if model.path is None]
-    doomed = [path for path in [*paths, *_conversions(free, settings.cache_dir)] if path.exists()]
+    made = [*_conversions(free, settings.cache_dir), *tuned.files(pair, settings)]
+    doomed = [path for path in [*paths, *made] if path.exists()]
     own = pair in catalog.own
     if not doomed and not own:
         typer.echo(f"nothing to remove: {pair} has no files here that no other pair needs")
@@ -164,6 +181,9 @@ def remove(
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for model in free:
         forget_partial(model, settings.cache_dir)
+
+
+models_app.command("tune")(tune_cli.tune)
 
 
 @models_app.command()

@@ -57,6 +57,7 @@ def test_pull_verify_and_list(server: FileServer, tmp_path: Path) -> None:
     assert "no " in next(line for line in models("list").output.splitlines() if line.startswith("mine"))
     pulled = models("pull")
     assert pulled.exit_code == 0
+    assert "the draft is not tuned: " in pulled.stderr  # small.gguf is none that llama.cpp reads
     assert (tmp_path / "cache" / "models" / "big.gguf").read_bytes() == BIG
     assert (tmp_path / "cache" / "models" / "small.gguf").read_bytes() == SMALL
     assert models("verify").output == "big: good\nsmall: good\n"

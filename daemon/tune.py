@@ -1,0 +1,370 @@
+"""A draft tuned to this machine: its weights in other types, measured, and the fastest kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from draftd.daemon import loader, tuned
+from draftd.daemon.backend import choose_backend, pass_seconds
+from draftd.daemon.settings import Settings
+from draftd.daemon.tuned import SHIPPED, Figure, Record
+from draftd.ipc.errors import IncompatiblePair, InvalidRequest, ModelNotFound
+from draftd.models.base import Span, Target, Tokenizer
+from draftd.models.catalog import Model, Pair
+from draftd.models.digest import digest
+from draftd.models.fetch import cached_path, exclusive, is_here
+from draftd.models.gguf_tensors import read_tensors
+from draftd.models.gguf_tokenizer import GGUFTokenizer
+from draftd.models.pair import check_pair
+from draftd.models.quantize import RECIPES, Recipe, check_room, expected_bytes, quantize, unfit
+
+Say = Callable[[str], None]  # a line about what is being done
+
+QUICK = ("Q4_0", "Q4_0+Q8_0")  # the recipes that won wherever we measured
+MARGIN = 1.03  # a tuned file must be this much faster than the draft as it came: it takes disk
+LONGEST = 16  # drafted tokens a round
+WIDTHS = (1, 2, 3, 5, 9, 17)
+TOKENS = 1024  # of the calibration text at most
+SHORTEST = 32
+CHUNK = 64  # rows of logits at a time
+WARM = 32  # tokens before those that are timed
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file that could draft; `recipe` is None for one that is here already."""
+
+    source: Model
+    recipe: Recipe | None
+    path: Path
+
+    @property
+    def types(self) -> str:
+        return SHIPPED if self.recipe is None else self.recipe.name
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What tuning found, and sentences about what was not tried; no record: the target alone is as fast."""
+
+    figures: list[Figure]
+    record: Record | None
+    skipped: list[str]
+
+
+def shipped_text() -> str:
+    """The calibration text that comes with draftd: prose, code, a table, a question and its answer."""
+    return resources.files("draftd.daemon").joinpath("tuning_text.md").read_text("utf-8")
+
+
+def tune(pair: Pair, settings: Settings, text: str, quick: bool, say: Say) -> Outcome:
+    """Make candidates, measure them beside each other, install the best and keep what was measured.
+
+    Raises ModelNotFound, CorruptModel, IncompatiblePair, InvalidRequest (the text is too short), DiskFull.
+    """
+    for model in pair.models:
+        if not is_here(model, settings.cache_dir):
+            raise ModelNotFound(f"{model.name} is not on this machine: run `draftd models pull {pair.name}`")
+    threads = settings.threads or len(os.sched_getaffinity(0))
+    small = settings.model_copy(update={"context": TOKENS, "slots": 1})
+    record_file = tuned.record_path(pair.name, settings)
+    with exclusive(record_file, f"the tuned draft of {pair.name}", lambda progress: say(progress.note)):
+        backend = _backend(pair, settings, threads, say)
+        workdir = _workdir(settings)
+        try:
+            candidates, skipped = plan(pair, settings, backend, quick, workdir)
+            reference = _reference(pair, small, backend, threads, text, say)
+            for candidate in candidates:
+                if candidate.recipe is not None:
+                    say(f"writing {candidate.source.name} as {candidate.types}")
+                    quantize(
+                        cached_path(candidate.source, settings.cache_dir),
+                        candidate.path,
+                        candidate.recipe,
+                        threads,
+                    )
+            candidates, crowded = _that_fit(candidates)
+            figures = _measure(candidates, reference, small, threads, 5 if quick else 12, say)
+            chosen = choose(figures, None if pair.draft is None else 0)
+            if chosen is None:
+                record = None
+                undo(pair, settings)
+            else:
+                record = _install(pair, settings, backend, candidates[chosen], figures, chosen)
+        finally:
+            shutil.rmtree(workdir, ignore_errors=True)
+    return Outcome(figures, record, skipped + crowded)
+
+
+def undo(pair: Pair, settings: Settings) -> list[Path]:
+    """Go back to the draft as it came; gives what was removed."""
+    removed = tuned.files(pair.name, settings)
+    for path in removed:
+        path.unlink()
+    return removed
+
+
+# ---- the choice
+
+
+def best_length(seconds: float, acceptance: float, passes: Mapping[int, float]) -> tuple[int, float]:
+    """The draft length that is expected to be fastest, 0 allowed, and its speed over the target alone.
+
+    `passes` is seconds by rows of a target pass, interpolated between those measured. A round of k drafted
+    tokens gives 1 + a + ... + a^k (Leviathan 2023, eq. 1) and takes k draft passes and one of k + 1 rows.
+    """
+    widths = sorted(passes)
+    times = [passes[width] for width in widths]
+    best, fastest = 0, 1.0
+    tokens = chance = 1.0
+    for length in range(1, widths[-1]):
+        chance *= acceptance
+        tokens += chance
+        cost = length * seconds + float(np.interp(length + 1, widths, times))
+        if (speed := tokens * passes[1] / cost) > fastest:
+            best, fastest = length, speed
+    return best, fastest
+
+
+def choose(figures: Sequence[Figure], shipped: int | None) -> int | None:
+    """The figure to draft with: the shipped draft unless another is clearly faster; None without a gain."""
+    best = max(range(len(figures)), key=lambda index: figures[index].speedup, default=None)
+    if best is None or shipped is None:
+        return best if best is not None and figures[best].speedup > MARGIN else None
+    return best if figures[best].speedup > MARGIN * figures[shipped].speedup else shipped
+
+
+# ---- the candidates
+
+
+def plan(
+    pair: Pair, settings: Settings, backend: str, quick: bool, workdir: Path
+) -> tuple[list[Candidate], list[str]]:
+    """The candidates, the draft as it came first, and sentences about those left out. Writes nothing yet.
+
+    Raises DiskFull if the disk can't take them all.
+    """
+    candidates: list[Candidate] = []
+    skipped: list[str] = []
+    sources = [] if pair.draft is None else [pair.draft]
+    if reason := _no_self_draft(pair, settings, backend):
+        skipped.append(f"no self-draft: {reason}")
+    elif pair.draft is None or not quick:
+        sources.append(pair.target)
+    needed = 0
+    for source in sources:
+        path = cached_path(source, settings.cache_dir)
+        tensors = read_tensors(path)
+        candidates.append(Candidate(source, None, path))
+        itself = source == pair.target and source != pair.draft
+        for recipe in RECIPES:
+            if (quick or itself) and recipe.name not in QUICK:
+                continue
+            if reason := unfit(tensors, recipe):
+                skipped.append(f"{source.name} as {recipe.name}: {reason}")
+                continue
+            needed += expected_bytes(tensors, recipe)
+            made = workdir / f"{source.name}-{recipe.name}.gguf"
+            candidates.append(Candidate(source, recipe, made))
+    check_room(workdir, needed)
+    return candidates, skipped
+
+
+def _no_self_draft(pair: Pair, settings: Settings, backend: str) -> str:
+    if pair.target.is_directory:
+        return "the target is no GGUF file"
+    if pair.draft is not None and _file(pair.draft, settings) == _file(pair.target, settings):
+        return "the pair's draft is made from the target's file already"
+    if backend == "llama_cpp":
+        return "the target runs from the same file, as fast as it could draft"
+    return ""
+
+
+def _file(model: Model, settings: Settings) -> Path:
+    return cached_path(model, settings.cache_dir).resolve()
+
+
+def _that_fit(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[str]]:
+    """Those that fit the memory together, since they are measured by turns."""
+    room = 0.7 * psutil.virtual_memory().available
+    fit: list[Candidate] = []
+    crowded = []
+    for candidate in candidates:
+        room -= 1.2 * candidate.path.stat().st_size
+        if room > 0 or not fit:
+            fit.append(candidate)
+        else:
+            crowded.append(f"{candidate.source.name} as {candidate.types}: too little memory to measure it")
+    return fit, crowded
+
+
+# ---- measuring
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """What the target says of the text, and what it takes."""
+
+    tokenizer: Tokenizer
+    vocab: int
+    tokens: list[int]
+    choices: NDArray[np.int64]  # [tokens]: the target's first choice behind each
+    passes: dict[int, float]  # seconds by rows
+
+
+def _backend(pair: Pair, settings: Settings, threads: int, say: Say) -> str:
+    """What the daemon would run the target with."""
+    backend: str = settings.backend if settings.backend != "auto" else pair.backend
+    if backend != "auto":
+        return backend
+    return choose_backend(pair, settings, threads, lambda fraction, stage: say(stage))
+
+
+def _reference(pair: Pair, settings: Settings, backend: str, threads: int, text: str, say: Say) -> _Reference:
+    say(f"loading the target, {pair.target.name}")
+    load = loader.load_transformers if backend == "transformers" else loader.load_llama_cpp
+    target, tokenizer = load(pair.target, settings, threads, lambda fraction, stage: None)
+    try:
+        tokens = tokenizer.encode(text)[: target.context - WIDTHS[-1]]
+        if len(tokens) < SHORTEST:
+            raise InvalidRequest(
+                f"the calibration text has {len(tokens)} tokens: give at least {SHORTEST}, better {TOKENS}"
+            )
+        say(f"reading {len(tokens)} tokens with the target")
+        choices = first_choices(target, tokens, target.vocab)
+        say("timing the target")
+        passes = {rows: pass_seconds(target, rows) for rows in WIDTHS}
+    finally:
+        target.close()
+    return _Reference(tokenizer, target.vocab, tokens, choices, passes)
+
+
+def first_choices(model: Target, tokens: Sequence[int], shared: int) -> NDArray[np.int64]:
+    """The likeliest next token behind each token of a text, among the first `shared` ids."""  # [tokens]
+    found = []
+    model.truncate(0, 0)
+    for start in range(0, len(tokens), CHUNK):
+        part = tokens[start : start + CHUNK]
+        rows = model.forward([Span(0, start, part, len(part))])[0]  # [part, vocab]
+        found.append(rows[:, :shared].argmax(axis=1))
+    return np.concatenate(found)
+
+
+def token_seconds(models: Sequence[Target], tokens: Sequence[int], rounds: int) -> list[float]:
+    """The median time of a one-token pass of each model, taking turns since the machine's speed wanders."""
+    times: list[list[float]] = [[] for _ in models]
+    for model in models:
+        model.truncate(0, 0)
+        model.forward([Span(0, 0, tokens[:WARM], 1)])
+    for turn in range(rounds):
+        for place in range(len(models)):
+            index = (place + turn) % len(models)
+            model = models[index]
+            model.truncate(0, WARM)
+            for step in range(4):
+                began = time.perf_counter()
+                model.forward([Span(0, WARM + step, tokens[step : step + 1], 1)])
+                times[index].append(time.perf_counter() - began)
+    return [statistics.median(each) for each in times]
+
+
+def _measure(
+    candidates: Sequence[Candidate],
+    reference: _Reference,
+    settings: Settings,
+    threads: int,
+    rounds: int,
+    say: Say,
+) -> list[Figure]:
+    opened: list[Any] = []
+    try:
+        acceptances = []
+        shared: dict[str, int] = {}
+        for candidate in candidates:
+            say(f"reading with {candidate.source.name} {candidate.types}")
+            model = loader.open_gguf(candidate.path, settings, threads, lambda fraction: None)
+            opened.append(model)
+            name = candidate.source.name
+            if name not in shared:
+                report = check_pair(
+                    GGUFTokenizer(candidate.path), reference.tokenizer, model.vocab, reference.vocab
+                )
+                if not report.ok:
+                    raise IncompatiblePair(f"{name} cannot draft for this target: {report.sentence}")
+                shared[name] = report.shared
+            choices = first_choices(model, reference.tokens, shared[name])
+            acceptances.append(float((choices == reference.choices).mean()))
+        say("timing the drafts")
+        seconds = token_seconds(opened, reference.tokens, rounds)
+    finally:
+        for model in opened:
+            model.close()
+    figures = []
+    for candidate, each, acceptance in zip(candidates, seconds, acceptances, strict=True):
+        length, speedup = best_length(each, acceptance, reference.passes)
+        figures.append(
+            Figure(
+                source=candidate.source.name,
+                types=candidate.types,
+                size=candidate.path.stat().st_size,
+                milliseconds=1000 * each,
+                acceptance=acceptance,
+                length=length,
+                speedup=speedup,
+            )
+        )
+    return figures
+
+
+# ---- files
+
+
+def _workdir(settings: Settings) -> Path:
+    """A directory for the candidates; what killed processes left in theirs is removed."""
+    directory = tuned.directory(settings)
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob(".candidates-*"):
+        if not psutil.pid_exists(int(old.name.rpartition("-")[2])):
+            shutil.rmtree(old)
+    made = directory / f".candidates-{os.getpid()}"
+    made.mkdir(exist_ok=True)
+    return made
+
+
+def _install(
+    pair: Pair, settings: Settings, backend: str, chosen: Candidate, figures: list[Figure], index: int
+) -> Record:
+    source_sha256 = digest(cached_path(chosen.source, settings.cache_dir), settings.cache_dir)
+    file = file_sha256 = None
+    if chosen.recipe is not None:
+        file = f"{pair.name}@{chosen.types}-{source_sha256[:12]}.gguf"
+        path = tuned.directory(settings) / file
+        chosen.path.replace(path)
+        file_sha256 = digest(path, settings.cache_dir, fresh=True)
+    record = Record(
+        pair=pair.name,
+        machine=tuned.machine(),
+        backend=backend,
+        chosen=index,
+        source_sha256=source_sha256,
+        file=file,
+        file_sha256=file_sha256,
+        figures=figures,
+    )
+    tuned.write(record, settings)
+    kept = {tuned.record_path(pair.name, settings), *([tuned.directory(settings) / file] if file else [])}
+    for old in set(tuned.files(pair.name, settings)) - kept:
+        old.unlink()
+    return record
