@@ -4,48 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from draftd.daemon.drafting import Drafted, Drafting
+from draftd.daemon.request import Request
 from draftd.daemon.scheduler import Scheduler, Work
-from draftd.drafts.base import Context, Draft, Proposal
 from draftd.models.base import Span, Target
-from draftd.models.sampling import Sampling, choose, confidence
 from draftd.models.verify import verify
-
-
-@dataclass(slots=True)
-class Tally:
-    """What one request cost and what speculation did for it; times in seconds."""
-
-    rounds: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    accepted_by_position: list[int] = field(default_factory=list)
-    draft_seconds: float = 0.0
-    verify_seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    overhead_seconds: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One sequence on its way: `tokens` is the prompt and everything accepted so far."""
-
-    key: int
-    tokens: list[int]
-    prompt: int  # how many of `tokens` are the prompt's
-    end: int  # generate up to this absolute position
-    sampling: Sampling
-    stop_ids: frozenset[int]
-    speculate: bool = True
-    reuse: bool = True  # start from what a slot already holds of the prompt
-    slot: int = -1
-    cached: int = 0  # positions of `tokens` that stand in the target's slot
-    reused: int = 0  # of the prompt, when it got its slot
-    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +27,12 @@ class Emission:
 
 
 class Engine:
-    """Runs requests over a target and, if there is one, a draft."""
+    """Runs requests over a target and what drafts for it."""
 
-    def __init__(
-        self,
-        target: Target,
-        draft: Draft | None,
-        *,
-        length: int = 8,
-        floor: float = 0.4,
-        chunk: int = 512,
-    ) -> None:
+    def __init__(self, target: Target, drafting: Drafting | None = None, *, chunk: int = 512) -> None:
         self.target = target
-        self.draft = draft
-        self.length = length  # drafted tokens a round at most
-        self.floor = floor  # drafting stops before a token of lower confidence
-        self.scheduler = Scheduler(target, draft, chunk)
-        self._own_seconds = 0.0  # spent in our sampler while the draft drafts
+        self.drafting = drafting or Drafting()
+        self.scheduler = Scheduler(target, self.drafting.forget, chunk)
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
@@ -92,97 +49,75 @@ class Engine:
         """One round for every request that can run."""
         began = time.perf_counter()
         batch = self.scheduler.schedule()
-        self._own_seconds = 0.0
-        drafting = time.perf_counter()
-        proposals = self._propose(batch)
-        drafted = time.perf_counter()
-        spans = [self._span(work, proposal) for work, proposal in zip(batch, proposals, strict=True)]
+        drafts = self.drafting.draft(batch)
+        spans = [_span(work, drafted) for work, drafted in zip(batch, drafts, strict=True)]
         forwarding = time.perf_counter()
         rows = self.target.forward(spans)
-        forwarded = time.perf_counter()
-        emissions = [
-            self._verify(work, proposal, logits)
-            for work, proposal, logits in zip(batch, proposals, rows, strict=True)
+        target_seconds = time.perf_counter() - forwarding
+        answers = [self._verify(*each) for each in zip(batch, drafts, rows, strict=True)]
+        seconds = time.perf_counter() - began
+        self._learn(batch, drafts, answers, spans, target_seconds, seconds)
+        return [
+            self._emit(work, drafted, tokens)
+            for work, drafted, tokens in zip(batch, drafts, answers, strict=True)
+            if tokens
         ]
-        draft_seconds = drafted - drafting - self._own_seconds
-        target_seconds = forwarded - forwarding
-        own_seconds = time.perf_counter() - began - draft_seconds - target_seconds
-        for work in batch:
+
+    def _verify(self, work: Work, drafted: Drafted, rows: NDArray[np.float32]) -> list[int]:
+        """The target's own tokens: the accepted drafts and one more; none while the prompt is being fed."""
+        request = work.request
+        request.cached += work.feed
+        if not work.last:
+            return []
+        tokens = verify(rows, drafted.tokens, request.sampling, len(request.tokens))
+        request.cached += len(tokens) - 1
+        self.target.truncate(request.slot, request.cached)
+        return tokens
+
+    def _learn(
+        self,
+        batch: Sequence[Work],
+        drafts: Sequence[Drafted],
+        answers: Sequence[list[int]],
+        spans: Sequence[Span],
+        target_seconds: float,
+        seconds: float,
+    ) -> None:
+        """Keep each request's books, and tell the controller what the round took and gave."""
+        model_seconds = self.drafting.model_seconds
+        if not any(work.prefill for work in batch):
+            self.drafting.controller.took(sum(len(span.tokens) for span in spans), target_seconds)
+        for work, drafted, tokens in zip(batch, drafts, answers, strict=True):
             tally = work.request.tally
-            tally.draft_seconds += draft_seconds
-            tally.overhead_seconds += own_seconds
+            tally.draft_seconds += model_seconds
+            tally.overhead_seconds += seconds - model_seconds - target_seconds
             if work.prefill:
                 tally.prefill_seconds += target_seconds
             else:
                 tally.verify_seconds += target_seconds
-        return [emission for emission in emissions if emission is not None]
+                self.drafting.learn(work.request, drafted, tokens, seconds)
 
-    def _propose(self, batch: Sequence[Work]) -> list[Proposal]:
-        """A proposal for each request of the batch, empty where there is nothing to draft."""
-        proposals = [Proposal() for _ in batch]
-        if self.draft is None:
-            return proposals
-        contexts: list[Context] = []
-        indices: list[int] = []
-        for index, work in enumerate(batch):
-            request = work.request
-            limit = min(self.length, request.end - len(request.tokens) - 1)
-            # A prompt's last pass drafts nothing: the first token should not wait for the draft's prefill.
-            if request.speculate and not work.prefill and limit > 0:
-                contexts.append(self._context(request, limit))
-                indices.append(index)
-        if contexts:
-            for index, proposal in zip(indices, self.draft.propose(contexts), strict=True):
-                proposals[index] = proposal
-        return proposals
-
-    def _context(self, request: Request, limit: int) -> Context:
-        def pick(row: NDArray[np.float32], position: int) -> tuple[int, float]:
-            began = time.perf_counter()
-            token = choose(row, request.sampling, position)
-            probability = confidence(row, token)
-            self._own_seconds += time.perf_counter() - began
-            return token, probability
-
-        def proceed(confidences: Sequence[float]) -> bool:
-            return confidences[-1] >= self.floor
-
-        return Context(request.slot, request.tokens, limit, pick, proceed)
-
-    def _span(self, work: Work, proposal: Proposal) -> Span:
+    def _emit(self, work: Work, drafted: Drafted, tokens: list[int]) -> Emission:
+        """Add a round's tokens to their request, cut at a stop token or at its end."""
         request = work.request
-        fed = request.tokens[request.cached : request.cached + work.feed]
-        rows = len(proposal.tokens) + 1 if work.last else 0
-        return Span(request.slot, request.cached, fed + proposal.tokens, rows)
-
-    def _verify(self, work: Work, proposal: Proposal, rows: NDArray[np.float32]) -> Emission | None:
-        """Take over what the target agrees with, roll its slot back to that, and say what is new."""
-        request, tally = work.request, work.request.tally
-        request.cached += work.feed
-        if not work.last:
-            return None
-        position = len(request.tokens)
-        tokens = verify(rows, proposal.tokens, request.sampling, position)
         accepted = len(tokens) - 1
-        request.cached += accepted
-        self.target.truncate(request.slot, request.cached)
+        request.tally.count(drafted.kept, accepted)
         finish = None
         for index, token in enumerate(tokens):
             if token in request.stop_ids:
                 tokens, finish = tokens[:index], "stop"
                 break
-        if finish is None and position + len(tokens) >= request.end:
-            finish = "length"
         request.tokens += tokens
-        flags = [index < accepted for index in range(len(tokens))]
-        tally.rounds += 1
-        tally.drafted += len(proposal.tokens)
-        tally.accepted += accepted
-        counts = tally.accepted_by_position
-        counts.extend([0] * (accepted - len(counts)))
-        for index in range(accepted):
-            counts[index] += 1
+        if finish is None and len(request.tokens) >= request.end:
+            finish = "length"
         if finish is not None:
             request.cached = min(request.cached, len(request.tokens))
             self.scheduler.remove(request)
-        return Emission(request, tokens, flags, finish)
+        return Emission(request, tokens, [index < accepted for index in range(len(tokens))], finish)
+
+
+def _span(work: Work, drafted: Drafted) -> Span:
+    """A request's next tokens with its drafts behind them, and a row for each draft and one more."""
+    request = work.request
+    fed = request.tokens[request.cached : request.cached + work.feed]
+    return Span(request.slot, request.cached, fed + drafted.tokens, drafted.kept + 1 if work.last else 0)

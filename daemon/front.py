@@ -35,6 +35,7 @@ from draftd.ipc.errors import (
 
 log = logging.getLogger("draftd.front")
 
+NAMES = 4096  # connections whose app is remembered
 SEND_QUEUE = 1000  # messages a client may leave unread before its requests are cancelled
 
 
@@ -61,6 +62,7 @@ class Front:
         self.engine = EngineProcess(self.context, {"settings": settings.model_dump(mode="json")})
         self.jobs: dict[int, Job] = {}
         self.by_client: dict[tuple[bytes, str], Job] = {}
+        self.names: dict[bytes, str] = {}  # by connection: what the app calls itself
         self.next_key = 0
         self.finished = 0
         self.started = time.monotonic()
@@ -155,6 +157,7 @@ class Front:
                 if messages.VERSION not in message.versions:
                     theirs = ", ".join(message.versions)
                     raise UnsupportedVersion(f"this daemon speaks protocol {messages.VERSION}, not {theirs}")
+                self._learn_name(client, message.client)
                 welcome = messages.Welcome(
                     id=message.id,
                     version=messages.VERSION,
@@ -162,6 +165,11 @@ class Front:
                     capabilities=["generate"],
                 )
                 self._send(client, welcome)
+
+    def _learn_name(self, client: bytes, name: str) -> None:
+        self.names[client] = name
+        while len(self.names) > NAMES:  # connections come and go unseen: the oldest are forgotten
+            del self.names[next(iter(self.names))]
 
     def _generate(self, client: bytes, message: messages.Generate) -> None:
         if self.state == "failed":
@@ -175,6 +183,7 @@ class Front:
         self.next_key += 1
         body = message.model_dump(exclude={"type", "id", "model"})
         body["seed"] = secrets.randbits(63) if message.seed is None else message.seed
+        body["scope"] = "all apps" if self.settings.share_history else self.names.get(client, "")
         body["received"] = time.monotonic()
         job = Job(self.next_key, client, message.id, body)
         self.jobs[job.key] = self.by_client[client, message.id] = job

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from draftd.daemon.backend import choose_backend
+from draftd.daemon.drafting import Drafting
 from draftd.daemon.settings import Settings
+from draftd.daemon.sources import make_drafting
 from draftd.daemon.tuned import draft_file
 from draftd.drafts.base import Draft
 from draftd.ipc.errors import ModelNotFound, UnsupportedModel
@@ -25,11 +27,12 @@ Report = Callable[[float, str], None]  # fraction done, what is being done
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A pair ready to run; `draft` is None where the target runs alone, and `info` says why."""
+    """A pair ready to run; `info` says what it is, and why where no model drafts."""
 
     target: Target
     tokenizer: Tokenizer
-    draft: Draft | None
+    drafting: Drafting
+    learnt_path: Path  # where what the controller learns is kept
     info: dict[str, Any]
 
 
@@ -66,14 +69,15 @@ def load(settings: Settings, report: Report) -> Loaded:
     elif not settings.speculate:
         info["draft_refused"] = "speculate = false"
     else:
-        path, name = found
-        draft, refused = load_draft(path, tokenizer, target, settings, threads, part(report, 0.8, 1.0))
+        file, name = found
+        draft, refused = load_draft(file, tokenizer, target, settings, threads, part(report, 0.8, 1.0))
         if draft is None:
             info["draft_refused"] = refused
             log.warning("the target runs alone: %s", refused)
         else:
             info["draft"] = name
-    return Loaded(target, tokenizer, draft, info)
+    drafting, path = make_drafting(draft, tokenizer, target, settings, info)
+    return Loaded(target, tokenizer, drafting, path, info)
 
 
 def part(report: Report, begin: float, end: float) -> Report:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from draftd.drafts.base import Draft
+from draftd.daemon.request import Request
+from draftd.drafts.base import common_prefix
 from draftd.models.base import Target
-
-if TYPE_CHECKING:
-    from draftd.daemon.engine import Request
 
 INTERLEAVED_CHUNK = 64  # prompt tokens a round while others generate: they should not stall for long
 
@@ -29,9 +26,9 @@ class Work:
 class Scheduler:
     """First come, first served, over the target's slots; a slot remembers what it holds after its request."""
 
-    def __init__(self, target: Target, draft: Draft | None, chunk: int) -> None:
+    def __init__(self, target: Target, forget: Callable[[int], None], chunk: int) -> None:
         self.target = target
-        self.draft = draft
+        self.forget = forget  # tells the drafts that a slot begins anew
         self.chunk = chunk
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -77,14 +74,6 @@ class Scheduler:
         # The newest token is always fed: its logits are what the first round needs.
         request.cached = request.reused = min(shared[request.slot], len(request.tokens) - 1)
         self.target.truncate(request.slot, request.cached)
-        if self.draft is not None and not request.reuse:
-            self.draft.forget(request.slot)
+        if not request.reuse:
+            self.forget(request.slot)
         self.running.append(request)
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))

@@ -44,10 +44,11 @@ class Settings(BaseSettings):
     )
     gpu_layers: int = Field(0, ge=-1, description="layers llama.cpp puts on a GPU; -1: all")
     speculate: bool = Field(True, description="load the draft and use it")
-    draft_length: int = Field(8, ge=0, le=64, description="tokens drafted a round at most")
-    draft_confidence: float = Field(
-        0.4, ge=0.0, le=1.0, description="stop drafting before a token whose draft probability is lower"
+    draft_length: int = Field(
+        32, ge=1, le=256, description="tokens drafted a round at most; how many is measured"
     )
+    history: bool = Field(True, description="draft from what earlier requests of the same app said")
+    share_history: bool = Field(False, description="one history for all apps")
     cache_dir: Path = Field(
         default_factory=lambda: platformdirs.user_cache_path("draftd"),
         description="models and what is made from them",

@@ -18,8 +18,12 @@ from typing import Any
 import msgpack
 import zmq
 
-from draftd.daemon.engine import Emission, Engine, Request
+from draftd.daemon import learnt
+from draftd.daemon.control import Mode
+from draftd.daemon.engine import Emission, Engine
 from draftd.daemon.loader import Loaded, load
+from draftd.daemon.plan import Source
+from draftd.daemon.request import Request
 from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
 from draftd.ipc.errors import ContextOverflow, DraftdError, InvalidRequest
@@ -27,6 +31,7 @@ from draftd.models.sampling import Sampling
 
 log = logging.getLogger("draftd.engine")
 PR_SET_PDEATHSIG = 1
+SAVE_EVERY = 30.0  # seconds
 
 
 @dataclass(slots=True)
@@ -48,6 +53,7 @@ class Worker:
         self.loaded: Loaded
         self.engine: Engine
         self.jobs: dict[int, Job] = {}
+        self.saved = time.monotonic()
 
     def say(self, body: dict[str, Any]) -> None:
         self.socket.send(msgpack.packb(body))
@@ -57,13 +63,15 @@ class Worker:
             self.say({"type": "progress", "fraction": fraction, "stage": stage})
 
         self.loaded = load(settings, report)
-        self.engine = Engine(
-            self.loaded.target,
-            self.loaded.draft,
-            length=settings.draft_length,
-            floor=settings.draft_confidence,
-        )
+        self.engine = Engine(self.loaded.target, self.loaded.drafting)
         self.say({"type": "ready", "info": self.loaded.info})
+
+    def save(self, every: float = SAVE_EVERY) -> None:
+        """Keep what the controller learnt, unless that was done a moment ago."""
+        now = time.monotonic()
+        if now - self.saved >= every:
+            self.saved = now
+            learnt.save(self.loaded.learnt_path, self.loaded.drafting.controller.learnt)
 
     def run(self) -> None:
         """Rounds while there is work, a blocking wait while there is none, until told to stop."""
@@ -118,7 +126,8 @@ class Worker:
                 body["temperature"], body["top_k"], body["top_p"], body["min_p"], seed=body["seed"]
             ),
             stop_ids=tokenizer.stop_ids,
-            speculate=body["speculate"],
+            mode=mode(body["speculate"]),
+            scope=body["scope"],
             reuse=body["cache_prompt"],
         )
         self.jobs[request.key] = Job(request, answer, body["received"])
@@ -164,6 +173,8 @@ class Worker:
         del self.jobs[request.key]
         request.cached = min(request.cached, len(request.tokens))
         self.engine.remove(request)
+        self.loaded.drafting.remember(request)
+        self.save()
         text = job.answer.flush()
         if job.pending:
             token, drafted, length = job.pending[-1]
@@ -186,6 +197,17 @@ class Worker:
         )
 
 
+def mode(speculate: bool | str) -> Mode:
+    """A request's `speculate` as the controller takes it."""
+    if speculate is True or speculate == "auto":
+        return "auto"
+    if speculate is False or speculate == "off":
+        return "off"
+    source, _, length = speculate.partition(":")
+    sources: dict[str, Source] = {"suffix": "suffix", "model": "model", "chain": "chain"}
+    return sources[source], int(length)
+
+
 def statistics(job: Job) -> dict[str, Any]:
     """The `stats` of a finished request (ipc/PROTOCOL.md)."""
     now = time.monotonic()
@@ -194,6 +216,7 @@ def statistics(job: Job) -> dict[str, Any]:
     return {
         "seed": job.request.sampling.seed,
         **asdict(job.request.tally),
+        "sources": dict(job.request.control.rounds) if job.request.control else {},
         "time_to_first_token": first - job.received,
         "tokens_per_second": after_first / (now - first) if after_first > 0 and now > first else 0.0,
     }
@@ -219,6 +242,7 @@ def main() -> None:
         socket.close(linger=2000)
         return
     worker.run()
+    worker.save(every=0.0)
     socket.close(linger=2000)
 
 

@@ -21,7 +21,7 @@ class Context:
     tokens: Sequence[int]  # prompt and accepted output, the newest token last
     limit: int  # draft at most this many
     choose: Choose  # the request's own sampler, sharing the target's noise
-    proceed: Callable[[Sequence[float]], bool]  # confidences so far, the newest last: keep it and go on?
+    proceed: Callable[[Sequence[float]], bool]  # confidences so far, the newest last: draft another?
     scope: str = ""  # the client scope: what one scope said is never proposed to another
 
 
@@ -47,3 +47,17 @@ class Draft(Protocol):
     def close(self) -> None:
         """Free the draft's memory."""
         ...
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many leading tokens are equal; comparing slices, halving each time, is faster than a loop."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while high - low > 1:  # all before `low` are equal; some token before `high` is not
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from draftd.drafts.base import Context, Proposal
+from draftd.drafts.base import Context, Proposal, common_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,9 @@ class LlamaDraft:
         token, confidence = context.choose(row, position)
         proposal.tokens.append(token)
         proposal.confidence.append(confidence)
-        if not context.proceed(proposal.confidence):
-            del proposal.tokens[-1], proposal.confidence[-1]
+        if len(proposal.tokens) >= context.limit or position >= self._model.context:
             return False
-        return len(proposal.tokens) < context.limit and position < self._model.context
+        return context.proceed(proposal.confidence)
 
     def _unseen(self, context: Context) -> list[int]:
         """Roll the slot back to what it shares with the context; gives what is to be fed.
@@ -105,17 +104,3 @@ class LlamaDraft:
             self._seen[slot] += new
             self.tokens_fed += len(new)
         return rows
-
-
-def common_prefix(one: list[int], other: list[int]) -> int:
-    """How many leading tokens are equal; comparing slices, halving each time, is faster than a loop."""
-    low, high = 0, min(len(one), len(other))
-    if one[:high] == other[:high]:
-        return high
-    while high - low > 1:  # all before `low` are equal; some token before `high` is not
-        middle = (low + high) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low

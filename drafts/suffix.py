@@ -144,7 +144,6 @@ def follow(text: Text, match: Match, context: Context) -> Proposal:
         proposal.tokens.append(token)
         proposal.confidence.append(counts[token] / (sum(counts.values()) + doubt))
         if not context.proceed(proposal.confidence):
-            del proposal.tokens[-1], proposal.confidence[-1]
             break
         if len(lines) > 1:
             lines = [line for line in lines if step < len(line) and line[step] == token]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncGenerator
 from types import TracebackType
@@ -23,12 +22,14 @@ class AsyncClient:
     """An app's connection to the daemon; it connects at the first call, and anew after a lost connection.
 
     `timeout`: seconds to wait for the daemon to take the connection and to answer hello, status and ping.
-    A generation may take as long as the daemon shows signs of life.
+    A generation may take as long as the daemon shows signs of life. `name`: the app's, by default its
+    program's; requests of one name may draft from earlier ones, those of the name "" from themselves only.
     """
 
-    def __init__(self, endpoint: str | None = None, timeout: float = 5.0) -> None:
+    def __init__(self, endpoint: str | None = None, timeout: float = 5.0, name: str | None = None) -> None:
         self.endpoint = resolve(endpoint)
         self.timeout = timeout
+        self.name = link.program_name() if name is None else name
         self._lock = asyncio.Lock()
         self._connection: _Connection | None = None
         self._closed = False
@@ -106,7 +107,7 @@ class AsyncClient:
             if self._connection is None:
                 connection = _Connection(self.endpoint)
                 try:
-                    await connection.shake_hands(self.timeout)
+                    await connection.shake_hands(self.timeout, self.name)
                 except BaseException:
                     await connection.close()
                     raise
@@ -133,7 +134,7 @@ class _Connection:
         self._loop.add_reader(self._socket.FD, self._read)
         self._loop.add_reader(self._monitor.FD, self._read)
 
-    async def shake_hands(self, timeout: float) -> None:
+    async def shake_hands(self, timeout: float, name: str) -> None:
         """Connect and say hello; Unreachable or UnsupportedVersion."""
         self._socket.connect(self._endpoint)
         self._read()
@@ -144,7 +145,7 @@ class _Connection:
             raise link.absent(self._endpoint) from None
         if self.down is not None:
             raise link.absent(self._endpoint)
-        link.check_welcome(await self.ask(Hello, {"client": f"draftd asyncio, pid {os.getpid()}"}, timeout))
+        link.check_welcome(await self.ask(Hello, {"client": name}, timeout))
 
     async def ask(self, kind: type[Message], fields: dict[str, Any], limit: float) -> Event:
         """Send a message that has one answer, and wait for it, `limit` seconds at most."""

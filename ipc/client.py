@@ -28,12 +28,14 @@ class Client:
     """An app's connection to the daemon; it connects at the first call, and anew after a lost connection.
 
     `timeout`: seconds to wait for the daemon to take the connection and to answer hello, status and ping.
-    A generation may take as long as the daemon shows signs of life.
+    A generation may take as long as the daemon shows signs of life. `name`: the app's, by default its
+    program's; requests of one name may draft from earlier ones, those of the name "" from themselves only.
     """
 
-    def __init__(self, endpoint: str | None = None, timeout: float = 5.0) -> None:
+    def __init__(self, endpoint: str | None = None, timeout: float = 5.0, name: str | None = None) -> None:
         self.endpoint = resolve(endpoint)
         self.timeout = timeout
+        self.name = link.program_name() if name is None else name
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
         self._closed = False
@@ -113,14 +115,14 @@ class Client:
             if self._connection is None or self._connection.down is not None:
                 if self._connection is not None:
                     self._connection.close()
-                self._connection = _Connection(self.endpoint, self.timeout)
+                self._connection = _Connection(self.endpoint, self.timeout, self.name)
             return self._connection
 
 
 class _Connection:
     """One DEALER socket and the turns that threads take on it."""
 
-    def __init__(self, endpoint: str, timeout: float) -> None:
+    def __init__(self, endpoint: str, timeout: float, name: str) -> None:
         self.down: DraftdError | None = None  # why it is of no more use
         self._endpoint = endpoint
         self._session = Session()
@@ -144,7 +146,7 @@ class _Connection:
             (self._woken, zmq.POLLIN),
         ]
         try:
-            self._shake_hands(timeout)
+            self._shake_hands(timeout, name)
         except BaseException:
             self.close()
             raise
@@ -234,7 +236,7 @@ class _Connection:
             os.close(self._woken)
             os.close(self._wake)
 
-    def _shake_hands(self, timeout: float) -> None:
+    def _shake_hands(self, timeout: float, name: str) -> None:
         self._socket.connect(self._endpoint)
         end = time.monotonic() + timeout
         up = None
@@ -245,7 +247,7 @@ class _Connection:
             up = link.change(self._monitor.recv_multipart())
         if not up:
             raise link.absent(self._endpoint)
-        link.check_welcome(self.ask(Hello, {"client": f"draftd, pid {os.getpid()}"}, timeout))
+        link.check_welcome(self.ask(Hello, {"client": name}, timeout))
 
     # What follows is called with the turn held, except _poll: that is what a thread does at the socket.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -29,6 +31,11 @@ _DOWN = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 WATCHED = int(_UP | _DOWN)
+
+
+def program_name() -> str:
+    """What an app is called that gives no name: its program's file name."""
+    return Path(sys.argv[0]).name[:128] if sys.argv else ""
 
 
 def configure(socket: zmq.Socket[bytes]) -> None:

@@ -56,8 +56,9 @@ class Generate(Message):
     min_p: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=0, lt=2**64)
     stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=16)
-    speculate: bool = True
-    cache_prompt: bool = True  # reuse what is already computed of the prompt
+    # auto, off, or for benchmarks a source and how many tokens it drafts a round
+    speculate: bool | Annotated[str, Field(pattern=r"^(auto|off|(suffix|model|chain):[0-9]{1,2})$")] = True
+    cache_prompt: bool = True  # start from what is already computed or was answered
 
     @model_validator(mode="after")
     def _one_input(self) -> Generate:
@@ -120,6 +121,7 @@ class Stats(Fields):
     drafted: int
     accepted: int
     accepted_by_position: list[int]  # [0] counts how often a first drafted token was accepted
+    sources: dict[str, int] = {}  # rounds by who drafted: none, suffix, model, chain
     draft_seconds: float
     verify_seconds: float  # target passes, prefill apart
     prefill_seconds: float

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from draftd.daemon.settings import load
 from draftd.models.catalog import load_catalog
 from draftd.models.convert import ensure_transformers
 from draftd.models.fetch import ensure
+
+# A shell's background job inherits an ignored Ctrl-C, and so would the children that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

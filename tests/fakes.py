@@ -75,11 +75,11 @@ class TableDraft:
         tokens = list(context.tokens)
         while len(proposal.tokens) < context.limit:
             token, confidence = context.choose(self.table.row(tokens), len(tokens))
-            if not context.proceed([*proposal.confidence, confidence]):
-                break
             proposal.tokens.append(token)
             proposal.confidence.append(confidence)
             tokens.append(token)
+            if not context.proceed(proposal.confidence):
+                break
         return proposal
 
     def forget(self, slot: int) -> None:

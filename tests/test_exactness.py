@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from draftd.daemon.engine import Engine, Request
+from draftd.daemon.control import Mode
+from draftd.daemon.drafting import Drafting
+from draftd.daemon.engine import Engine
+from draftd.daemon.request import Request
 from draftd.drafts.llama_cpp import LlamaDraft
+from draftd.drafts.suffix import SuffixDraft
 from draftd.models.base import Target
 from draftd.models.llama_cpp import LlamaTarget
 from draftd.models.sampling import Sampling
@@ -44,7 +48,7 @@ def open_draft(path: Path) -> LlamaDraft:
     return LlamaDraft(LlamaTarget.load(path, slots=4, context=128, threads=1))
 
 
-def make(key: int, sampling: Sampling, speculate: bool, prompt: list[int] = PROMPT) -> Request:
+def make(key: int, sampling: Sampling, mode: Mode, prompt: list[int] = PROMPT) -> Request:
     return Request(
         key=key,
         tokens=list(prompt),
@@ -52,7 +56,7 @@ def make(key: int, sampling: Sampling, speculate: bool, prompt: list[int] = PROM
         end=len(prompt) + COUNT,
         sampling=sampling,
         stop_ids=frozenset(),
-        speculate=speculate,
+        mode=mode,
         reuse=False,
     )
 
@@ -79,15 +83,17 @@ CHAINS = [
 @pytest.mark.parametrize("chain", CHAINS, ids=str)
 def test_tokens_are_equal_with_and_without_speculation(target: Target, files: Path, chain: Sampling) -> None:
     draft = open_draft(files / "noisy.gguf")
-    engine = Engine(target, draft, length=6, floor=0.0)
+    engine = Engine(target, Drafting(draft, SuffixDraft()))
     accepted = drafted = 0
     for seed in range(12):
         sampling = Sampling(chain.temperature, chain.top_k, chain.top_p, chain.min_p, seed=seed)
-        alone = make(0, sampling, speculate=False)
-        helped = make(1, sampling, speculate=True)
-        assert run(engine, [helped]) == run(engine, [alone])
-        accepted += helped.tally.accepted
-        drafted += helped.tally.drafted
+        alone = run(engine, [make(0, sampling, "off")])
+        modes: tuple[Mode, ...] = (("model", 6), ("chain", 6), "auto")
+        for mode in modes:
+            helped = make(1, sampling, mode)
+            assert run(engine, [helped]) == alone
+            accepted += helped.tally.accepted
+            drafted += helped.tally.drafted
     draft.close()
     assert 0 < accepted < drafted, "a draft that is always right, or never, tests no rollback"
 
@@ -97,15 +103,15 @@ def test_draft_length_and_batch_mates_change_nothing(target: Target, files: Path
     prompts = [PROMPT[:length] for length in (3, 9, 14, 19)]
     samplings = [Sampling(1.0, seed=seed) for seed in range(4)]
     alone = [
-        run(Engine(target, None), [make(0, sampling, False, prompt)])[0]
+        run(Engine(target), [make(0, sampling, "off", prompt)])[0]
         for prompt, sampling in zip(prompts, samplings, strict=True)
     ]
     for length in (1, 3, 8):
         mates = [
-            make(key, sampling, True, prompt)
+            make(key, sampling, ("model", length), prompt)
             for key, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True))
         ]
-        assert run(Engine(target, draft, length=length, floor=0.0), mates) == alone
+        assert run(Engine(target, Drafting(draft)), mates) == alone
     draft.close()
 
 
@@ -114,7 +120,7 @@ def test_a_draft_with_the_targets_own_weights_is_always_accepted(
     target: Target, files: Path, temperature: float
 ) -> None:
     draft = open_draft(files / "same.gguf")
-    one = make(0, Sampling(temperature, seed=4), speculate=True)
-    run(Engine(target, draft, length=5, floor=0.0), [one])
+    one = make(0, Sampling(temperature, seed=4), ("model", 5))
+    run(Engine(target, Drafting(draft)), [one])
     draft.close()
     assert one.tally.accepted == one.tally.drafted > 0

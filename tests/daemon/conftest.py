@@ -114,7 +114,7 @@ def serving(tmp_path: Path, tiny_files: Path) -> Iterator[Serve]:
         directory = tmp_path / f"run{number}"
         directory.mkdir(mode=0o700)
         endpoint = f"ipc://{directory}/d.sock"
-        given = {"dtype": "float32", "context": "512", "threads": "1", "draft_confidence": "0", **settings}
+        given = {"dtype": "float32", "context": "512", "threads": "1", **settings}
         environment = {
             **os.environ,
             **{f"DRAFTD_{key.upper()}": value for key, value in given.items()},

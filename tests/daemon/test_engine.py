@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from draftd.daemon.engine import Engine, Request
+from draftd.daemon.drafting import Drafting
+from draftd.daemon.engine import Engine
+from draftd.daemon.request import Request
+from draftd.drafts.suffix import SuffixDraft
 from draftd.models.sampling import Sampling
 from tests.fakes import TableDraft, TableTarget
 
@@ -32,7 +35,7 @@ def generate(engine: Engine, requests: list[Request]) -> dict[int, list[int]]:
 
 
 def plain(prompt: list[int], count: int, sampling: Sampling, **options: object) -> list[int]:
-    return generate(Engine(TableTarget(), None), [request(0, prompt, count, sampling, **options)])[0]
+    return generate(Engine(TableTarget()), [request(0, prompt, count, sampling, **options)])[0]
 
 
 samplings = st.builds(
@@ -48,27 +51,29 @@ samplings = st.builds(
 @given(
     sampling=samplings,
     length=st.integers(0, 9),
-    floor=st.sampled_from([0.0, 0.3, 0.9]),
+    source=st.sampled_from(["model", "suffix", "chain", "auto"]),
     quality=st.sampled_from([0, 1]),
     chunk=st.sampled_from([1, 3, 512]),
     prompts=st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=12), min_size=1, max_size=7),
 )
 @settings(max_examples=150, deadline=None)
 def test_output_does_not_depend_on_draft_batch_or_chunks(
-    sampling: Sampling, length: int, floor: float, quality: int, chunk: int, prompts: list[list[int]]
+    sampling: Sampling, length: int, source: str, quality: int, chunk: int, prompts: list[list[int]]
 ) -> None:
-    engine = Engine(
-        TableTarget(), TableDraft(TableTarget(seed=quality)), length=length, floor=floor, chunk=chunk
-    )
-    together = generate(engine, [request(key, prompt, 20, sampling) for key, prompt in enumerate(prompts)])
+    drafting = Drafting(TableDraft(TableTarget(seed=quality)), SuffixDraft())
+    mode = "auto" if source == "auto" else (source, length)
+    requests = [request(key, prompt, 20, sampling, mode=mode) for key, prompt in enumerate(prompts)]
+    together = generate(Engine(TableTarget(), drafting, chunk=chunk), requests)
+    for each in requests:
+        drafting.remember(each)
     for key, prompt in enumerate(prompts):
         assert together[key] == plain(prompt, 20, sampling)
 
 
 def test_a_perfect_draft_is_accepted_whole() -> None:
     for temperature in (0.0, 1.5):
-        engine = Engine(TableTarget(), TableDraft(TableTarget()), length=4, floor=0.0)
-        one = request(0, [1, 2], 21, Sampling(temperature, seed=3))
+        engine = Engine(TableTarget(), Drafting(TableDraft(TableTarget())))
+        one = request(0, [1, 2], 21, Sampling(temperature, seed=3), mode=("model", 4))
         generate(engine, [one])
         tally = one.tally
         assert tally.accepted == tally.drafted == 16
@@ -79,14 +84,14 @@ def test_a_perfect_draft_is_accepted_whole() -> None:
 def test_requests_share_one_pass_and_wait_for_slots() -> None:
     target = TableTarget(slots=2)
     requests = [request(key, [key, 1], 6, Sampling()) for key in range(5)]
-    generate(Engine(target, None), requests)
+    generate(Engine(target), requests)
     assert target.widest == 2
     assert all(len(each.tokens) == 8 for each in requests)
 
 
 def test_without_speculation_nothing_is_drafted() -> None:
-    one = request(0, [1, 2], 10, Sampling(), speculate=False)
-    generate(Engine(TableTarget(), TableDraft(TableTarget())), [one])
+    one = request(0, [1, 2], 10, Sampling(), mode="off")
+    generate(Engine(TableTarget(), Drafting(TableDraft(TableTarget()), SuffixDraft())), [one])
     assert (one.tally.drafted, one.tally.rounds) == (0, 10)
 
 
@@ -96,8 +101,8 @@ def test_a_stop_token_inside_an_accepted_block_ends_the_answer_there(length: int
     tokens = plain([1, 2], 30, sampling)
     stop = tokens[12]
     expected = tokens[: tokens.index(stop)]
-    engine = Engine(TableTarget(), TableDraft(TableTarget()), length=length, floor=0.0)
-    one = request(0, [1, 2], 30, sampling, stop_ids=frozenset({stop}))
+    engine = Engine(TableTarget(), Drafting(TableDraft(TableTarget())))
+    one = request(0, [1, 2], 30, sampling, stop_ids=frozenset({stop}), mode=("model", length))
     engine.add(one)
     finish = None
     while engine.busy:
@@ -113,13 +118,13 @@ def test_a_request_sent_again_continues_with_the_same_tokens() -> None:
     for cut in (1, 7, 23):
         again = request(0, [3, 4], 24, sampling)
         again.tokens += whole[:cut]
-        generate(Engine(TableTarget(), TableDraft(TableTarget(seed=1))), [again])
+        generate(Engine(TableTarget(), Drafting(TableDraft(TableTarget(seed=1)))), [again])
         assert again.tokens[2:] == whole
 
 
 def test_a_slot_is_reused_from_the_common_prefix_and_only_when_asked() -> None:
     target, draft = TableTarget(slots=2), TableDraft(TableTarget())
-    engine = Engine(target, draft)
+    engine = Engine(target, Drafting(draft))
     first = request(0, [1, 2, 3, 4], 6, Sampling())
     generate(engine, [first])
     follow_up = [*first.tokens, 5, 6]
@@ -136,7 +141,7 @@ def test_a_slot_is_reused_from_the_common_prefix_and_only_when_asked() -> None:
 
 def test_removing_a_running_request_frees_its_slot() -> None:
     target = TableTarget(slots=1)
-    engine = Engine(target, None)
+    engine = Engine(target)
     endless, next_one = request(0, [1], 200, Sampling()), request(1, [2], 3, Sampling())
     engine.add(endless)
     engine.step()
@@ -147,7 +152,7 @@ def test_removing_a_running_request_frees_its_slot() -> None:
 
 def test_a_long_prompt_does_not_stall_a_generating_request() -> None:
     target = TableTarget(context=1000)
-    engine = Engine(target, None)
+    engine = Engine(target)
     short, long = request(0, [1], 50, Sampling()), request(1, [2] * 640, 3, Sampling())
     engine.add(short)
     engine.step()
@@ -156,3 +161,36 @@ def test_a_long_prompt_does_not_stall_a_generating_request() -> None:
         engine.step()
     assert len(short.tokens) == 11
     assert len(long.tokens) == 640, "ten chunks of 64: not done yet"
+
+
+def test_a_repeated_request_replays_its_answer_in_few_passes() -> None:
+    target = TableTarget()
+    drafting = Drafting(suffix=SuffixDraft())
+    passes = []
+    for key in range(2):
+        one = request(key, [5, 1, 2], 60, Sampling(1.0, seed=2), mode=("suffix", 32), scope="app")
+        before = target.passes
+        generate(Engine(target, drafting), [one])
+        drafting.remember(one)
+        passes.append(target.passes - before)
+    assert passes[1] <= 5 < passes[0]
+
+
+def test_one_apps_answers_are_never_drafted_for_another_nor_where_nothing_is_reused() -> None:
+    drafting = Drafting(suffix=SuffixDraft())
+    first = request(0, [5, 1, 2], 60, Sampling(1.0, seed=2), mode=("suffix", 32), scope="app")
+    generate(Engine(TableTarget(), drafting), [first])
+    drafting.remember(first)
+    for options in ({"scope": "other"}, {"scope": "app", "reuse": False}):
+        again = request(1, [5, 1, 2], 60, Sampling(1.0, seed=2), mode=("suffix", 32), **options)
+        generate(Engine(TableTarget(), drafting), [again])
+        assert again.tally.rounds == first.tally.rounds
+
+
+def test_the_controller_learns_that_a_bad_draft_does_not_pay() -> None:
+    drafting = Drafting(TableDraft(TableTarget(seed=9)))
+    for key in range(6):
+        one = request(key, [1, key], 200, Sampling(0.0))
+        generate(Engine(TableTarget(), drafting), [one])
+    assert one.control is not None
+    assert one.control.rounds["none"] > 0.8 * one.tally.rounds

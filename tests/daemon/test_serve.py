@@ -31,7 +31,7 @@ def test_an_answer_streams_and_does_not_depend_on_speculation(shared: Daemon) ->
             assert isinstance(event, Tokens)
             assert len(event.tokens) == len(event.drafted) == len(event.lengths)
             assert sum(event.lengths) == len(event.text) or not event.tokens
-        drafted = client.complete(**options)
+        drafted = client.complete(**options, speculate="model:6")
         plain = client.complete(**options, speculate=False)
         streamed = [token for event in tokens if isinstance(event, Tokens) for token in event.tokens]
         assert streamed == drafted.tokens == plain.tokens
@@ -45,7 +45,8 @@ def test_an_answer_streams_and_does_not_depend_on_speculation(shared: Daemon) ->
 def test_llama_cpp_as_the_target(serve: Serve) -> None:
     client = serve(target="same.gguf", backend="llama_cpp").client()
     options: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 40, "temperature": 0.7, "seed": 5}
-    drafted, plain = client.complete(**options), client.complete(**options, speculate=False)
+    drafted = client.complete(**options, speculate="model:6")
+    plain = client.complete(**options, speculate=False)
     assert drafted.tokens == plain.tokens
     assert drafted.stats.accepted > 0
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -41,25 +42,34 @@ def figure(speedup: float, types: str = "Q4_0") -> Figure:
 
 
 def test_the_best_length_by_hand() -> None:
-    length, speed = tune.best_length(0.01, 0.5, {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.1})
+    half = [0.5, 0.25, 0.125]
+    length, speed = tune.best_length(0.01, half, {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.1})
     assert length == 2  # a third one brings 1.875 / 1.3
     assert speed == pytest.approx(1.75 / 1.2)
-    length, speed = tune.best_length(0.03, 0.5, {1: 0.1, 4: 0.1})
+    length, speed = tune.best_length(0.03, half, {1: 0.1, 4: 0.1})
     assert length == 1  # a second one brings 1.75 / 1.6
     assert speed == pytest.approx(1.5 / 1.3)
 
 
 def test_rows_between_the_measured_widths_are_interpolated() -> None:
-    length, speed = tune.best_length(0.01, 1.0, {1: 0.1, 3: 0.3})
-    assert (length, speed) == (0, 1.0)
-    length, speed = tune.best_length(0.001, 1.0, {1: 0.1, 3: 0.14, 5: 1.0})
+    assert tune.best_length(0.01, [1.0, 1.0], {1: 0.1, 3: 0.3}) == (0, 1.0)
+    length, speed = tune.best_length(0.001, [1.0] * 4, {1: 0.1, 3: 0.14, 5: 1.0})
     assert length == 2
     assert speed == pytest.approx(3 * 0.1 / 0.142)
 
 
-@pytest.mark.parametrize(("seconds", "acceptance"), [(0.2, 0.9), (0.01, 0.0), (0.1, 0.4)])
-def test_a_draft_that_cannot_pay_drafts_nothing(seconds: float, acceptance: float) -> None:
-    assert tune.best_length(seconds, acceptance, WIDTHS) == (0, 1.0)
+@pytest.mark.parametrize(("seconds", "survival"), [(0.2, [0.9, 0.8]), (0.01, [0.0, 0.0]), (0.1, [0.4, 0.2])])
+def test_a_draft_that_cannot_pay_drafts_nothing(seconds: float, survival: list[float]) -> None:
+    assert tune.best_length(seconds, survival, WIDTHS) == (0, 1.0)
+
+
+def test_drafts_survive_longer_where_agreement_comes_in_runs() -> None:
+    runs = tune.survival(np.array([True] * 32 + [False] * 32))
+    mixed = tune.survival(np.array([True, False] * 32))
+    assert runs[0] == pytest.approx(32 / 49)  # of 49 starts of 16 tokens
+    assert runs[15] == pytest.approx(17 / 49)
+    assert mixed[0] == pytest.approx(25 / 49)
+    assert mixed[1:] == [0.0] * 15
 
 
 def test_the_faster_draft_wins_only_clearly() -> None:
@@ -167,7 +177,8 @@ def test_the_winner_is_installed_loaded_listed_and_removed(
     favour(monkeypatch, "Q8_0")
     shown = models("tune", "--text", str(Path(__file__)))
     assert shown.exit_code == 0
-    lines = {line.split()[1]: line for line in shown.stdout.splitlines() if line.startswith("small ")}
+    assert shown.stdout.split()[0] == "small"
+    lines = {line.split()[0]: line for line in shown.stdout.splitlines() if " kB " in line}
     assert list(lines) == ["as", "Q4_0", "Q4_0+Q8_0", "Q5_0", "Q8_0"]
     assert lines["Q8_0"].rstrip().endswith("chosen")
     assert "not tried: small as Q4_K+Q6_K: rows of 64 do not divide" in shown.stdout
@@ -181,8 +192,8 @@ def test_the_winner_is_installed_loaded_listed_and_removed(
 
     loaded = loader.load(settings, lambda fraction, stage: None)
     assert loaded.info["draft"] == "small (tuned: Q8_0)"
-    assert loaded.draft is not None
-    loaded.draft.close()
+    assert loaded.drafting.model is not None
+    loaded.drafting.model.close()
     loaded.target.close()
     assert "tuned: Q8_0" in models("list").stdout
 
@@ -236,6 +247,16 @@ def test_pull_tunes_once_and_remove_removes_it(
     assert not tuned.files("tiny", settings)
 
 
+def test_other_threads_are_another_machine(
+    tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, settings = tiny
+    favour(monkeypatch, "Q4_0")
+    tune.tune(pair, settings, TEXT, True, lambda line: None)
+    assert tuned.find(pair, settings) is not None
+    assert tuned.find(pair, settings.model_copy(update={"threads": 2})) is None
+
+
 def test_pull_goes_on_where_tuning_fails(
     tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +265,7 @@ def test_pull_goes_on_where_tuning_fails(
     pulled = models("pull")
     assert pulled.exit_code == 0
     assert "the draft is not tuned: the disk under" in pulled.stderr
+    monkeypatch.setattr(tune, "quantize", None)  # it is known before the first is written
     with pytest.raises(DiskFull):
         models("tune")
     assert names(tiny[1]) == []
@@ -255,7 +277,7 @@ def test_pull_goes_on_where_tuning_fails(
         ("gone", "its file tiny@Q4_0-.* is gone"),
         ("bytes", "tiny@Q4_0-.* is damaged"),
         ("source", "draft.gguf is not the file that it was made from"),
-        ("machine", "another machine or by another llama.cpp"),
+        ("machine", "another machine, for other threads or by"),
         ("version", "damaged or of another version"),
         ("json", "damaged or of another version"),
         ("chosen", "it is damaged"),
@@ -272,7 +294,7 @@ def test_a_record_that_no_longer_holds_is_ignored_with_a_warning(
 ) -> None:
     pair, settings = tiny
     favour(monkeypatch, "Q4_0")
-    monkeypatch.setattr(tune, "token_seconds", lambda models, tokens, rounds: [0.001] * len(models))
+    monkeypatch.setattr(tune, "token_seconds", lambda models, tokens, rounds: [0.01] * len(models))
     made = tune.tune(pair, settings, TEXT, True, lambda line: None).record
     assert made is not None
     assert made.file is not None

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from draftd.drafts.base import Choose, Context
-from draftd.drafts.llama_cpp import LlamaDraft, common_prefix
+from draftd.drafts.base import Choose, Context, common_prefix
+from draftd.drafts.llama_cpp import LlamaDraft
 from draftd.models.base import Span
 from draftd.models.llama_cpp import LlamaTarget
 from tests.fakes import TableTarget
@@ -154,7 +154,7 @@ def test_the_draft_is_what_the_model_would_say(
         assert token == reference(tokens + proposal.tokens[:count]).argmax()
 
 
-def test_the_token_that_may_not_proceed_is_dropped() -> None:
+def test_drafting_ends_with_the_token_that_may_not_proceed() -> None:
     model = TableTarget()
     asked: list[list[float]] = []
 
@@ -163,9 +163,9 @@ def test_the_token_that_may_not_proceed_is_dropped() -> None:
         return len(confidences) < 3
 
     (proposal,) = LlamaDraft(model).propose([context([1, 2], limit=8, proceed=proceed)])
-    assert len(proposal.tokens) == len(proposal.confidence) == 2
+    assert len(proposal.tokens) == len(proposal.confidence) == 3
     assert [len(confidences) for confidences in asked] == [1, 2, 3]
-    assert asked[-1][:2] == proposal.confidence
+    assert asked[-1] == proposal.confidence
 
 
 def test_drafting_ends_at_the_draft_s_own_context() -> None:

@@ -160,8 +160,7 @@ def test_confidence_grows_with_the_match_and_with_agreement() -> None:
 def test_stops_where_the_controller_says() -> None:
     draft = SuffixDraft()
     draft.remember("", [1, 2, 3, 4, 5, 6, 6, 7])
-    proposal = draft.propose([context([1, 2, 3], floor=1.0)])[0]
-    assert proposal == Proposal([], [])
+    assert propose(draft, [1, 2, 3], floor=1.0) == [4]
     assert propose(draft, [9, 1], floor=1 / (1 + DOUBT)) == [2, 3, 4, 5, 6, 6, 7]
     assert propose(draft, [1, 2, 3], limit=2) == [4, 5]
     assert propose(draft, [1, 2, 3], limit=0) == []

@@ -55,8 +55,8 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is Annotated:
         return _type(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        (inner,) = (part for part in get_args(annotation) if part is not type(None))
-        return f"{_type(inner)}?"
+        inner = " or ".join(_type(part) for part in get_args(annotation) if part is not type(None))
+        return f"{inner}?" if type(None) in get_args(annotation) else inner
     if get_origin(annotation) is list:
         return f"[{_type(get_args(annotation)[0])}]"
     if get_origin(annotation) is dict:
@@ -111,7 +111,11 @@ def _range(field: FieldInfo) -> str:
 
 
 # `text` says what the page says in words: where a value comes from, not what a validator checks
-WORDS = {("error", "code"): "section 6", ("status", "progress"): "0 to 1"}
+WORDS = {
+    ("error", "code"): "section 6",
+    ("status", "progress"): "0 to 1",
+    ("generate", "speculate"): "also `auto`, `off`, and `suffix:N`, `model:N`, `chain:N`, N to 99",
+}
 
 
 def _expected(kinds: dict[str, Any]) -> dict[str, dict[str, Row]]:

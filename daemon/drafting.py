@@ -1,0 +1,159 @@
+"""A round's drafts: look the suffix up, ask the controller, let the model extend, keep what is worth it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from draftd.daemon.controller import Controller
+from draftd.daemon.plan import Outcome, Plan, Source
+from draftd.drafts.base import Context, Draft, Proposal, common_prefix
+from draftd.drafts.suffix import SuffixDraft
+from draftd.models.sampling import choose, confidence
+
+if TYPE_CHECKING:
+    from draftd.daemon.request import Request
+    from draftd.daemon.scheduler import Work
+
+NOTHING = Plan("none", 0)
+
+
+@dataclass(slots=True)
+class Drafted:
+    """One request's share of a round: `kept` leading tokens of `made` go to the target."""
+
+    plan: Plan = NOTHING
+    found: list[int] = field(default_factory=list)  # all that the suffix offered
+    made: Proposal = field(default_factory=Proposal)  # what of it was used, then the model's
+    kept: int = 0
+    model_seconds: float = 0.0
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.made.tokens[: self.kept]
+
+
+class Drafting:
+    """The sources there are and the controller that chooses between them."""
+
+    def __init__(
+        self,
+        model: Draft | None = None,
+        suffix: SuffixDraft | None = None,
+        controller: Controller | None = None,
+    ) -> None:
+        self.model = model
+        self.suffix = suffix
+        named: dict[Source, object] = {"suffix": suffix, "model": model}
+        sources = [source for source, there in named.items() if there is not None]
+        self.controller = controller or Controller(sources)
+        self.model_seconds = 0.0  # of the last round, our own sampler's time taken off
+
+    def draft(self, batch: Sequence[Work]) -> list[Drafted]:
+        """What each request of a round offers the target; all that the model drafts shares its passes."""
+        drafts = [Drafted() for _ in batch]
+        self.model_seconds = 0.0
+        contexts, extended = [], []
+        for work, drafted in zip(batch, drafts, strict=True):
+            request = work.request
+            # A prompt's last pass drafts nothing: the first token should not wait for the draft's prefill.
+            if work.prefill or request.mode == "off" or request.end - len(request.tokens) < 2:
+                continue
+            self._plan(request, drafted, batch)
+            if drafted.plan.source in ("model", "chain"):
+                contexts.append(self._context(request, drafted))
+                extended.append(drafted)
+        if contexts and self.model is not None:
+            self._extend(contexts, extended)
+        for drafted in drafts:
+            drafted.kept = drafted.plan.keep(drafted.made.confidence)
+        return drafts
+
+    def learn(self, request: Request, drafted: Drafted, tokens: list[int], seconds: float) -> None:
+        """Tell the controller what the target said (`tokens`, before a stop cuts them) and the round took."""
+        request.last_rows, request.last_tokens = 1 + drafted.kept, len(tokens)
+        if request.control is None or request.mode == "off":
+            return
+        request.control.learn(
+            Outcome(
+                confidences=drafted.made.confidence,
+                agreed=common_prefix(drafted.made.tokens, tokens),
+                emitted=len(tokens),
+                found_agreed=common_prefix(drafted.found, tokens),
+                draft_seconds=drafted.model_seconds,
+                seconds=seconds,
+            )
+        )
+
+    def remember(self, request: Request) -> None:
+        """Keep an ended request as a draft for later ones of its scope."""
+        if self.suffix is not None and request.reuse and len(request.tokens) > request.prompt:
+            self.suffix.remember(request.scope, request.tokens)
+
+    def forget(self, slot: int) -> None:
+        """Drop what the sources hold of a slot."""
+        for source in (self.model, self.suffix):
+            if source is not None:
+                source.forget(slot)
+
+    def _plan(self, request: Request, drafted: Drafted, batch: Sequence[Work]) -> None:
+        if request.control is None:
+            unseen = len(request.tokens) - request.reused
+            sampled = request.sampling.temperature > 0
+            request.control = self.controller.begin(request.mode, sampled=sampled, unseen=unseen)
+        control = request.control
+        remaining = request.end - len(request.tokens)
+        found = Proposal()
+        if control.looks_up and self.suffix is not None:
+            limit = min(self.controller.longest, remaining - 1)
+            # A request that reuses nothing has a scope to itself: its own text only.
+            scope = request.scope if request.reuse else f"\0{request.key}"
+            (found,) = self.suffix.propose(
+                [Context(request.slot, request.tokens, limit, _no_choice, lambda _: True, scope)]
+            )
+        others = [work.request for work in batch if work.request is not request]
+        drafted.found = found.tokens
+        drafted.plan = control.plan(
+            remaining,
+            found.confidence,
+            rows_elsewhere=sum(other.last_rows for other in others),
+            tokens_elsewhere=sum(other.last_tokens for other in others),
+        )
+        used = drafted.plan.found
+        drafted.made = Proposal(found.tokens[:used], found.confidence[:used])
+
+    def _context(self, request: Request, drafted: Drafted) -> Context:
+        """What the model is asked: to go on from the request and what the suffix already gave."""
+        plan, before = drafted.plan, list(drafted.made.confidence)
+
+        def pick(row: NDArray[np.float32], position: int) -> tuple[int, float]:
+            began = time.perf_counter()
+            token = choose(row, request.sampling, position)
+            probability = confidence(row, token)
+            self.model_seconds -= time.perf_counter() - began
+            return token, probability
+
+        def proceed(confidences: Sequence[float]) -> bool:
+            return plan.proceed([*before, *confidences])
+
+        tokens = request.tokens + drafted.made.tokens if before else request.tokens
+        return Context(request.slot, tokens, plan.limit - len(before), pick, proceed)
+
+    def _extend(self, contexts: list[Context], extended: list[Drafted]) -> None:
+        assert self.model is not None
+        began = time.perf_counter()
+        proposals = self.model.propose(contexts)
+        self.model_seconds += time.perf_counter() - began
+        for drafted, proposal in zip(extended, proposals, strict=True):
+            drafted.made.tokens += proposal.tokens
+            drafted.made.confidence += proposal.confidence
+            drafted.model_seconds = self.model_seconds / len(extended)
+
+
+def _no_choice(row: NDArray[np.float32], position: int) -> tuple[int, float]:
+    raise AssertionError("a suffix has no logits to choose from")

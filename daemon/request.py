@@ -1,0 +1,54 @@
+"""One request on its way through the engine: its tokens, its parameters, its place and its books."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from draftd.daemon.control import Control, Mode
+from draftd.models.sampling import Sampling
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one request cost and what speculation did for it; times in seconds."""
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    accepted_by_position: list[int] = field(default_factory=list)
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    overhead_seconds: float = 0.0
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """One round's drafts."""
+        self.rounds += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        counts = self.accepted_by_position
+        counts.extend([0] * (accepted - len(counts)))
+        for index in range(accepted):
+            counts[index] += 1
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence: `tokens` is the prompt and everything accepted so far, always the same list."""
+
+    key: int
+    tokens: list[int]
+    prompt: int  # how many of `tokens` are the prompt's
+    end: int  # generate up to this absolute position
+    sampling: Sampling
+    stop_ids: frozenset[int]
+    mode: Mode = "auto"  # who drafts
+    scope: str = ""  # whose earlier requests may be drafted from
+    reuse: bool = True  # start from what a slot already holds of the prompt, and draft from earlier requests
+    slot: int = -1
+    cached: int = 0  # positions of `tokens` that stand in the target's slot
+    reused: int = 0  # of the prompt, when it got its slot
+    control: Control | None = None
+    last_rows: int = 1  # in the last pass
+    last_tokens: int = 1  # given by the last pass
+    tally: Tally = field(default_factory=Tally)

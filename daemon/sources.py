@@ -1,0 +1,62 @@
+"""What drafts for a loaded target: the model, the suffix history, and the controller that knows them."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from draftd.daemon import learnt, machine
+from draftd.daemon.controller import Controller
+from draftd.daemon.drafting import Drafting
+from draftd.daemon.plan import Source
+from draftd.daemon.settings import Settings
+from draftd.drafts.base import Draft
+from draftd.drafts.suffix import SuffixDraft
+from draftd.drafts.suffix_store import SuffixStore
+from draftd.models.base import Span, Target, Tokenizer
+
+WIDTHS = (1, 5, 9, 17)  # rows of the passes that a first start measures
+WARM = 32  # tokens of context behind which they are measured
+
+
+def make_drafting(
+    draft: Draft | None, tokenizer: Tokenizer, target: Target, settings: Settings, info: dict[str, object]
+) -> tuple[Drafting, Path]:
+    """The drafting for a target, and the file in which the controller's knowledge is kept."""
+    suffix = None
+    sources: list[Source] = ["model"] if draft is not None else []
+    if settings.speculate and settings.history:
+        vocabulary = f"{info['target']} {tokenizer.size}"
+        suffix = SuffixDraft(SuffixStore(settings.state_dir, hashlib.sha256(vocabulary.encode()).hexdigest()))
+        sources.append("suffix")
+    path = settings.state_dir / "learnt" / f"{_key(info)}.json"
+    known = learnt.load(path)
+    controller = Controller(sources, settings.draft_length, known)
+    if known is None and sources:
+        _measure(target, controller)
+    return Drafting(draft, suffix, controller), path
+
+
+def _key(info: dict[str, object]) -> str:
+    """Costs and acceptance hold for these models, run like this, on this machine."""
+    parts = [str(info.get(name)) for name in ("backend", "target", "draft", "dtype", "threads")]
+    parts += [machine.cpu()[0], version("torch"), version("llama_cpp_python")]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _measure(target: Target, controller: Controller) -> None:
+    """Time passes of a few widths, so that the first request is already drafted for by measured costs."""
+    tokens = list(range(1, 1 + WARM + max(WIDTHS)))  # any will do
+    target.forward([Span(0, 0, tokens[:WARM], 1)])
+    for rows in WIDTHS:
+        times = []
+        for _ in range(3):
+            target.truncate(0, WARM)
+            began = time.perf_counter()
+            target.forward([Span(0, WARM, tokens[WARM : WARM + rows], rows)])
+            times.append(time.perf_counter() - began)
+        controller.took(rows, statistics.median(times))
+    target.truncate(0, 0)
