@@ -24,10 +24,11 @@ ELSEWHERE = {
     "run": ("draftd.daemon.run", "run", "Ask once: stream the answer to a prompt."),
     "chat": ("draftd.daemon.chat", "chat", "Talk in the terminal, turn by turn."),
     "models": ("draftd.daemon.models_cli", "models_app", "List, fetch, verify, add and remove model pairs."),
+    "cache": ("draftd.daemon.cache_cli", "cache_app", "The history that repeated text is drafted from."),
     "doctor": ("draftd.daemon.doctor", "doctor", "Check this machine, and say how to mend what is wrong."),
     "bench": ("draftd.daemon.bench", "bench", "Measure what speculation gains on your own prompts."),
 }
-ORDER = ["serve", "run", "chat", "status", "models", "doctor", "bench"]
+ORDER = ["serve", "run", "chat", "status", "models", "cache", "doctor", "bench"]
 
 
 class Commands(typer.core.TyperGroup):
@@ -122,6 +123,9 @@ def serve(
 @app.command()
 def status(
     endpoint: Endpoint = None,
+    pair: Annotated[
+        bool, typer.Option("--pair", help="Also what was learnt of the pair: acceptance, costs, choices.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Show what the daemon serves and how it is doing."""
@@ -140,6 +144,28 @@ def status(
     rows["endpoint"] = client.endpoint
     for name, value in [*rows.items(), *_flat(now.engine)]:
         typer.echo(f"{name:<24} {value}")
+    if pair:
+        _show_learnt(now.learnt)
+
+
+def _show_learnt(learnt: dict[str, Any]) -> None:
+    """The controller's knowledge: why it drafts as it does."""
+    if not learnt:
+        typer.echo("\nnothing learnt yet: it is told after the first answer")
+        return
+    typer.echo("\ndrafted by     sampled  confidence      tried  accepted   rate")
+    for row in learnt["acceptance"]:
+        low, high = row["confidence"]
+        typer.echo(
+            f"{row['source']:<14} {'yes' if row['sampled'] else 'no':<8} {low:.2f} to {high:.2f} "
+            f"{row['tried']:>8} {row['accepted']:>9} {row['rate']:>6.2f}"
+        )
+    for name, title in (
+        ("target_ms", "target pass, ms by rows"),
+        ("draft_ms", "draft pass, ms by tokens"),
+        ("choices", "rounds drafted by"),
+    ):
+        typer.echo(f"{title:<26} " + ", ".join(f"{key}: {value}" for key, value in learnt[name].items()))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

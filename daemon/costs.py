@@ -131,10 +131,10 @@ class Costs:
         left, share = _place(rows)
         return self.weight[left if share < 0.5 else left + 1] >= KNOWN
 
-    def measured(self) -> dict[int, float]:
+    def measured(self) -> dict[str, float]:
         """Milliseconds by rows, where passes of about that width were seen."""
         return {
-            knot: round(1000.0 * self.level * value, 2)
+            str(knot): round(1000.0 * self.level * value, 2)
             for knot, value, weight in zip(KNOTS, self._curve, self.weight, strict=True)
             if weight >= KNOWN
         }

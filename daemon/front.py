@@ -70,6 +70,7 @@ class Front:
         self.detail = "loading 0 %"
         self.progress = 0.0
         self.info: dict[str, Any] = {}
+        self.learnt: dict[str, Any] = {}
         self.failure: DraftdError | None = None
         self.stopping = False
         self.wake, self.waker = socket.socketpair()  # signals arrive here
@@ -220,6 +221,7 @@ class Front:
             progress=self.progress,
             pair=self.settings.pair,
             engine=self.info,
+            learnt=self.learnt,
             requests={"running": running, "waiting": len(self.jobs) - running, "finished": self.finished},
             uptime_seconds=time.monotonic() - self.started,
         )
@@ -249,6 +251,8 @@ class Front:
                 job = self.jobs.get(body["key"])
                 if job is not None:
                     self._relay(job, body)
+            case "learnt":
+                self.learnt = body["report"]
             case "progress":
                 self.progress = body["fraction"]
                 self.detail = f"loading {self.progress:.0%}".replace("%", " %") + f" ({body['stage']})"

@@ -195,6 +195,7 @@ class Worker:
                 "stats": statistics(job),
             }
         )
+        self.say({"type": "learnt", "report": self.loaded.drafting.controller.report()})
 
 
 def mode(speculate: bool | str) -> Mode:

@@ -152,6 +152,7 @@ class Status(Message):
     pair: str = ""
     engine: dict[str, Any] = {}  # what the loaded pair is: backend, dtype, threads, pair report
     requests: dict[str, int] = {}  # running, waiting, finished
+    learnt: dict[str, Any] = {}  # after the first answer: acceptance, target_ms, draft_ms, choices
     uptime_seconds: float = 0.0
 
 

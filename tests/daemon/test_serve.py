@@ -269,3 +269,42 @@ def test_the_engine_dies_with_a_killed_front(serve: Serve) -> None:
     engine = daemon.engine()
     daemon.process.kill()
     engine.wait(20)
+
+
+def test_status_tells_what_was_learnt_and_requests_name_their_sources(serve: Serve) -> None:
+    daemon = serve()
+    client = daemon.client()
+    assert daemon.status().learnt == {}
+    options: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 60, "temperature": 1.0, "seed": 21}
+    first = client.complete(**options)
+    assert 0 < sum(first.stats.sources.values()) < first.stats.rounds  # the prompt's pass drafts nothing
+    again = client.complete(**options, speculate="suffix:32")
+    assert again.tokens == first.tokens
+    assert again.stats.sources["suffix"] > 0
+    assert again.stats.rounds < 20, "the earlier answer is replayed as a draft"
+    learnt = daemon.wait_for(lambda status: bool(status.learnt)).learnt
+    assert learnt["target_ms"]["1"] > 0
+    assert learnt["choices"]
+
+
+def test_the_history_survives_a_restart_and_can_be_cleared(serve: Serve, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 60, "temperature": 1.0, "seed": 22}
+    first = serve().client().complete(**options)
+    second = serve().client().complete(**options, speculate="suffix:32")
+    assert second.tokens == first.tokens
+    assert second.stats.rounds < 20
+    cleared = subprocess.run(
+        [sys.executable, "-m", "draftd.daemon.cli", "cache", "clear"],
+        env={
+            **os.environ,
+            "DRAFTD_STATE_DIR": str(tmp_path / "state"),
+            "DRAFTD_CONFIG": str(tmp_path / "none.toml"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert cleared.stdout == "removed 1 history files\n", cleared.stderr
+    third = serve().client().complete(**options, speculate="suffix:32")
+    assert third.tokens == first.tokens
+    assert third.stats.rounds > second.stats.rounds
