@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,9 +17,10 @@ from numpy.typing import NDArray
 from draftd.daemon import loader, tuned
 from draftd.daemon.backend import choose_backend, pass_seconds
 from draftd.daemon.settings import Settings
+from draftd.daemon.tune_figures import best_length, choose, first_choices, survival, token_seconds
 from draftd.daemon.tuned import SHIPPED, Figure, Record
 from draftd.ipc.errors import IncompatiblePair, InvalidRequest, ModelNotFound
-from draftd.models.base import Span, Target, Tokenizer
+from draftd.models.base import Target, Tokenizer
 from draftd.models.catalog import Model, Pair
 from draftd.models.digest import digest
 from draftd.models.fetch import cached_path, exclusive, is_here
@@ -33,13 +32,9 @@ from draftd.models.quantize import RECIPES, Recipe, check_room, expected_bytes, 
 Say = Callable[[str], None]  # a line about what is being done
 
 QUICK = ("Q4_0", "Q4_0+Q8_0")  # the recipes that won wherever we measured
-MARGIN = 1.03  # a tuned file must be this much faster than the draft as it came: it takes disk
-LONGEST = 16  # drafted tokens a round
 WIDTHS = (1, 2, 3, 5, 9, 17)
 TOKENS = 1024  # of the calibration text at most
 SHORTEST = 32
-CHUNK = 64  # rows of logits at a time
-WARM = 32  # tokens before those that are timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +80,20 @@ def tune(pair: Pair, settings: Settings, text: str, quick: bool, say: Say) -> Ou
         workdir = _workdir(settings)
         try:
             candidates, skipped = plan(pair, settings, backend, quick, workdir)
-            reference = _reference(pair, small, backend, threads, text, say)
             for candidate in candidates:
                 if candidate.recipe is not None:
                     say(f"writing {candidate.source.name} as {candidate.types}")
-                    quantize(
-                        cached_path(candidate.source, settings.cache_dir),
-                        candidate.path,
-                        candidate.recipe,
-                        threads,
-                    )
-            candidates, crowded = _that_fit(candidates)
-            figures = _measure(candidates, reference, small, threads, 5 if quick else 12, say)
+                    source = cached_path(candidate.source, settings.cache_dir)
+                    quantize(source, candidate.path, candidate.recipe, threads)
+            say(f"loading the target, {pair.target.name}")
+            load = loader.load_transformers if backend == "transformers" else loader.load_llama_cpp
+            target, tokenizer = load(pair.target, small, threads, lambda fraction, stage: None)
+            try:
+                reference = _read(target, tokenizer, text, say)
+                candidates, crowded = _that_fit(candidates)
+                figures = _measure(candidates, reference, small, threads, 5 if quick else 12, say)
+            finally:
+                target.close()
             chosen = choose(figures, None if pair.draft is None else 0)
             if chosen is None:
                 record = None
@@ -114,36 +111,6 @@ def undo(pair: Pair, settings: Settings) -> list[Path]:
     for path in removed:
         path.unlink()
     return removed
-
-
-# ---- the choice
-
-
-def best_length(seconds: float, acceptance: float, passes: Mapping[int, float]) -> tuple[int, float]:
-    """The draft length that is expected to be fastest, 0 allowed, and its speed over the target alone.
-
-    `passes` is seconds by rows of a target pass, interpolated between those measured. A round of k drafted
-    tokens gives 1 + a + ... + a^k (Leviathan 2023, eq. 1) and takes k draft passes and one of k + 1 rows.
-    """
-    widths = sorted(passes)
-    times = [passes[width] for width in widths]
-    best, fastest = 0, 1.0
-    tokens = chance = 1.0
-    for length in range(1, widths[-1]):
-        chance *= acceptance
-        tokens += chance
-        cost = length * seconds + float(np.interp(length + 1, widths, times))
-        if (speed := tokens * passes[1] / cost) > fastest:
-            best, fastest = length, speed
-    return best, fastest
-
-
-def choose(figures: Sequence[Figure], shipped: int | None) -> int | None:
-    """The figure to draft with: the shipped draft unless another is clearly faster; None without a gain."""
-    best = max(range(len(figures)), key=lambda index: figures[index].speedup, default=None)
-    if best is None or shipped is None:
-        return best if best is not None and figures[best].speedup > MARGIN else None
-    return best if figures[best].speedup > MARGIN * figures[shipped].speedup else shipped
 
 
 # ---- the candidates
@@ -215,10 +182,10 @@ def _that_fit(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[st
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """What the target says of the text, and what it takes."""
+    """The target and what it says of the text."""
 
+    target: Target
     tokenizer: Tokenizer
-    vocab: int
     tokens: list[int]
     choices: NDArray[np.int64]  # [tokens]: the target's first choice behind each
     passes: dict[int, float]  # seconds by rows
@@ -232,52 +199,17 @@ def _backend(pair: Pair, settings: Settings, threads: int, say: Say) -> str:
     return choose_backend(pair, settings, threads, lambda fraction, stage: say(stage))
 
 
-def _reference(pair: Pair, settings: Settings, backend: str, threads: int, text: str, say: Say) -> _Reference:
-    say(f"loading the target, {pair.target.name}")
-    load = loader.load_transformers if backend == "transformers" else loader.load_llama_cpp
-    target, tokenizer = load(pair.target, settings, threads, lambda fraction, stage: None)
-    try:
-        tokens = tokenizer.encode(text)[: target.context - WIDTHS[-1]]
-        if len(tokens) < SHORTEST:
-            raise InvalidRequest(
-                f"the calibration text has {len(tokens)} tokens: give at least {SHORTEST}, better {TOKENS}"
-            )
-        say(f"reading {len(tokens)} tokens with the target")
-        choices = first_choices(target, tokens, target.vocab)
-        say("timing the target")
-        passes = {rows: pass_seconds(target, rows) for rows in WIDTHS}
-    finally:
-        target.close()
-    return _Reference(tokenizer, target.vocab, tokens, choices, passes)
-
-
-def first_choices(model: Target, tokens: Sequence[int], shared: int) -> NDArray[np.int64]:
-    """The likeliest next token behind each token of a text, among the first `shared` ids."""  # [tokens]
-    found = []
-    model.truncate(0, 0)
-    for start in range(0, len(tokens), CHUNK):
-        part = tokens[start : start + CHUNK]
-        rows = model.forward([Span(0, start, part, len(part))])[0]  # [part, vocab]
-        found.append(rows[:, :shared].argmax(axis=1))
-    return np.concatenate(found)
-
-
-def token_seconds(models: Sequence[Target], tokens: Sequence[int], rounds: int) -> list[float]:
-    """The median time of a one-token pass of each model, taking turns since the machine's speed wanders."""
-    times: list[list[float]] = [[] for _ in models]
-    for model in models:
-        model.truncate(0, 0)
-        model.forward([Span(0, 0, tokens[:WARM], 1)])
-    for turn in range(rounds):
-        for place in range(len(models)):
-            index = (place + turn) % len(models)
-            model = models[index]
-            model.truncate(0, WARM)
-            for step in range(4):
-                began = time.perf_counter()
-                model.forward([Span(0, WARM + step, tokens[step : step + 1], 1)])
-                times[index].append(time.perf_counter() - began)
-    return [statistics.median(each) for each in times]
+def _read(target: Target, tokenizer: Tokenizer, text: str, say: Say) -> _Reference:
+    tokens = tokenizer.encode(text)[: target.context - WIDTHS[-1]]
+    if len(tokens) < SHORTEST:
+        raise InvalidRequest(
+            f"the calibration text has {len(tokens)} tokens: give at least {SHORTEST}, better {TOKENS}"
+        )
+    say(f"reading {len(tokens)} tokens with the target")
+    choices = first_choices(target, tokens, target.vocab)
+    say("timing the target")
+    passes = {rows: pass_seconds(target, rows) for rows in WIDTHS}
+    return _Reference(target, tokenizer, tokens, choices, passes)
 
 
 def _measure(
@@ -290,7 +222,7 @@ def _measure(
 ) -> list[Figure]:
     opened: list[Any] = []
     try:
-        acceptances = []
+        agreements = []
         shared: dict[str, int] = {}
         for candidate in candidates:
             say(f"reading with {candidate.source.name} {candidate.types}")
@@ -299,28 +231,30 @@ def _measure(
             name = candidate.source.name
             if name not in shared:
                 report = check_pair(
-                    GGUFTokenizer(candidate.path), reference.tokenizer, model.vocab, reference.vocab
+                    GGUFTokenizer(candidate.path), reference.tokenizer, model.vocab, reference.target.vocab
                 )
                 if not report.ok:
                     raise IncompatiblePair(f"{name} cannot draft for this target: {report.sentence}")
                 shared[name] = report.shared
             choices = first_choices(model, reference.tokens, shared[name])
-            acceptances.append(float((choices == reference.choices).mean()))
-        say("timing the drafts")
-        seconds = token_seconds(opened, reference.tokens, rounds)
+            agreements.append(choices == reference.choices)
+        say("timing the drafts and the target by turns")
+        now, *seconds = token_seconds([reference.target, *opened], reference.tokens, rounds)
     finally:
         for model in opened:
             model.close()
+    # the target's times by rows as they would be now, beside the drafts'
+    passes = {rows: each * now / reference.passes[1] for rows, each in reference.passes.items()}
     figures = []
-    for candidate, each, acceptance in zip(candidates, seconds, acceptances, strict=True):
-        length, speedup = best_length(each, acceptance, reference.passes)
+    for candidate, each, agreed in zip(candidates, seconds, agreements, strict=True):
+        length, speedup = best_length(each, survival(agreed), passes)
         figures.append(
             Figure(
                 source=candidate.source.name,
                 types=candidate.types,
                 size=candidate.path.stat().st_size,
                 milliseconds=1000 * each,
-                acceptance=acceptance,
+                acceptance=float(agreed.mean()),
                 length=length,
                 speedup=speedup,
             )
@@ -355,7 +289,7 @@ def _install(
         file_sha256 = digest(path, settings.cache_dir, fresh=True)
     record = Record(
         pair=pair.name,
-        machine=tuned.machine(),
+        machine=tuned.machine(settings),
         backend=backend,
         chosen=index,
         source_sha256=source_sha256,

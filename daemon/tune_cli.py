@@ -91,25 +91,25 @@ def tune_after_pull(pair: Pair, settings: Settings, console: Console) -> None:
 
 def show(outcome: Outcome, console: Console) -> None:
     """The table of what was measured, and what was chosen."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("draft", "types", "size", "ms/token", "accepted", "length", "expected", ""):
-        table.add_column(heading, justify="left" if heading in ("draft", "types", "") else "right")
-    table.columns[0].overflow = "fold"
-    for column in table.columns[1:]:
-        column.no_wrap = True
     record = outcome.record
-    for index, figure in enumerate(outcome.figures):
-        table.add_row(
-            figure.source,
-            figure.types,
-            decimal(figure.size),
-            f"{figure.milliseconds:.1f}",
-            f"{figure.acceptance:.1%}",
-            str(figure.length),
-            f"{figure.speedup:.2f}x",
-            "chosen" if record is not None and index == record.chosen else "",
-        )
-    console.print(table)
+    headings = ("types", "size", "ms/token", "accepted", "length", "expected", "")
+    for source in dict.fromkeys(figure.source for figure in outcome.figures):
+        table = Table(title=source, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+        for heading, width in zip(headings, (12, 9, 9, 9, 7, 9, 7), strict=True):
+            table.add_column(
+                heading, justify="left" if heading in ("types", "") else "right", min_width=width
+            )
+        for figure in [each for each in outcome.figures if each.source == source]:
+            table.add_row(
+                figure.types,
+                decimal(figure.size),
+                f"{figure.milliseconds:.1f}",
+                f"{figure.acceptance:.1%}",
+                str(figure.length),
+                f"{figure.speedup:.2f}x",
+                "chosen" if record is not None and figure == record.figure else "",
+            )
+        console.print(table)
     for reason in outcome.skipped:
         console.print(f"not tried: {reason}", soft_wrap=True)
     if record is None:

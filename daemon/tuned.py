@@ -105,18 +105,19 @@ def write(record: Record, settings: Settings) -> None:
     replace_text(record_path(record.pair, settings), record.model_dump_json(indent=1) + "\n")
 
 
-def machine() -> str:
+def machine(settings: Settings) -> str:
     """What the figures depend on beside the files."""
     name, features = cpu()
     kind = hashlib.sha256(" ".join(sorted(features)).encode()).hexdigest()[:8]  # the name may not tell
-    return f"{name} ({kind}), {cores()} cores, llama.cpp {package_version('llama-cpp-python')}"
+    threads, llama_cpp = settings.threads or cores(), package_version("llama-cpp-python")
+    return f"{name} ({kind}), {threads} threads, llama.cpp {llama_cpp}"
 
 
 def _wrong(record: Record, pair: Pair, settings: Settings) -> str:
     if record.pair != pair.name or record.chosen >= len(record.figures):
         return "it is damaged"
-    if record.machine != machine():
-        return "it was made on another machine or by another llama.cpp"
+    if record.machine != machine(settings):
+        return "it was made on another machine, for other threads or by another llama.cpp"
     if record.figure.source not in {model.name for model in pair.models}:
         return f"{record.figure.source} is no longer a model of the pair"
     source = cached_path(_source(pair, record.figure.source), settings.cache_dir)

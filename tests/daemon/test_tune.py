@@ -12,10 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
-from draftd.daemon import loader, tune, tuned
+from draftd.daemon import loader, tune, tune_figures, tuned
 from draftd.daemon import settings as configuration
 from draftd.daemon.models_cli import models_app
 from draftd.daemon.settings import Settings
@@ -43,29 +44,29 @@ def figure(speedup: float, types: str = "Q4_0") -> Figure:
 
 def test_the_best_length_by_hand() -> None:
     half = [0.5, 0.25, 0.125]
-    length, speed = tune.best_length(0.01, half, {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.1})
+    length, speed = tune_figures.best_length(0.01, half, {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.1})
     assert length == 2  # a third one brings 1.875 / 1.3
     assert speed == pytest.approx(1.75 / 1.2)
-    length, speed = tune.best_length(0.03, half, {1: 0.1, 4: 0.1})
+    length, speed = tune_figures.best_length(0.03, half, {1: 0.1, 4: 0.1})
     assert length == 1  # a second one brings 1.75 / 1.6
     assert speed == pytest.approx(1.5 / 1.3)
 
 
 def test_rows_between_the_measured_widths_are_interpolated() -> None:
-    assert tune.best_length(0.01, [1.0, 1.0], {1: 0.1, 3: 0.3}) == (0, 1.0)
-    length, speed = tune.best_length(0.001, [1.0] * 4, {1: 0.1, 3: 0.14, 5: 1.0})
+    assert tune_figures.best_length(0.01, [1.0, 1.0], {1: 0.1, 3: 0.3}) == (0, 1.0)
+    length, speed = tune_figures.best_length(0.001, [1.0] * 4, {1: 0.1, 3: 0.14, 5: 1.0})
     assert length == 2
     assert speed == pytest.approx(3 * 0.1 / 0.142)
 
 
 @pytest.mark.parametrize(("seconds", "survival"), [(0.2, [0.9, 0.8]), (0.01, [0.0, 0.0]), (0.1, [0.4, 0.2])])
 def test_a_draft_that_cannot_pay_drafts_nothing(seconds: float, survival: list[float]) -> None:
-    assert tune.best_length(seconds, survival, WIDTHS) == (0, 1.0)
+    assert tune_figures.best_length(seconds, survival, WIDTHS) == (0, 1.0)
 
 
 def test_drafts_survive_longer_where_agreement_comes_in_runs() -> None:
-    runs = tune.survival(np.array([True] * 32 + [False] * 32))
-    mixed = tune.survival(np.array([True, False] * 32))
+    runs = tune_figures.survival(np.array([True] * 32 + [False] * 32))
+    mixed = tune_figures.survival(np.array([True, False] * 32))
     assert runs[0] == pytest.approx(32 / 49)  # of 49 starts of 16 tokens
     assert runs[15] == pytest.approx(17 / 49)
     assert mixed[0] == pytest.approx(25 / 49)
@@ -74,16 +75,16 @@ def test_drafts_survive_longer_where_agreement_comes_in_runs() -> None:
 
 def test_the_faster_draft_wins_only_clearly() -> None:
     shipped, slower, little, clearly = (figure(speed) for speed in (2.0, 1.9, 2.05, 2.1))
-    assert tune.choose([shipped, slower], 0) == 0
-    assert tune.choose([shipped, little], 0) == 0
-    assert tune.choose([shipped, little, clearly], 0) == 2
-    assert tune.choose([figure(1.0), figure(1.0)], 0) == 0
+    assert tune_figures.choose([shipped, slower], 0) == 0
+    assert tune_figures.choose([shipped, little], 0) == 0
+    assert tune_figures.choose([shipped, little, clearly], 0) == 2
+    assert tune_figures.choose([figure(1.0), figure(1.0)], 0) == 0
 
 
 def test_without_a_draft_of_its_own_a_pair_needs_a_gain() -> None:
-    assert tune.choose([figure(1.0), figure(1.02)], None) is None
-    assert tune.choose([figure(1.0), figure(1.5)], None) == 1
-    assert tune.choose([], None) is None
+    assert tune_figures.choose([figure(1.0), figure(1.02)], None) is None
+    assert tune_figures.choose([figure(1.0), figure(1.5)], None) == 1
+    assert tune_figures.choose([], None) is None
 
 
 # ---- measuring
@@ -92,10 +93,10 @@ def test_without_a_draft_of_its_own_a_pair_needs_a_gain() -> None:
 def test_agreement_is_counted_at_every_position() -> None:
     target, other = TableTarget(seed=0), TableTarget(seed=1)
     tokens = [index * 5 % 8 for index in range(150)]  # more than one chunk
-    choices = tune.first_choices(target, tokens, 8)
+    choices = tune_figures.first_choices(target, tokens, 8)
     assert choices.tolist() == [int(target.row(tokens[: end + 1]).argmax()) for end in range(150)]
-    assert (choices == tune.first_choices(other, tokens, 8)).mean() < 0.5
-    assert tune.first_choices(target, tokens, 3).max() < 3
+    assert (choices == tune_figures.first_choices(other, tokens, 8)).mean() < 0.5
+    assert tune_figures.first_choices(target, tokens, 3).max() < 3
 
 
 def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,10 +112,10 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
         name, cost = 0, 1.0
 
-    monkeypatch.setattr(tune, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(tune_figures, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     one, two = Timed(), Timed()
     two.name, two.cost = 1, 2.0
-    first, second = tune.token_seconds([one, two], list(range(8)) * 8, 4)
+    first, second = tune_figures.token_seconds([one, two], list(range(8)) * 8, 4)
     assert order == [0] * 4 + [1] * 8 + [0] * 8 + [1] * 8 + [0] * 4
     assert 1.5 < second / first < 2.7
 
@@ -389,6 +390,32 @@ def test_the_tuned_file_answers_as_a_model(
     model = LlamaTarget.load(found[0], slots=1, context=64, threads=1)
     assert model.forward([Span(0, 0, [65, 66, 67], 1)])[0].shape == (1, 272)
     model.close()
+
+
+def test_the_target_counts_as_fast_as_it_was_beside_the_drafts(
+    tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "pass_seconds", lambda target, rows: 1.0)
+    monkeypatch.setattr(tune, "token_seconds", lambda models, tokens, rounds: [10.0] + [1.0] * 3)
+    shipped = tune.tune(*tiny, TEXT, True, lambda line: None).figures[0]
+    assert shipped.milliseconds == 1000.0
+    assert shipped.length > 1  # a tenth of a pass each, not a whole one
+
+
+def test_what_does_not_fit_the_memory_is_left_out(
+    tiny: tuple[Pair, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, settings = tiny
+    candidates, _ = tune.plan(pair, settings, "llama_cpp", True, tmp_path)
+    same = [tune.Candidate(each.source, each.recipe, record_source(pair)) for each in candidates]
+    size = record_source(pair).stat().st_size
+    for room, kept in ((10 * size, 3), (4 * size, 2), (0, 1)):
+        memory = SimpleNamespace(available=room)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
+        fit, crowded = tune._that_fit(same)
+        assert len(fit) == kept
+        assert len(crowded) == 3 - kept
+    assert crowded[0] == "small as Q4_0: too little memory to measure it"
 
 
 def test_candidates_of_a_killed_tuning_are_removed(tiny: tuple[Pair, Settings]) -> None:

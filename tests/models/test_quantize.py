@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -161,3 +162,19 @@ def test_a_full_disk_and_a_closed_folder(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DiskFull, match=r"are needed and 1,048,576 are free; make room and tune again"):
         quantize(source, tmp_path / "out.gguf", BY_NAME["Q4_0"])
+
+
+def test_a_disk_that_fills_up_on_the_way(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type(shutil.disk_usage(tmp_path))
+    free = iter([1 << 40, 1 << 20])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, next(free)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))  # no file may grow beyond
+    try:
+        with pytest.raises(DiskFull, match="1,048,576 are free"):
+            quantize(source, tmp_path / "out.gguf", BY_NAME["Q8_0"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,82 @@
+"""How good a draft is here: what is measured of it, and what speed that promises."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from draftd.daemon.tuned import Figure
+from draftd.models.base import Span, Target
+
+LONGEST = 16  # drafted tokens a round
+MARGIN = 1.03  # a tuned file must be this much faster than the draft as it came: it takes disk
+CHUNK = 64  # rows of logits at a time
+WARM = 32  # tokens before those that are timed
+
+
+def first_choices(model: Target, tokens: Sequence[int], shared: int) -> NDArray[np.int64]:
+    """The likeliest next token behind each token of a text, among the first `shared` ids."""  # [tokens]
+    found = []
+    model.truncate(0, 0)
+    for start in range(0, len(tokens), CHUNK):
+        part = tokens[start : start + CHUNK]
+        rows = model.forward([Span(0, start, part, len(part))])[0]  # [part, vocab]
+        found.append(rows[:, :shared].argmax(axis=1))
+    return np.concatenate(found)
+
+
+def token_seconds(models: Sequence[Target], tokens: Sequence[int], rounds: int) -> list[float]:
+    """The median time of a one-token pass of each model, taking turns since the machine's speed wanders."""
+    times: list[list[float]] = [[] for _ in models]
+    for model in models:
+        model.truncate(0, 0)
+        model.forward([Span(0, 0, tokens[:WARM], 1)])
+    for turn in range(rounds):
+        for place in range(len(models)):
+            index = (place + turn) % len(models)
+            model = models[index]
+            model.truncate(0, WARM)
+            for step in range(4):
+                began = time.perf_counter()
+                model.forward([Span(0, WARM + step, tokens[step : step + 1], 1)])
+                times[index].append(time.perf_counter() - began)
+    return [statistics.median(each) for each in times]
+
+
+def best_length(seconds: float, survival: Sequence[float], passes: Mapping[int, float]) -> tuple[int, float]:
+    """The draft length that is expected to be fastest, 0 allowed, and its speed over the target alone.
+
+    `survival[i]` is how often i + 1 drafted tokens are all accepted, so a round of k gives 1 + the sum of the
+    first k tokens; it takes k draft passes and one of k + 1 rows. `passes` is the target's seconds by rows,
+    interpolated between those measured.
+    """
+    widths = sorted(passes)
+    times = [passes[width] for width in widths]
+    best, fastest, tokens = 0, 1.0, 1.0
+    for length, chance in enumerate(survival, 1):
+        tokens += chance
+        cost = length * seconds + float(np.interp(length + 1, widths, times))
+        if (speed := tokens * passes[1] / cost) > fastest:
+            best, fastest = length, speed
+    return best, fastest
+
+
+def survival(agreed: NDArray[np.bool_]) -> list[float]:
+    """How often drafts of 1, 2, … LONGEST tokens are accepted whole, begun anywhere in a text.
+
+    Agreement comes in runs (code, then prose), so this is more than powers of its mean. `agreed` is [tokens].
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(agreed, LONGEST)  # [starts, LONGEST]
+    return [float(share) for share in np.logical_and.accumulate(windows, axis=1).mean(axis=0)]
+
+
+def choose(figures: Sequence[Figure], shipped: int | None) -> int | None:
+    """The figure to draft with: the shipped draft unless another is clearly faster; None without a gain."""
+    best = max(range(len(figures)), key=lambda index: figures[index].speedup, default=None)
+    if best is None or shipped is None:
+        return best if best is not None and figures[best].speedup > MARGIN else None
+    return best if figures[best].speedup > MARGIN * figures[shipped].speedup else shipped
