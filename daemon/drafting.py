@@ -130,11 +130,15 @@ class Drafting:
     def _context(self, request: Request, drafted: Drafted) -> Context:
         """What the model is asked: to go on from the request and what the suffix already gave."""
         plan, before = drafted.plan, list(drafted.made.confidence)
+        picked = list(drafted.made.tokens)
 
         def pick(row: NDArray[np.float32], position: int) -> tuple[int, float]:
             began = time.perf_counter()
+            if request.processors is not None:
+                request.processors.apply(row, picked)
             token = choose(row, request.sampling, position)
             probability = confidence(row, token)
+            picked.append(token)
             self.model_seconds -= time.perf_counter() - began
             return token, probability
 

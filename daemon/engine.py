@@ -69,7 +69,7 @@ class Engine:
         request.cached += work.feed
         if not work.last:
             return []
-        tokens = verify(rows, drafted.tokens, request.sampling, len(request.tokens))
+        tokens = verify(rows, drafted.tokens, request.sampling, len(request.tokens), request.processors)
         request.cached += len(tokens) - 1
         self.target.truncate(request.slot, request.cached)
         return tokens
@@ -108,6 +108,8 @@ class Engine:
                 tokens, finish = tokens[:index], "stop"
                 break
         request.tokens += tokens
+        if request.processors is not None:
+            request.processors.accept(tokens)
         if finish is None and len(request.tokens) >= request.end:
             finish = "length"
         if finish is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from draftd.daemon.control import Control, Mode
+from draftd.models.processors import Processors
 from draftd.models.sampling import Sampling
 
 
@@ -42,6 +43,7 @@ class Request:
     end: int  # generate up to this absolute position
     sampling: Sampling
     stop_ids: frozenset[int]
+    processors: Processors | None = None  # None: rows are taken as they are
     mode: Mode = "auto"  # who drafts
     scope: str = ""  # whose earlier requests may be drafted from
     reuse: bool = True  # start from what a slot already holds of the prompt, and draft from earlier requests

@@ -27,6 +27,7 @@ from draftd.daemon.request import Request
 from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
 from draftd.ipc.errors import ContextOverflow, DraftdError, InvalidRequest
+from draftd.models.processors import Penalties, Processors
 from draftd.models.sampling import Sampling
 
 log = logging.getLogger("draftd.engine")
@@ -125,11 +126,14 @@ class Worker:
             sampling=Sampling(
                 body["temperature"], body["top_k"], body["top_p"], body["min_p"], seed=body["seed"]
             ),
-            stop_ids=tokenizer.stop_ids,
+            stop_ids=frozenset(body["stop_tokens"]).union(() if body["ignore_eos"] else tokenizer.stop_ids),
+            processors=make_processors(body, prompt),
             mode=mode(body["speculate"]),
             scope=body["scope"],
             reuse=body["cache_prompt"],
         )
+        if request.processors is not None:
+            request.processors.accept(emitted)
         self.jobs[request.key] = Job(request, answer, body["received"])
         self.engine.add(request)
 
@@ -196,6 +200,17 @@ class Worker:
             }
         )
         self.say({"type": "learnt", "report": self.loaded.drafting.controller.report()})
+
+
+def make_processors(body: dict[str, Any], prompt: list[int]) -> Processors | None:
+    """The row processors a request asks for, None if it asks for none."""
+    penalties = Penalties(
+        body["repetition_penalty"],
+        body["presence_penalty"],
+        body["frequency_penalty"],
+        tuple((int(token), bias) for token, bias in body["logit_bias"].items()),
+    )
+    return None if penalties == Penalties() else Processors(penalties, prompt)
 
 
 def mode(speculate: bool | str) -> Mode:

@@ -13,6 +13,7 @@ VERSION = "0.1"  # of the protocol, apart from the package's
 MAX_ID = 64  # characters of a request id
 MAX_FAULTS = 5  # wrong fields named in one sentence
 RequestId = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
+TokenText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # a token id as a map's key
 Tokens32 = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -54,8 +55,14 @@ class Generate(Message):
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
     min_p: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
+    repetition_penalty: float = Field(default=1.0, gt=0.0, le=10.0, allow_inf_nan=False)
+    presence_penalty: float = Field(default=0.0, ge=-10.0, le=10.0, allow_inf_nan=False)
+    frequency_penalty: float = Field(default=0.0, ge=-10.0, le=10.0, allow_inf_nan=False)
+    logit_bias: dict[TokenText, float] = Field(default={}, max_length=1024)
     seed: int | None = Field(default=None, ge=0, lt=2**64)
     stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=16)
+    stop_tokens: list[Tokens32] = Field(default=[], max_length=64)
+    ignore_eos: bool = False  # go on past the model's own end
     # auto, off, or for benchmarks a source and how many tokens it drafts a round
     speculate: bool | Annotated[str, Field(pattern=r"^(auto|off|(suffix|model|chain):[0-9]{1,2})$")] = True
     cache_prompt: bool = True  # start from what is already computed or was answered

@@ -9,16 +9,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from draftd.models.base import Rows
+from draftd.models.processors import Processors
 from draftd.models.sampling import Sampling, choose
 
 
-def verify(rows: Rows, drafted: Sequence[int], sampling: Sampling, position: int) -> list[int]:
+def verify(
+    rows: Rows,
+    drafted: Sequence[int],
+    sampling: Sampling,
+    position: int,
+    processors: Processors | None = None,
+) -> list[int]:
     """The target's own tokens from `position` on: accepted drafts, then the correction or the bonus token.
 
-    `rows` is [drafted + 1, vocab]: row i is the target's distribution after i drafted tokens.
+    `rows` is [drafted + 1, vocab]: row i is the target's distribution after i drafted tokens; the processors
+    change the rows that are looked at.
     """
     tokens: list[int] = []
     for i, row in enumerate(rows):
+        if processors is not None:
+            processors.apply(row, drafted[:i])
         tokens.append(choose(row, sampling, position + i))
         if i == len(drafted) or drafted[i] != tokens[i]:
             break

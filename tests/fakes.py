@@ -28,7 +28,7 @@ class TableTarget:
         row: np.ndarray[tuple[int], np.dtype[np.float32]] = self.table[
             tokens[-2] if len(tokens) > 1 else 0, tokens[-1]
         ]
-        return row
+        return row.copy()  # processors write into rows
 
     def forward(self, spans: Sequence[Span]) -> list[Rows]:
         assert len({span.slot for span in spans}) == len(spans)

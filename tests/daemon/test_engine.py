@@ -10,6 +10,7 @@ from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
 from draftd.daemon.request import Request
 from draftd.drafts.suffix import SuffixDraft
+from draftd.models.processors import Penalties, Processors
 from draftd.models.sampling import Sampling
 from tests.fakes import TableDraft, TableTarget
 
@@ -54,20 +55,36 @@ samplings = st.builds(
     source=st.sampled_from(["model", "suffix", "chain", "auto"]),
     quality=st.sampled_from([0, 1]),
     chunk=st.sampled_from([1, 3, 512]),
+    penalties=st.builds(
+        Penalties,
+        repetition=st.sampled_from([1.0, 1.5]),
+        presence=st.sampled_from([0.0, 0.7]),
+        frequency=st.sampled_from([0.0, 0.4]),
+        bias=st.sampled_from([(), ((3, -100.0), (5, 1.0))]),
+    ),
     prompts=st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=12), min_size=1, max_size=7),
 )
 @settings(max_examples=150, deadline=None)
 def test_output_does_not_depend_on_draft_batch_or_chunks(
-    sampling: Sampling, length: int, source: str, quality: int, chunk: int, prompts: list[list[int]]
+    sampling: Sampling,
+    length: int,
+    source: str,
+    quality: int,
+    chunk: int,
+    penalties: Penalties,
+    prompts: list[list[int]],
 ) -> None:
     drafting = Drafting(TableDraft(TableTarget(seed=quality)), SuffixDraft())
     mode = "auto" if source == "auto" else (source, length)
-    requests = [request(key, prompt, 20, sampling, mode=mode) for key, prompt in enumerate(prompts)]
+    requests = [
+        request(key, prompt, 20, sampling, mode=mode, processors=Processors(penalties, prompt))
+        for key, prompt in enumerate(prompts)
+    ]
     together = generate(Engine(TableTarget(), drafting, chunk=chunk), requests)
     for each in requests:
         drafting.remember(each)
     for key, prompt in enumerate(prompts):
-        assert together[key] == plain(prompt, 20, sampling)
+        assert together[key] == plain(prompt, 20, sampling, processors=Processors(penalties, prompt))
 
 
 def test_a_perfect_draft_is_accepted_whole() -> None:

@@ -308,3 +308,24 @@ def test_the_history_survives_a_restart_and_can_be_cleared(serve: Serve, tmp_pat
     third = serve().client().complete(**options, speculate="suffix:32")
     assert third.tokens == first.tokens
     assert third.stats.rounds > second.stats.rounds
+
+
+def test_penalties_bias_and_stops_hold_with_and_without_speculation(shared: Daemon) -> None:
+    client = shared.client()
+    options: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 40, "temperature": 0.9, "seed": 4}
+    shaped: dict[str, Any] = {
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.3,
+        "logit_bias": {"101": -100.0, "97": 4.0},
+        "ignore_eos": True,
+    }
+    drafted = client.complete(**options, **shaped, speculate="model:6")
+    alone = client.complete(**options, **shaped, speculate=False)
+    assert drafted.tokens == alone.tokens
+    assert len(drafted.tokens) == 40
+    assert 101 not in drafted.tokens
+    stopped = client.complete(**options, **shaped, stop_tokens=[drafted.tokens[10]])
+    assert stopped.tokens == drafted.tokens[: drafted.tokens.index(drafted.tokens[10])]
+    assert stopped.finish_reason == "stop"
+    client.close()

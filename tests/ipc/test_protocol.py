@@ -97,6 +97,8 @@ def _range(field: FieldInfo) -> str:
         *first, last = get_args(field.annotation)
         return f"{', '.join(first)} or {last}"
     own, inner = _bounds(field.metadata), _inner(field.annotation)
+    if "max_length" in own and get_origin(field.annotation) in (list, dict) and "min_length" not in inner:
+        return f"at most {own['max_length']}"
     if "max_length" in own and inner:
         return f"at most {own['max_length']} of {inner['min_length']} to {inner['max_length']} characters"
     if "max_length" in own:
