@@ -48,7 +48,9 @@ def token_seconds(models: Sequence[Target], tokens: Sequence[int], rounds: int) 
 
 
 def best_length(seconds: float, survival: Sequence[float], passes: Mapping[int, float]) -> tuple[int, float]:
-    """The draft length that is expected to be fastest, 0 allowed, and its speed over the target alone.
+    """The draft length that is expected to be fastest, and its speed over the target alone.
+
+    At least 1: where no draft pays on the whole, the best one still does on the texts that it knows well.
 
     `survival[i]` is how often i + 1 drafted tokens are all accepted, so a round of k gives 1 + the sum of the
     first k tokens; it takes k draft passes and one of k + 1 rows. `passes` is the target's seconds by rows,
@@ -56,7 +58,7 @@ def best_length(seconds: float, survival: Sequence[float], passes: Mapping[int, 
     """
     widths = sorted(passes)
     times = [passes[width] for width in widths]
-    best, fastest, tokens = 0, 1.0, 1.0
+    best, fastest, tokens = 0, 0.0, 1.0
     for length, chance in enumerate(survival, 1):
         tokens += chance
         cost = length * seconds + float(np.interp(length + 1, widths, times))

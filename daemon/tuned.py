@@ -33,7 +33,7 @@ class Figure(_Kept):
     size: int = Field(gt=0)  # bytes
     milliseconds: Positive  # a token
     acceptance: float = Field(ge=0.0, le=1.0)
-    length: int = Field(ge=0)  # drafted tokens a round that are expected to be fastest
+    length: int = Field(ge=1)  # drafted tokens a round that are expected to be fastest
     speedup: Positive  # over the target alone, then
 
 

@@ -53,15 +53,18 @@ def test_the_best_length_by_hand() -> None:
 
 
 def test_rows_between_the_measured_widths_are_interpolated() -> None:
-    assert tune_figures.best_length(0.01, [1.0, 1.0], {1: 0.1, 3: 0.3}) == (0, 1.0)
+    length, speed = tune_figures.best_length(0.02, [1.0, 1.0], {1: 0.1, 3: 0.3})
+    assert length == 1
+    assert speed == pytest.approx(2 * 0.1 / 0.22)
     length, speed = tune_figures.best_length(0.001, [1.0] * 4, {1: 0.1, 3: 0.14, 5: 1.0})
     assert length == 2
     assert speed == pytest.approx(3 * 0.1 / 0.142)
 
 
-@pytest.mark.parametrize(("seconds", "survival"), [(0.2, [0.9, 0.8]), (0.01, [0.0, 0.0]), (0.1, [0.4, 0.2])])
-def test_a_draft_that_cannot_pay_drafts_nothing(seconds: float, survival: list[float]) -> None:
-    assert tune_figures.best_length(seconds, survival, WIDTHS) == (0, 1.0)
+def test_drafts_that_do_not_pay_are_still_told_apart() -> None:
+    slow, slower = (tune_figures.best_length(seconds, [0.4, 0.2], WIDTHS) for seconds in (0.1, 0.2))
+    assert (slow[0], slower[0]) == (1, 1)
+    assert (slow[1], slower[1]) == pytest.approx((1.4 / 2, 1.4 / 3))
 
 
 def test_drafts_survive_longer_where_agreement_comes_in_runs() -> None:
