@@ -116,6 +116,9 @@ class Drafting:
             (found,) = self.suffix.propose(
                 [Context(request.slot, request.tokens, limit, _no_choice, lambda _: True, scope)]
             )
+            if request.processors is not None:
+                fitting = request.processors.fitting(found.tokens)
+                found = Proposal(found.tokens[:fitting], found.confidence[:fitting])
         others = [work.request for work in batch if work.request is not request]
         drafted.found = found.tokens
         drafted.plan = control.plan(

@@ -110,6 +110,8 @@ class Engine:
         request.tokens += tokens
         if request.processors is not None:
             request.processors.accept(tokens)
+            if finish is None and request.processors.ended:
+                finish = "stop"
         if finish is None and len(request.tokens) >= request.end:
             finish = "length"
         if finish is not None:

@@ -27,6 +27,7 @@ from draftd.daemon.request import Request
 from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
 from draftd.ipc.errors import ContextOverflow, DraftdError, InvalidRequest
+from draftd.models.grammar import Grammars
 from draftd.models.processors import Penalties, Processors
 from draftd.models.sampling import Sampling
 
@@ -54,6 +55,7 @@ class Worker:
         self.loaded: Loaded
         self.engine: Engine
         self.jobs: dict[int, Job] = {}
+        self.grammars: Grammars | None = None  # made with the first request that has a grammar
         self.saved = time.monotonic()
 
     def say(self, body: dict[str, Any]) -> None:
@@ -127,7 +129,7 @@ class Worker:
                 body["temperature"], body["top_k"], body["top_p"], body["min_p"], seed=body["seed"]
             ),
             stop_ids=frozenset(body["stop_tokens"]).union(() if body["ignore_eos"] else tokenizer.stop_ids),
-            processors=make_processors(body, prompt),
+            processors=self.processors(body, prompt),
             mode=mode(body["speculate"]),
             scope=body["scope"],
             reuse=body["cache_prompt"],
@@ -136,6 +138,25 @@ class Worker:
             request.processors.accept(emitted)
         self.jobs[request.key] = Job(request, answer, body["received"])
         self.engine.add(request)
+
+    def processors(self, body: dict[str, Any], prompt: list[int]) -> Processors | None:
+        """The row processors a request asks for, None if it asks for none."""
+        penalties = Penalties(
+            body["repetition_penalty"],
+            body["presence_penalty"],
+            body["frequency_penalty"],
+            tuple((int(token), bias) for token, bias in body["logit_bias"].items()),
+        )
+        matcher = None
+        if body["grammar"] is not None:
+            if self.grammars is None:
+                tokenizer = self.loaded.tokenizer
+                vocabulary = tokenizer.grammar_vocabulary(self.loaded.target.vocab)
+                self.grammars = Grammars(vocabulary, tokenizer.stop_ids)
+            matcher = self.grammars.matcher(body["grammar"]["kind"], body["grammar"]["source"])
+        if penalties == Penalties() and matcher is None:
+            return None
+        return Processors(penalties, prompt, matcher)
 
     def emit(self, emission: Emission) -> None:
         """A round's tokens as text; a stop string ends the request here, before the next round."""
@@ -200,17 +221,6 @@ class Worker:
             }
         )
         self.say({"type": "learnt", "report": self.loaded.drafting.controller.report()})
-
-
-def make_processors(body: dict[str, Any], prompt: list[int]) -> Processors | None:
-    """The row processors a request asks for, None if it asks for none."""
-    penalties = Penalties(
-        body["repetition_penalty"],
-        body["presence_penalty"],
-        body["frequency_penalty"],
-        tuple((int(token), bias) for token, bias in body["logit_bias"].items()),
-    )
-    return None if penalties == Penalties() else Processors(penalties, prompt)
 
 
 def mode(speculate: bool | str) -> Mode:

@@ -43,6 +43,11 @@ class ChatMessage(Fields):
     content: str
 
 
+class Grammar(Fields):
+    kind: Literal["json_schema", "regex", "lark", "gbnf"]
+    source: str | dict[str, Any]  # a schema may be a map; the others are text
+
+
 class Generate(Message):
     type: Literal["generate"] = "generate"
     # fail_fast: a list of a million faults helps nobody
@@ -61,6 +66,7 @@ class Generate(Message):
     logit_bias: dict[TokenText, float] = Field(default={}, max_length=1024)
     seed: int | None = Field(default=None, ge=0, lt=2**64)
     stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=16)
+    grammar: Grammar | None = None
     stop_tokens: list[Tokens32] = Field(default=[], max_length=64)
     ignore_eos: bool = False  # go on past the model's own end
     # auto, off, or for benchmarks a source and how many tokens it drafts a round

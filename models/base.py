@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,4 +78,8 @@ class Tokenizer(Protocol):
 
     def stream(self) -> TextStream:
         """A fresh decoder for one answer."""
+        ...
+
+    def grammar_vocabulary(self, vocab: int) -> Any:
+        """The vocabulary as llguidance takes it, for rows of this width."""
         ...

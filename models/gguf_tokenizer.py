@@ -73,6 +73,20 @@ class GGUFTokenizer:
         """A fresh decoder for one answer."""
         return GGUFTextStream(self)
 
+    def grammar_vocabulary(self, vocab: int) -> Any:
+        """The vocabulary as llguidance takes it, for rows of this width."""
+        from llguidance import LLTokenizer
+
+        tokens = [self.bytes_of(token) for token in range(min(self.size, vocab))]
+        for token, text in enumerate(tokens):
+            if not text:  # control tokens have no text of their own; this mark keeps them out of it
+                tokens[token] = b"\xff" + self.piece(token).encode()
+        tokens += [b""] * (vocab - len(tokens))
+        tokenize = ctypes.cast(llama_cpp.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value
+        return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
+            tokens=tokens, vocab_ptr=self._vocab, tokenize_fptr=tokenize, eos_token=sorted(self.stop_ids)
+        )
+
     def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes a token adds to the text; none for control tokens."""
         ordinary = token in self._ordinary

@@ -83,6 +83,12 @@ class HfTokenizer:
         """A fresh decoder for one answer."""
         return HfTextStream(self)
 
+    def grammar_vocabulary(self, vocab: int) -> Any:
+        """The vocabulary as llguidance takes it, for rows of this width."""
+        from llguidance import LLTokenizer
+
+        return LLTokenizer(self._backend.to_str(), n_vocab=vocab, eos_token=sorted(self.stop_ids))
+
     def is_text(self, token: int) -> bool:
         """Whether a token adds to the text: neither special nor beyond the vocabulary."""
         return token not in self._skipped and self._backend.id_to_token(token) is not None

@@ -1,4 +1,4 @@
-"""What changes a row before temperature: penalties, then logit bias; each row by its own prefix.
+"""What changes a row before temperature: penalties, logit bias, the grammar's mask; each row by its prefix.
 
 Only accepted tokens are recorded. A drafted token counts for the rows behind it and is forgotten with them.
 """
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from draftd.models.grammar import Matcher
 
 Row = NDArray[np.float32]  # [vocab]
 
@@ -29,8 +31,9 @@ class Penalties:
 class Processors:
     """One request's row processors, with what was accepted so far."""
 
-    def __init__(self, penalties: Penalties, prompt: Sequence[int]) -> None:
+    def __init__(self, penalties: Penalties, prompt: Sequence[int], matcher: Matcher | None = None) -> None:
         self._penalties = penalties
+        self._matcher = matcher
         self._idle = penalties == Penalties()
         self._prompt = frozenset(prompt) if penalties.repetition != 1.0 else frozenset()
         self._output: Counter[int] = Counter()
@@ -39,11 +42,26 @@ class Processors:
         """Record accepted tokens of the output."""
         if not self._idle:
             self._output.update(tokens)
+        if self._matcher is not None:
+            self._matcher.accept(tokens)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the grammar is complete: the answer ends here."""
+        return self._matcher is not None and self._matcher.ended
+
+    def fitting(self, drafted: Sequence[int]) -> int:
+        """How many leading drafted tokens the grammar admits."""
+        return len(drafted) if self._matcher is None else self._matcher.fitting(drafted)
 
     def apply(self, row: Row, drafted: Sequence[int] = ()) -> None:
         """Change a row in place, as it stands behind the accepted tokens and then `drafted`."""
-        if self._idle:
-            return
+        if not self._idle:
+            self._penalize(row, drafted)
+        if self._matcher is not None:
+            self._matcher.mask(row, drafted)
+
+    def _penalize(self, row: Row, drafted: Sequence[int]) -> None:
         penalties = self._penalties
         counts = self._output + Counter(drafted) if drafted else self._output
         if penalties.repetition != 1.0:

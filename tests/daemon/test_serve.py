@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -328,4 +329,30 @@ def test_penalties_bias_and_stops_hold_with_and_without_speculation(shared: Daem
     stopped = client.complete(**options, **shaped, stop_tokens=[drafted.tokens[10]])
     assert stopped.tokens == drafted.tokens[: drafted.tokens.index(drafted.tokens[10])]
     assert stopped.finish_reason == "stop"
+    client.close()
+
+
+def test_a_schema_is_followed_with_and_without_speculation(shared: Daemon) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"type": "integer", "maximum": 99}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    client = shared.client()
+    for seed in range(3):
+        options: dict[str, Any] = {
+            "prompt": PROMPT,
+            "max_tokens": 120,
+            "temperature": 1.0,
+            "seed": seed,
+            "grammar": {"kind": "json_schema", "source": schema},
+        }
+        alone = client.complete(**options, speculate=False)
+        for mode in ("model:6", "chain:6", "auto"):
+            assert client.complete(**options, speculate=mode).tokens == alone.tokens
+        assert alone.finish_reason == "stop"
+        assert set(json.loads(alone.text)) == {"name", "age"}
+    with pytest.raises(InvalidRequest, match="not a regex"):
+        client.complete(prompt="x", grammar={"kind": "regex", "source": "(["})
     client.close()

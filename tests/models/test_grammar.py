@@ -1,0 +1,94 @@
+"""Grammars on a byte vocabulary: masks by position, nothing remembered of what was only drafted."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from draftd.ipc.errors import InvalidRequest
+from draftd.models.gguf_tokenizer import GGUFTokenizer
+from draftd.models.grammar import Grammars, Kind
+from draftd.models.hf_tokenizer import HfTokenizer
+from tests.tiny import IM_END, write_tiny
+from tests.tiny_gguf import write_gguf
+
+VOCAB = 272
+
+
+@pytest.fixture(scope="module", params=["transformers", "gguf"])
+def grammars(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Grammars:
+    root = tmp_path_factory.mktemp("grammar")
+    write_tiny(root / "model")
+    if request.param == "transformers":
+        tokenizer: HfTokenizer | GGUFTokenizer = HfTokenizer.load(root / "model")
+    else:
+        tokenizer = GGUFTokenizer(write_gguf(root / "model", root / "model.gguf"))
+    return Grammars(tokenizer.grammar_vocabulary(VOCAB), tokenizer.stop_ids)
+
+
+def allowed(grammars: Grammars, kind: Kind, source: str, text: str, drafted: str = "") -> set[str]:
+    matcher = grammars.matcher(kind, source)
+    matcher.accept(list(text.encode()))
+    row = np.zeros(VOCAB, np.float32)
+    matcher.mask(row, list(drafted.encode()))
+    before = np.zeros(VOCAB, np.float32)
+    matcher.mask(before)
+    again = grammars.matcher(kind, source)
+    again.accept(list(text.encode()))
+    fresh = np.zeros(VOCAB, np.float32)
+    again.mask(fresh)
+    assert (before == fresh).all(), "a drafted token left a trace"
+    return {chr(token) if token < 256 else f"<{token}>" for token in np.flatnonzero(row == 0)}
+
+
+def test_a_regular_expression_position_by_position(grammars: Grammars) -> None:
+    pattern = "[ab]+=[0-9]{2}"
+    assert allowed(grammars, "regex", pattern, "") == {"a", "b"}
+    assert allowed(grammars, "regex", pattern, "a") == {"a", "b", "="}
+    assert allowed(grammars, "regex", pattern, "a", "b=") == set("0123456789")
+    assert f"<{IM_END}>" in allowed(grammars, "regex", pattern, "a", "=12")
+
+
+def test_the_end_of_a_grammar(grammars: Grammars) -> None:
+    matcher = grammars.matcher("regex", "ab")
+    matcher.accept([97])
+    assert not matcher.ended
+    matcher.accept([98])
+    assert matcher.ended
+
+
+def test_how_far_a_draft_fits(grammars: Grammars) -> None:
+    matcher = grammars.matcher("regex", "a*b")
+    assert matcher.fitting(list(b"aab")) == 3
+    assert matcher.fitting(list(b"aaxb")) == 2
+    assert matcher.fitting([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "first"),
+    [
+        ("json_schema", json.dumps({"type": "boolean"}), {"t", "f"}),
+        ("lark", 'start: "yes" | "no"', {"y", "n"}),
+        ("gbnf", 'root ::= "yes" | "no"', {"y", "n"}),
+    ],
+)
+def test_other_kinds(grammars: Grammars, kind: Kind, source: str, first: set[str]) -> None:
+    assert allowed(grammars, kind, source, "") >= first
+    assert not allowed(grammars, kind, source, "") & {"z", "q"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("regex", "(["),
+        ("json_schema", "{"),
+        ("json_schema", '{"type": "colour"}'),
+        ("lark", "start: nothing"),
+        ("gbnf", "::="),
+    ],
+)
+def test_a_wrong_grammar_is_a_sentence(grammars: Grammars, kind: Kind, source: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"grammar: not a {kind}: ."):
+        grammars.matcher(kind, source)
