@@ -37,6 +37,9 @@ class Words:
     def stream(self) -> TextStream:
         raise NotImplementedError
 
+    def grammar_vocabulary(self, vocab: int) -> object:
+        raise NotImplementedError
+
 
 WORDS = ["<end>", "a", "b", "c", "d"]
 
