@@ -78,7 +78,7 @@ def coloured(event: Tokens) -> Text:
     for length, drafted in zip(event.lengths, event.drafted, strict=True):
         text.append(event.text[at : at + length], style="green" if drafted else None)
         at += length
-    return text
+    return text.append(event.text[at:])
 
 
 def comparison(drafted: Answer, plain: Answer) -> Table:

@@ -92,7 +92,8 @@ class Drafting:
 
     def remember(self, request: Request) -> None:
         """Keep an ended request as a draft for later ones of its scope."""
-        if self.suffix is not None and request.reuse and len(request.tokens) > request.prompt:
+        shared = request.reuse and request.scope
+        if self.suffix is not None and shared and len(request.tokens) > request.prompt:
             self.suffix.remember(request.scope, request.tokens)
 
     def forget(self, slot: int) -> None:
@@ -111,8 +112,8 @@ class Drafting:
         found = Proposal()
         if control.looks_up and self.suffix is not None:
             limit = min(self.controller.longest, remaining - 1)
-            # A request that reuses nothing has a scope to itself: its own text only.
-            scope = request.scope if request.reuse else f"\0{request.key}"
+            # A request of an app without a name, or that reuses nothing, has a scope to itself: its own text.
+            scope = request.scope if request.reuse and request.scope else f"\0{request.key}"
             (found,) = self.suffix.propose(
                 [Context(request.slot, request.tokens, limit, _no_choice, lambda _: True, scope)]
             )

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import zmq
@@ -25,6 +26,7 @@ from draftd.ipc.errors import (
     Cancelled,
     DraftdError,
     EngineFailed,
+    InvalidConfig,
     InvalidRequest,
     MalformedFrame,
     ModelNotFound,
@@ -323,6 +325,9 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(
         format="%(levelname)s %(name)s: %(message)s", level=settings.log_level.upper(), stream=sys.stderr
     )
+    missing = [name for name in ("torch", "transformers", "llama_cpp") if find_spec(name) is None]
+    if missing:
+        raise InvalidConfig(f"serving needs {', '.join(missing)}: run `pip install 'draftd[engine]'`")
     address = endpoint.resolve(settings.endpoint)
     with endpoint.prepare(address):
         Front(settings, address).run()

@@ -14,7 +14,7 @@ import numpy as np
 from draftd.ipc.errors import ContextOverflow, EngineFailed
 from draftd.models import native
 from draftd.models.base import Rows, Span
-from draftd.models.llama_load import Report, load_model, one_buffer, open_context
+from draftd.models.llama_load import Report, load_model, open_context
 
 
 class LlamaTarget:
@@ -28,7 +28,6 @@ class LlamaTarget:
         self.context = length
         self._context = context
         self._memory = llama_cpp.llama_get_memory(context)
-        self._one_buffer = one_buffer(model)
         self._batch = _Batch(llama_cpp.llama_n_batch(context))
         self._lengths = [0] * slots
         self._removals: set[int] = set()  # slots that llama.cpp still holds more of than _lengths says
@@ -155,11 +154,9 @@ class LlamaTarget:
     def _copy_prefix(self, source: int, target: int, length: int) -> None:
         self._remove()
         llama_cpp.llama_memory_seq_rm(self._memory, target, 0, -1)
-        if self._one_buffer:
-            llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
-        else:  # between streams llama.cpp copies a sequence whole or not at all
-            llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-            llama_cpp.llama_memory_seq_rm(self._memory, target, length, -1)
+        # Between the slots' buffers llama.cpp copies a sequence whole or not at all.
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        llama_cpp.llama_memory_seq_rm(self._memory, target, length, -1)
         self._lengths[target] = length
 
     def _free(self) -> None:
@@ -225,7 +222,7 @@ def _load(
 ) -> LlamaTarget:
     model = load_model(path, gpu_layers=gpu_layers, extra_bufts=extra_bufts, report=report)
     try:
-        handle, length = open_context(path, model, slots, context, threads)
+        handle, length = open_context(path, model, slots, context, threads, gpu_layers)
     except BaseException:
         llama_cpp.llama_model_free(model)
         raise

@@ -198,7 +198,8 @@ def test_one_apps_answers_are_never_drafted_for_another_nor_where_nothing_is_reu
     first = request(0, [5, 1, 2], 60, Sampling(1.0, seed=2), mode=("suffix", 32), scope="app")
     generate(Engine(TableTarget(), drafting), [first])
     drafting.remember(first)
-    for options in ({"scope": "other"}, {"scope": "app", "reuse": False}):
+    drafting.remember(request(3, first.tokens[:3], 60, Sampling(), scope=""))
+    for options in ({"scope": "other"}, {"scope": ""}, {"scope": "app", "reuse": False}):
         again = request(1, [5, 1, 2], 60, Sampling(1.0, seed=2), mode=("suffix", 32), **options)
         generate(Engine(TableTarget(), drafting), [again])
         assert again.tally.rounds == first.tally.rounds

@@ -1,0 +1,127 @@
+"""Write docs/benchmarks.md: `python bench/report.py OUT.json ...`, files that `draftd bench --json` wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+DOCS = Path(__file__).parents[1] / "docs"
+COLOURS = ("#3465a4", "#c17d11", "#4e9a06", "#a40000", "#75507b")
+BAR, GAP, SCALE, LEFT, TOP = 9, 8, 70, 130, 40  # pixels; SCALE: pixels of a speed-up of 1
+
+
+def main(files: list[Path]) -> None:
+    """Replace everything below `## Results`."""
+    documents = [json.loads(file.read_text("utf-8")) for file in files]
+    page = DOCS / "benchmarks.md"
+    kept = page.read_text("utf-8").split("## Results")[0]
+    parts = [machine(documents[0]), "![speed-up by category](speedup.svg)", *map(section, documents)]
+    page.write_text(kept + "## Results\n\n" + "\n\n".join(parts) + "\n", "utf-8")
+    (DOCS / "speedup.svg").write_text(plot(documents), "utf-8")
+
+
+def machine(document: dict[str, Any]) -> str:
+    """What it ran on."""
+    found = document["machine"]
+    features = [
+        name for name in found["cpu_features"] if name.startswith(("avx512_bf16", "avx512_vnni", "amx"))
+    ]
+    packages = ", ".join(f"{name} {release}" for name, release in found["packages"].items())
+    amx = "" if any(name.startswith("amx") for name in features) else ", no AMX"
+    return (
+        f"{found['cores']} cores ({found['cpu']}; {', '.join(features)}{amx}), "
+        f"{found['memory_bytes'] / 2**30:.0f} GiB, Python {found['python']}, {packages}."
+    )
+
+
+def title(document: dict[str, Any]) -> str:
+    temperature = document["sampling"]["temperature"]
+    mode = f"temperature {temperature}" if temperature else "greedy"
+    return f"{document['pair']}, target in {document['engine']['backend']}, {mode}"
+
+
+def section(document: dict[str, Any]) -> str:
+    """One run: its command, its table, what it says of the daemon itself."""
+    command = re.sub(r"(?<=\s)/\S*/", "", document["command"])  # where the files lay says nothing
+    engine = document["engine"]
+    lines = [
+        f"### {title(document)}",
+        "",
+        f"    {command}",
+        "",
+        f"Target {engine['target']}, draft {engine['draft']}, {engine['threads']} threads; "
+        f"answers of {document['sampling']['max_tokens']} tokens at most.",
+        "",
+        "| category | alone | drafted | speed-up | per pass | accepted | first ms | same |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in document["categories"]:
+        share = f" {row['accepted'] / row['drafted']:.0%}" if row["drafted"] else ""
+        lines.append(
+            f"| {row['name']} | {row['plain_speed']:.2f} | {row['drafted_speed']:.2f} "
+            f"| {row['speedup']:.2f}x | {row['accepted_length']:.2f} "
+            f"| {row['accepted']}/{row['drafted']}{share} "
+            f"| {row['drafted_first'] * 1000:.0f}/{row['plain_first'] * 1000:.0f} "
+            f"| {row['same_text']}/{row['prompts']} |"
+        )
+    count = len(document["categories"])
+    lines += [
+        f"| **geometric mean of {count}** | | | **{document['geometric_mean_speedup']:.2f}x** | | | | |",
+        "",
+        f"Beside the time of the two models: {document['engine_overhead']:.1%} in the engine, "
+        f"{document['whole_overhead']:.1%} with queues, sockets and client.",
+    ]
+    if ping := document["ping"]:
+        lines.append(
+            f"Ping over {ping['count']}: median {ping['daemon_median'] * 1e6:.0f} µs, a bare ZeroMQ's "
+            f"in the same run {ping['bare_median'] * 1e6:.0f} µs: "
+            f"{ping['daemon_median'] / ping['bare_median']:.2f} times."
+        )
+    return "\n".join(lines)
+
+
+def plot(documents: list[dict[str, Any]]) -> str:
+    """Horizontal bars of speed-up by category, a colour a run, as SVG."""
+    names = list(dict.fromkeys(row["name"] for document in documents for row in document["categories"]))
+    height = TOP + len(names) * (BAR * len(documents) + GAP) + 20 * len(documents) + 20
+    most = max(row["speedup"] for document in documents for row in document["categories"])
+    width = LEFT + int(SCALE * (most + 1))
+    bottom = TOP + len(names) * (BAR * len(documents) + GAP)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+        f'font-size="12"><rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{LEFT}" y="20" font-weight="bold">speed over the target alone</text>',
+    ]
+    for tick in range(int(most) + 2):
+        x = LEFT + SCALE * tick
+        stroke = "#555" if tick == 1 else "#ddd"
+        parts.append(f'<line x1="{x}" y1="{TOP - 6}" x2="{x}" y2="{bottom}" stroke="{stroke}"/>')
+        parts.append(f'<text x="{x + 2}" y="{TOP - 8}" fill="#555">{tick}x</text>')
+    for at, name in enumerate(names):
+        y = TOP + at * (BAR * len(documents) + GAP)
+        middle = y + BAR * len(documents) / 2 + 4
+        parts.append(f'<text x="{LEFT - 8}" y="{middle}" text-anchor="end">{escape(name)}</text>')
+        for run, document in enumerate(documents):
+            speedup = next((row["speedup"] for row in document["categories"] if row["name"] == name), 0.0)
+            parts.append(
+                f'<rect x="{LEFT}" y="{y + run * BAR}" width="{SCALE * speedup:.1f}" height="{BAR - 1}" '
+                f'fill="{COLOURS[run % len(COLOURS)]}"/>'
+            )
+    for run, document in enumerate(documents):
+        y = bottom + 20 * (run + 1)
+        parts.append(
+            f'<rect x="{LEFT}" y="{y - 10}" width="12" height="12" fill="{COLOURS[run % len(COLOURS)]}"/>'
+        )
+        mean = f"geometric mean {document['geometric_mean_speedup']:.2f}x"
+        parts.append(f'<text x="{LEFT + 18}" y="{y}">{escape(title(document))}: {mean}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("python bench/report.py OUT.json ...: the files that draftd bench --json wrote")
+    main([Path(name) for name in sys.argv[1:]])
