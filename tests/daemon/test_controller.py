@@ -202,8 +202,8 @@ def test_the_report_names_sources_rates_and_costs() -> None:
     report = controller.report()
     assert {line["source"] for line in report["acceptance"]} == {"suffix", "model"}
     assert all(0 <= line["rate"] <= 1 for line in report["acceptance"])
-    assert 200 < report["target_ms"][1] < 400
-    assert 10 < report["draft_ms"][1] < 25
+    assert 200 < report["target_ms"]["1"] < 400
+    assert 10 < report["draft_ms"]["1"] < 25
     assert sum(report["choices"].values()) > 20
 
 
