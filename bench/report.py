@@ -21,7 +21,12 @@ def main(files: list[Path]) -> None:
     kept = page.read_text("utf-8").split("## Results")[0]
     parts = [machine(documents[0]), "![speed-up by category](speedup.svg)", *map(section, documents)]
     page.write_text(kept + "## Results\n\n" + "\n\n".join(parts) + "\n", "utf-8")
-    (DOCS / "speedup.svg").write_text(plot(documents), "utf-8")
+    alike = [each for each in documents if names(each) == names(documents[0])]
+    (DOCS / "speedup.svg").write_text(plot(alike), "utf-8")
+
+
+def names(document: dict[str, Any]) -> list[str]:
+    return [row["name"] for row in document["categories"]]
 
 
 def machine(document: dict[str, Any]) -> str:
@@ -86,11 +91,11 @@ def section(document: dict[str, Any]) -> str:
 
 def plot(documents: list[dict[str, Any]]) -> str:
     """Horizontal bars of speed-up by category, a colour a run, as SVG."""
-    names = list(dict.fromkeys(row["name"] for document in documents for row in document["categories"]))
-    height = TOP + len(names) * (BAR * len(documents) + GAP) + 20 * len(documents) + 20
+    categories = names(documents[0])
+    height = TOP + len(categories) * (BAR * len(documents) + GAP) + 20 * len(documents) + 20
     most = max(row["speedup"] for document in documents for row in document["categories"])
     width = LEFT + int(SCALE * (most + 1))
-    bottom = TOP + len(names) * (BAR * len(documents) + GAP)
+    bottom = TOP + len(categories) * (BAR * len(documents) + GAP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
         f'font-size="12"><rect width="100%" height="100%" fill="white"/>',
@@ -101,12 +106,12 @@ def plot(documents: list[dict[str, Any]]) -> str:
         stroke = "#555" if tick == 1 else "#ddd"
         parts.append(f'<line x1="{x}" y1="{TOP - 6}" x2="{x}" y2="{bottom}" stroke="{stroke}"/>')
         parts.append(f'<text x="{x + 2}" y="{TOP - 8}" fill="#555">{tick}x</text>')
-    for at, name in enumerate(names):
+    for at, name in enumerate(categories):
         y = TOP + at * (BAR * len(documents) + GAP)
         middle = y + BAR * len(documents) / 2 + 4
         parts.append(f'<text x="{LEFT - 8}" y="{middle}" text-anchor="end">{escape(name)}</text>')
         for run, document in enumerate(documents):
-            speedup = next((row["speedup"] for row in document["categories"] if row["name"] == name), 0.0)
+            speedup = document["categories"][at]["speedup"]
             parts.append(
                 f'<rect x="{LEFT}" y="{y + run * BAR}" width="{SCALE * speedup:.1f}" height="{BAR - 1}" '
                 f'fill="{COLOURS[run % len(COLOURS)]}"/>'

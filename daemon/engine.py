@@ -101,12 +101,13 @@ class Engine:
         """Add a round's tokens to their request, cut at a stop token or at its end."""
         request = work.request
         accepted = len(tokens) - 1
-        request.tally.count(drafted.kept, accepted)
         finish = None
         for index, token in enumerate(tokens):
             if token in request.stop_ids:
                 tokens, finish = tokens[:index], "stop"
+                accepted = min(accepted, index + 1)  # what lies behind the end was no use
                 break
+        request.tally.count(drafted.kept, accepted)
         request.tokens += tokens
         if request.processors is not None:
             request.processors.accept(tokens)
