@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape
 DOCS = Path(__file__).parents[1] / "docs"
 COLOURS = ("#3465a4", "#c17d11", "#4e9a06", "#a40000", "#75507b")
 BAR, GAP, SCALE, LEFT, TOP = 9, 8, 70, 130, 40  # pixels; SCALE: pixels of a speed-up of 1
+LEGEND = 560  # pixels that its longest line may take
 
 
 def main(files: list[Path]) -> None:
@@ -94,7 +95,7 @@ def plot(documents: list[dict[str, Any]]) -> str:
     categories = names(documents[0])
     height = TOP + len(categories) * (BAR * len(documents) + GAP) + 20 * len(documents) + 20
     most = max(row["speedup"] for document in documents for row in document["categories"])
-    width = LEFT + int(SCALE * (most + 1))
+    width = max(LEFT + int(SCALE * (most + 1)), LEGEND)
     bottom = TOP + len(categories) * (BAR * len(documents) + GAP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
@@ -119,10 +120,10 @@ def plot(documents: list[dict[str, Any]]) -> str:
     for run, document in enumerate(documents):
         y = bottom + 20 * (run + 1)
         parts.append(
-            f'<rect x="{LEFT}" y="{y - 10}" width="12" height="12" fill="{COLOURS[run % len(COLOURS)]}"/>'
+            f'<rect x="12" y="{y - 10}" width="12" height="12" fill="{COLOURS[run % len(COLOURS)]}"/>'
         )
         mean = f"geometric mean {document['geometric_mean_speedup']:.2f}x"
-        parts.append(f'<text x="{LEFT + 18}" y="{y}">{escape(title(document))}: {mean}</text>')
+        parts.append(f'<text x="30" y="{y}">{escape(title(document))}: {mean}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
