@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from draftd.daemon import machine
 from draftd.daemon.settings import Settings
 from draftd.daemon.tuned import draft_file
 from draftd.models.base import Span, Target
@@ -33,7 +34,14 @@ def choose_backend(pair: Pair, settings: Settings, threads: int, report: Callabl
     if pair.target.is_directory:
         return "transformers"
     key = "/".join(
-        [pair.name, _cpu(), str(threads), settings.dtype, version("torch"), version("llama_cpp_python")]
+        [
+            pair.name,
+            machine.cpu()[0],
+            str(threads),
+            settings.dtype,
+            version("torch"),
+            version("llama_cpp_python"),
+        ]
     )
     path = settings.state_dir / "backend.json"
     measured: dict[str, Any] = _read(path)
@@ -90,11 +98,6 @@ def _measure(
         target.close()
         speeds[backend] = expected_speed(passes, draft_seconds)
     return speeds
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown CPU")
 
 
 def _read(path: Path) -> dict[str, Any]:

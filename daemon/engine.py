@@ -116,7 +116,6 @@ class Engine:
         if finish is None and len(request.tokens) >= request.end:
             finish = "length"
         if finish is not None:
-            request.cached = min(request.cached, len(request.tokens))
             self.scheduler.remove(request)
         return Emission(request, tokens, [index < accepted for index in range(len(tokens))], finish)
 

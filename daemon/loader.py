@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from draftd.daemon import machine
 from draftd.daemon.backend import choose_backend
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.settings import Settings
@@ -43,7 +44,7 @@ def load(settings: Settings, report: Report) -> Loaded:
         if model.path is None and not is_here(model, settings.cache_dir):
             raise ModelNotFound(f"{model.name} is not on this machine: run `draftd models pull {pair.name}`")
         ensure(model, settings.cache_dir)  # fetches nothing here: it says what is wrong with a local path
-    threads = settings.threads or len(os.sched_getaffinity(0))
+    threads = settings.threads or machine.cores()
     backend: str = settings.backend if settings.backend != "auto" else pair.backend
     if backend == "auto":
         backend = choose_backend(pair, settings, threads, part(report, 0.0, 0.3))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import statistics
-import time
 from importlib.metadata import version
 from pathlib import Path
 
 from draftd.daemon import learnt, machine
+from draftd.daemon.backend import WARM, pass_seconds
 from draftd.daemon.controller import Controller
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.plan import Source
@@ -19,7 +18,6 @@ from draftd.drafts.suffix_store import SuffixStore
 from draftd.models.base import Span, Target, Tokenizer
 
 WIDTHS = (1, 5, 9, 17)  # rows of the passes that a first start measures
-WARM = 32  # tokens of context behind which they are measured
 
 
 def make_drafting(
@@ -49,14 +47,7 @@ def _key(info: dict[str, object]) -> str:
 
 def _measure(target: Target, controller: Controller) -> None:
     """Time passes of a few widths, so that the first request is already drafted for by measured costs."""
-    tokens = list(range(1, 1 + WARM + max(WIDTHS)))  # any will do
-    target.forward([Span(0, 0, tokens[:WARM], 1)])
+    target.forward([Span(0, 0, WARM, 1)])
     for rows in WIDTHS:
-        times = []
-        for _ in range(3):
-            target.truncate(0, WARM)
-            began = time.perf_counter()
-            target.forward([Span(0, WARM, tokens[WARM : WARM + rows], rows)])
-            times.append(time.perf_counter() - began)
-        controller.took(rows, statistics.median(times))
+        controller.took(rows, pass_seconds(target, rows))
     target.truncate(0, 0)

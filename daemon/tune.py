@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from draftd.daemon import loader, tuned
+from draftd.daemon import loader, machine, tuned
 from draftd.daemon.backend import choose_backend, pass_seconds
 from draftd.daemon.settings import Settings
 from draftd.daemon.tune_figures import best_length, choose, first_choices, survival, token_seconds
@@ -72,7 +72,7 @@ def tune(pair: Pair, settings: Settings, text: str, quick: bool, say: Say) -> Ou
     for model in pair.models:
         if not is_here(model, settings.cache_dir):
             raise ModelNotFound(f"{model.name} is not on this machine: run `draftd models pull {pair.name}`")
-    threads = settings.threads or len(os.sched_getaffinity(0))
+    threads = settings.threads or machine.cores()
     small = settings.model_copy(update={"context": TOKENS, "slots": 1})
     record_file = tuned.record_path(pair.name, settings)
     with exclusive(record_file, f"the tuned draft of {pair.name}", lambda progress: say(progress.note)):

@@ -196,7 +196,6 @@ class Worker:
         """Release what was held back, close the request's books and free its slot."""
         request = job.request
         del self.jobs[request.key]
-        request.cached = min(request.cached, len(request.tokens))
         self.engine.remove(request)
         self.loaded.drafting.remember(request)
         self.save()

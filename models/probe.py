@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
+
+from draftd.models.digest import replace_text
 
 log = logging.getLogger("draftd.engine")
 
@@ -122,9 +123,7 @@ def _key() -> str:
 
 def _keep(path: Path, key: str, probe: Probe) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps({key: asdict(probe)}), "utf-8")
-    partial.replace(path)
+    replace_text(path, json.dumps({key: asdict(probe)}))
 
 
 def _child(extra_bufts: bool, gguf: Path | None) -> None:
