@@ -1,0 +1,131 @@
+"""The requests in flight as the front knows them: what each app asked, what it has been sent, how it ends."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from draftd.daemon.admission import admit
+from draftd.daemon.apps import Apps
+from draftd.daemon.settings import Settings
+from draftd.ipc import messages
+from draftd.ipc.errors import Cancelled, DraftdError, InvalidRequest
+
+log = logging.getLogger("draftd.front")
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request: enough to send it to another engine where the last one left it."""
+
+    key: int
+    client: bytes  # the ROUTER's name of the connection
+    id: str
+    body: dict[str, Any]  # the generate message for the engine
+    emitted: list[int] = field(default_factory=list)  # tokens the client has been sent
+
+
+class Jobs:
+    """Requests by the front's key and by connection and id."""
+
+    def __init__(self, settings: Settings, apps: Apps, tell_engine: Callable[[dict[str, Any]], None]) -> None:
+        self.settings = settings
+        self.apps = apps
+        self.tell_engine = tell_engine
+        self.by_key: dict[int, Job] = {}
+        self.by_client: dict[tuple[bytes, str], Job] = {}
+        self.finished = 0
+        self._next_key = 0
+
+    def __len__(self) -> int:
+        return len(self.by_key)
+
+    def counts(self) -> dict[str, int]:
+        running = min(len(self), self.settings.slots)
+        return {"running": running, "waiting": len(self) - running, "finished": self.finished}
+
+    # ---- from the apps
+
+    def open(self, client: bytes, message: messages.Generate) -> None:
+        """Take a request on, say so, and hand it to the engine; DraftdError if it can't be taken."""
+        if (client, message.id) in self.by_client:
+            raise InvalidRequest(f"request id {message.id} is in use on this connection: choose another")
+        admit(message, self.settings, len(self))
+        self._next_key += 1
+        body = message.model_dump(exclude={"type", "id", "model"})
+        body["seed"] = secrets.randbits(63) if message.seed is None else message.seed
+        body["scope"] = "all apps" if self.settings.share_history else self.apps.name(client)
+        body["received"] = time.monotonic()
+        job = Job(self._next_key, client, message.id, body)
+        self.by_key[job.key] = self.by_client[client, message.id] = job
+        self.apps.send(client, messages.Accepted(id=message.id, seed=body["seed"]))
+        self.submit(job)
+
+    def cancel(self, job: Job, *, answerable: bool) -> None:
+        """End a request: the engine answers with `done` and what there was, unless it can't answer yet."""
+        self.tell_engine({"type": "cancel", "key": job.key})
+        if not answerable:
+            self.fail(job, Cancelled("cancelled while the models were loading"))
+
+    # ---- towards the engine
+
+    def submit(self, job: Job) -> None:
+        """Give a request to the engine there is; without one it waits here for the next."""
+        self.tell_engine({"type": "generate", "key": job.key, "emitted": job.emitted, **job.body})
+
+    def submit_all(self) -> None:
+        """A new engine goes on with what the last one left unfinished."""
+        for job in self.by_key.values():
+            self.submit(job)
+
+    # ---- from the engine
+
+    def relay(self, body: dict[str, Any]) -> None:
+        """The engine's `tokens`, `done` or `error` to the app that asked."""
+        job = self.by_key.get(body["key"])
+        if job is None:
+            return  # cancelled, or its app is gone
+        message: BaseModel
+        match body["type"]:
+            case "tokens":
+                job.emitted += body["tokens"]
+                message = messages.Tokens(
+                    id=job.id,
+                    text=body["text"],
+                    tokens=body["tokens"],
+                    drafted=body["drafted"],
+                    lengths=body["lengths"],
+                )
+            case "done":
+                self._end(job)
+                message = messages.Done(
+                    id=job.id, finish_reason=body["finish_reason"], usage=body["usage"], stats=body["stats"]
+                )
+            case _:
+                self._end(job)
+                message = messages.Error(id=job.id, code=body["code"], message=body["message"])
+        if not self.apps.send(job.client, message) and job.key in self.by_key:
+            log.info("request %s: its client is gone or reads nothing, cancelled", job.key)
+            self._end(job)
+            self.tell_engine({"type": "cancel", "key": job.key})
+
+    # ---- ends
+
+    def fail(self, job: Job, error: DraftdError) -> None:
+        self._end(job)
+        self.apps.send_error(job.client, job.id, error)
+
+    def fail_all(self, error: DraftdError) -> None:
+        for job in list(self.by_key.values()):
+            self.fail(job, error)
+
+    def _end(self, job: Job) -> None:
+        del self.by_key[job.key]
+        del self.by_client[job.client, job.id]
+        self.finished += 1

@@ -1,0 +1,83 @@
+"""The engine's life as the front sees it: loading, ready, restarting, failed, and what it says of itself."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import zmq
+
+from draftd.daemon.jobs import Jobs
+from draftd.daemon.supervisor import BACKOFF, EngineProcess
+from draftd.ipc.errors import DraftdError, EngineFailed, from_code
+
+log = logging.getLogger("draftd.front")
+
+
+class Lifecycle:
+    """Starts the engine, hears it, and replaces it when it dies; its sockets are in the front's poller."""
+
+    def __init__(self, engine: EngineProcess, poller: zmq.Poller, jobs: Jobs, pair: str) -> None:
+        self.engine = engine
+        self.poller = poller
+        self.jobs = jobs
+        self.pair = pair
+        self.state: Literal["loading", "ready", "restarting", "failed"] = "loading"
+        self.detail = "loading 0 %"
+        self.progress = 0.0
+        self.info: dict[str, Any] = {}
+        self.learnt: dict[str, Any] = {}
+        self.failure: DraftdError | None = None  # why the pair can't be loaded: the daemon's end
+
+    def start(self) -> None:
+        """Start an engine; it goes on with what the last one left unfinished."""
+        self.engine.start()
+        self.poller.register(self.engine.socket, zmq.POLLIN)
+        self.poller.register(self.engine.exit_fd, zmq.POLLIN)
+        self.jobs.submit_all()
+
+    def tick(self, now: float) -> float | None:
+        """Start the next engine when its time has come; when to look again."""
+        if self.engine.restart_at is not None and now >= self.engine.restart_at:
+            self.start()
+        return self.engine.restart_at
+
+    def hear(self) -> None:
+        for body in self.engine.receive():
+            self._on_message(body)
+
+    def _on_message(self, body: dict[str, Any]) -> None:
+        match body["type"]:
+            case "tokens" | "done" | "error":
+                self.jobs.relay(body)
+            case "learnt":
+                self.learnt = body["report"]
+            case "progress":
+                self.progress = body["fraction"]
+                self.detail = f"loading {self.progress:.0%}".replace("%", " %") + f" ({body['stage']})"
+            case "ready":
+                self.state, self.detail, self.progress, self.info = "ready", "ready", 1.0, body["info"]
+                self.engine.ready()
+                log.info("ready: %s", self.pair)
+            case "failed":
+                self.failure = from_code(body["code"], body["message"])
+                self.jobs.fail_all(self.failure)
+
+    def died(self, *, stopping: bool) -> None:
+        """The engine's process ended: its last words first, then plan the next one or give up."""
+        self.hear()
+        self.poller.unregister(self.engine.socket)
+        self.poller.unregister(self.engine.exit_fd)
+        how = self.engine.reap()
+        if stopping or self.failure is not None:
+            return
+        if self.engine.restart_at is None:
+            self.state = "failed"
+            self.detail = (
+                f"the engine {how}, {len(BACKOFF) + 1} times in a row: see its log, then restart draftd"
+            )
+            log.error("%s", self.detail)
+            self.jobs.fail_all(EngineFailed(self.detail))
+            return
+        self.state, self.detail = "restarting", f"the engine {how} and is being restarted"
+        log.warning("%s", self.detail)
