@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from draftd.ipc.errors import CorruptModel, EngineFailed, InvalidConfig, ModelNotFound, UnsupportedModel
 from draftd.models.base import Span, Target
+from draftd.models.packed import can_pack, pack
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -55,6 +56,8 @@ def load_model(
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise CorruptModel(f"{path} lacks {len(missing)} weights, {missing[0]} among them: fetch it again")
+    if can_pack(model):
+        pack(model)
     return model.eval()
 
 
