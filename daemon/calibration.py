@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from math import exp, log
+from typing import Literal
 
 EDGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 BINS = len(EDGES) + 1
@@ -11,6 +12,11 @@ BOUNDS = (0.0, *EDGES, 1.0)
 MEMORY = 400.0  # tokens a bin remembers: counts are halved there
 PRIOR = 4.0  # tokens' worth of the belief that acceptance is about the confidence itself
 SPREAD = 1.0  # variance, in log-odds, of one text's acceptance around that of all texts
+
+
+# How the target's token comes about, which decides how often a draft is accepted: counted apart.
+Chosen = Literal["greedy", "sampled", "rejection"]
+CHOSEN: tuple[Chosen, ...] = ("greedy", "sampled", "rejection")
 
 
 def bin_of(confidence: float) -> int:

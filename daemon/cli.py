@@ -153,11 +153,11 @@ def _show_learnt(learnt: dict[str, Any]) -> None:
     if not learnt:
         typer.echo("\nnothing learnt yet: it is told after the first answer")
         return
-    typer.echo("\ndrafted by     sampled  confidence      tried  accepted   rate")
+    typer.echo("\ndrafted by     chosen     confidence      tried  accepted   rate")
     for row in learnt["acceptance"]:
         low, high = row["confidence"]
         typer.echo(
-            f"{row['source']:<14} {'yes' if row['sampled'] else 'no':<8} {low:.2f} to {high:.2f} "
+            f"{row['source']:<14} {row['chosen']:<10} {low:.2f} to {high:.2f} "
             f"{row['tried']:>8} {row['accepted']:>9} {row['rate']:>6.2f}"
         )
     for name, title in (

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
 from draftd.daemon.averages import Averages
-from draftd.daemon.calibration import Leaning, bin_of
+from draftd.daemon.calibration import Chosen, Leaning, bin_of
 from draftd.daemon.costs import KNOTS
 from draftd.daemon.plan import Outcome, Plan, Source, best_cut, expected_tokens, profile
 
@@ -34,12 +34,12 @@ FRESH = 150  # rounds after which the target's plain pass is looked at again
 class Control:
     """One request's side: plan a round, then learn what came of it."""
 
-    def __init__(self, controller: Controller, mode: Mode, sampled: bool, unseen: int) -> None:
+    def __init__(self, controller: Controller, mode: Mode, chosen: Chosen, unseen: int) -> None:
         self.controller = controller
         self.mode: Mode = mode
         self.rounds: Counter[str] = Counter()  # by source, for the request's stats
         self.leanings = {
-            source: Leaning(controller.calibrations[source, sampled]) for source in ("suffix", "model")
+            source: Leaning(controller.calibrations[source, chosen]) for source in ("suffix", "model")
         }
         self._unseen = max(1, unseen)  # tokens the draft must be fed before its next token
         self._paces = {False: Averages(0.9, 2), True: Averages(0.9, 2)}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from draftd.daemon.averages import Averages
-from draftd.daemon.calibration import BINS, BOUNDS, Calibration
+from draftd.daemon.calibration import BINS, BOUNDS, CHOSEN, Calibration, Chosen
 from draftd.daemon.control import Control, Mode
 from draftd.daemon.costs import Costs
 from draftd.daemon.learnt import CalibrationState, CostsState, Learnt
@@ -32,7 +32,7 @@ class Controller:
         self.target = Costs(level=1.0, slope=0.04)
         self.draft = Costs(level=0.1, slope=0.2)
         self.calibrations = {
-            (source, sampled): Calibration() for source in ("suffix", "model") for sampled in (False, True)
+            (source, chosen): Calibration() for source in ("suffix", "model") for chosen in CHOSEN
         }
         # A round's tokens and its length in plain passes, apart for where the suffix has much to offer: a
         # second is worth what the tokens next to come take, and these two are not alike.
@@ -52,9 +52,9 @@ class Controller:
         if learnt is not None:
             self._restore(learnt)
 
-    def begin(self, mode: Mode = "auto", *, sampled: bool = False, unseen: int = 1) -> Control:
+    def begin(self, mode: Mode = "auto", *, chosen: Chosen = "greedy", unseen: int = 1) -> Control:
         """State of a new request; `unseen`: tokens of its prompt that the draft would have to be fed."""
-        return Control(self, mode, sampled, unseen)
+        return Control(self, mode, chosen, unseen)
 
     def took(self, rows: int, seconds: float) -> None:
         """One pass of the target, `rows` tokens of all requests in it; call it once a pass."""
@@ -71,10 +71,8 @@ class Controller:
             target=CostsState.model_validate(self.target.dump()),
             draft=CostsState.model_validate(self.draft.dump()),
             calibrations={
-                f"{source}/{'sampled' if sampled else 'greedy'}": CalibrationState(
-                    tried=calibration.tried, accepted=calibration.accepted
-                )
-                for (source, sampled), calibration in self.calibrations.items()
+                f"{source}/{chosen}": CalibrationState(tried=calibration.tried, accepted=calibration.accepted)
+                for (source, chosen), calibration in self.calibrations.items()
             },
             hope=self.hope,
             good=self.good,
@@ -92,9 +90,8 @@ class Controller:
     def _restore(self, learnt: Learnt) -> None:
         for costs, state in ((self.target, learnt.target), (self.draft, learnt.draft)):
             costs.restore(state.level, state.shape, state.weight)
-        for (source, sampled), calibration in self.calibrations.items():
-            name = f"{source}/{'sampled' if sampled else 'greedy'}"
-            if kept := learnt.calibrations.get(name):
+        for (source, chosen), calibration in self.calibrations.items():
+            if kept := learnt.calibrations.get(f"{source}/{chosen}"):
                 calibration.restore(kept.tried, kept.accepted)
         self.hope, self.good = learnt.hope, learnt.good
         for name, average in self._averages().items():
@@ -108,13 +105,13 @@ class Controller:
             "acceptance": [
                 {
                     "source": source,
-                    "sampled": sampled,
+                    "chosen": chosen,
                     "confidence": [BOUNDS[bin_], BOUNDS[bin_ + 1]],
                     "tried": round(counts.tried[bin_]),
                     "accepted": round(counts.accepted[bin_]),
                     "rate": round(counts.accepted[bin_] / counts.tried[bin_], 3),
                 }
-                for (source, sampled), counts in self.calibrations.items()
+                for (source, chosen), counts in self.calibrations.items()
                 for bin_ in range(BINS)
                 if counts.tried[bin_] > 0
             ],

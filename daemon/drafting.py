@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from draftd.daemon.calibration import Chosen
 from draftd.daemon.controller import Controller
 from draftd.daemon.plan import Outcome, Plan, Source
 from draftd.drafts.base import Context, Draft, Proposal, common_prefix
 from draftd.drafts.suffix import SuffixDraft
+from draftd.models.rejection import Dice, Law, law_of, one_hot
 from draftd.models.sampling import choose, confidence
 
 if TYPE_CHECKING:
@@ -31,11 +33,25 @@ class Drafted:
     found: list[int] = field(default_factory=list)  # all that the suffix offered
     made: Proposal = field(default_factory=Proposal)  # what of it was used, then the model's
     kept: int = 0
+    drawn: list[tuple[int, Law]] = field(default_factory=list)  # for rejection: the model's, and from what
     model_seconds: float = 0.0
 
     @property
     def tokens(self) -> list[int]:
         return self.made.tokens[: self.kept]
+
+    @property
+    def laws(self) -> list[Law]:
+        """What each of `tokens` was drawn from.
+
+        One-hot for those that were not drawn, as for tokens that a draft made of what it drew: the target's
+        dice know nothing of how a token came about, so it is exact for any.
+        """
+        tokens = self.tokens
+        first = len(tokens) - len(self.drawn)
+        if tokens[first:] != [token for token, _ in self.drawn]:
+            return [one_hot(token) for token in tokens]
+        return [one_hot(token) for token in tokens[:first]] + [law for _, law in self.drawn]
 
 
 class Drafting:
@@ -52,6 +68,7 @@ class Drafting:
         named: dict[Source, object] = {"suffix": suffix, "model": model}
         sources = [source for source, there in named.items() if there is not None]
         self.controller = controller or Controller(sources)
+        self.dice = Dice()
         self.model_seconds = 0.0  # of the last round, our own sampler's time taken off
 
     def draft(self, batch: Sequence[Work]) -> list[Drafted]:
@@ -70,8 +87,11 @@ class Drafting:
                 extended.append(drafted)
         if contexts and self.model is not None:
             self._extend(contexts, extended)
-        for drafted in drafts:
-            drafted.kept = drafted.plan.keep(drafted.made.confidence)
+        for work, drafted in zip(batch, drafts, strict=True):
+            if work.request.rejection is None:
+                drafted.kept = drafted.plan.keep(drafted.made.confidence)
+            else:  # to drop a token for what it turned out to be would favour the others
+                drafted.kept = len(drafted.made.tokens)
         return drafts
 
     def learn(self, request: Request, drafted: Drafted, tokens: list[int], seconds: float) -> None:
@@ -105,8 +125,9 @@ class Drafting:
     def _plan(self, request: Request, drafted: Drafted, batch: Sequence[Work]) -> None:
         if request.control is None:
             unseen = len(request.tokens) - request.reused
-            sampled = request.sampling.temperature > 0
-            request.control = self.controller.begin(request.mode, sampled=sampled, unseen=unseen)
+            sampled: Chosen = "sampled" if request.sampling.temperature > 0 else "greedy"
+            chosen = "rejection" if request.rejection else sampled
+            request.control = self.controller.begin(request.mode, chosen=chosen, unseen=unseen)
         control = request.control
         remaining = request.end - len(request.tokens)
         found = Proposal()
@@ -140,7 +161,12 @@ class Drafting:
             began = time.perf_counter()
             if request.processors is not None:
                 request.processors.apply(row, picked)
-            token = choose(row, request.sampling, position)
+            if request.rejection is None:
+                token = choose(row, request.sampling, position)
+            else:
+                law = law_of(row, request.sampling)
+                token = self.dice.draw(law)
+                drafted.drawn.append((token, law))
             probability = confidence(row, token)
             picked.append(token)
             self.model_seconds -= time.perf_counter() - began

@@ -13,6 +13,7 @@ from draftd.daemon.drafting import Drafted, Drafting
 from draftd.daemon.request import Request
 from draftd.daemon.scheduler import Scheduler, Work
 from draftd.models.base import Span, Target
+from draftd.models.rejection import Dice, verify_rejection
 from draftd.models.verify import verify
 
 
@@ -33,6 +34,7 @@ class Engine:
         self.target = target
         self.drafting = drafting or Drafting()
         self.scheduler = Scheduler(target, self.drafting.forget, chunk)
+        self.dice = Dice()
 
     def add(self, request: Request) -> None:
         self.scheduler.add(request)
@@ -64,12 +66,17 @@ class Engine:
         ]
 
     def _verify(self, work: Work, drafted: Drafted, rows: NDArray[np.float32]) -> list[int]:
-        """The target's own tokens: the accepted drafts and one more; none while the prompt is being fed."""
+        """Accepted drafts and one token more, the target's own; none while the prompt is being fed."""
         request = work.request
         request.cached += work.feed
         if not work.last:
             return []
-        tokens = verify(rows, drafted.tokens, request.sampling, len(request.tokens), request.processors)
+        position = len(request.tokens)
+        if request.rejection is None:
+            tokens = verify(rows, drafted.tokens, request.sampling, position, request.processors)
+        else:
+            given = (request.rejection, request.sampling, self.dice, request.processors)
+            tokens = verify_rejection(rows, drafted.tokens, drafted.laws, *given)
         request.cached += len(tokens) - 1
         self.target.truncate(request.slot, request.cached)
         return tokens

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from draftd.daemon.control import Control, Mode
 from draftd.models.processors import Processors
+from draftd.models.rejection import Rejection
 from draftd.models.sampling import Sampling
+
+Verify = Literal["coupled"] | Rejection
 
 
 @dataclass(slots=True)
@@ -45,6 +49,7 @@ class Request:
     stop_ids: frozenset[int]
     processors: Processors | None = None  # None: rows are taken as they are
     mode: Mode = "auto"  # who drafts
+    verify: Verify = "coupled"
     scope: str = ""  # whose earlier requests may be drafted from
     reuse: bool = True  # start from what a slot already holds of the prompt, and draft from earlier requests
     slot: int = -1
@@ -54,3 +59,8 @@ class Request:
     last_rows: int = 1  # in the last pass
     last_tokens: int = 1  # given by the last pass
     tally: Tally = field(default_factory=Tally)
+
+    @property
+    def rejection(self) -> Rejection | None:
+        """How dice refuse drafts; None: drafts are compared. Greedy there is nothing to throw dice for."""
+        return None if self.verify == "coupled" or self.sampling.temperature <= 0.0 else self.verify

@@ -131,6 +131,7 @@ class Worker:
             stop_ids=frozenset(body["stop_tokens"]).union(() if body["ignore_eos"] else tokenizer.stop_ids),
             processors=self.processors(body, prompt),
             mode=mode(body["speculate"]),
+            verify=body["verify"],
             scope=body["scope"],
             reuse=body["cache_prompt"],
         )

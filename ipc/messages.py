@@ -71,6 +71,8 @@ class Generate(Message):
     ignore_eos: bool = False  # go on past the model's own end
     # auto, off, or for benchmarks a source and how many tokens it drafts a round
     speculate: bool | Annotated[str, Field(pattern=r"^(auto|off|(suffix|model|chain):[0-9]{1,2})$")] = True
+    # how drafts are checked: against the seed's own answer, or by dice, blocks or tokens at a time
+    verify: Literal["coupled", "rejection", "rejection-token"] = "coupled"
     cache_prompt: bool = True  # start from what is already computed or was answered
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from draftd.daemon.calibration import CHOSEN
 from draftd.daemon.control import Control, Mode
 from draftd.daemon.controller import Controller
 from draftd.daemon.learnt import Learnt
@@ -111,7 +112,7 @@ def drive(control: Control, machine: Machine, text: Text, length: int = 64) -> l
         def learn(self, outcome: Outcome) -> None:
             control.learn(outcome)
 
-    watched = Watched(control.controller, control.mode, False, PROMPT)
+    watched = Watched(control.controller, control.mode, "greedy", PROMPT)
     run_one(control.controller, watched, machine.tables(), text, Weather(Random(3)), length)
     return plans
 
@@ -170,20 +171,22 @@ def test_the_suffix_is_judged_by_what_it_offered_even_unused() -> None:
     for _ in range(20):
         control.plan(100, [0.85, 0.85])
         control.learn(Outcome((), 0, 1, found_agreed=0, seconds=0.1))
-    calibration = controller.calibrations["suffix", False]
+    calibration = controller.calibrations["suffix", "greedy"]
     assert sum(calibration.tried) == 20
     assert control.plan(100, [0.85, 0.85]).source == "none" or calibration.rate(10) < 0.3
 
 
-def test_greedy_and_sampled_requests_are_judged_apart() -> None:
-    controller = Controller()
-    for sampled in (False, True):
-        control = controller.begin(sampled=sampled)
-        for _ in range(30):
-            control.plan(100)
-            control.learn(Outcome([0.75], 0 if sampled else 1, 1 if sampled else 2, 0, 0.01, 0.1))
-    assert controller.calibrations["model", False].rate(9) > 0.9
-    assert controller.calibrations["model", True].rate(9) < 0.1
+def test_greedy_sampled_and_rejection_requests_are_judged_apart() -> None:
+    for liked in CHOSEN:
+        controller = Controller()
+        for chosen in CHOSEN:
+            control = controller.begin(chosen=chosen)
+            for _ in range(30):
+                control.plan(100)
+                agreed = int(chosen == liked)
+                control.learn(Outcome([0.75], agreed, agreed + 1, 0, 0.01, 0.1))
+        for chosen in CHOSEN:
+            assert (controller.calibrations["model", chosen].rate(9) > 0.5) == (chosen == liked)
 
 
 def test_a_wide_pass_of_others_makes_long_drafts_dear() -> None:
@@ -212,7 +215,7 @@ def test_times_that_are_no_numbers_leave_no_trace() -> None:
     control = controller.begin()
     control.plan(100)
     control.learn(Outcome([float("nan")], 0, 1, 0, float("nan"), float("nan")))
-    assert controller.calibrations["model", False].tried[0] == 1  # a confidence that is none counts as least
+    assert controller.calibrations["model", "greedy"].tried[0] == 1  # no confidence counts as least
     assert all(isfinite(figure) for figures in controller.learnt.averages.values() for figure in figures)
 
 

@@ -1,0 +1,70 @@
+"""Every outcome of code that throws dice, with its exact probability: a run for each way they can fall."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from draftd.models.rejection import Dice, Law
+
+T = TypeVar("T", bound=Hashable)
+
+
+class Rigged(Dice):
+    """Dice that fall as told, then the first way there is; `chance` is how probable that was."""
+
+    def __init__(self, path: list[int]) -> None:
+        self.path = path
+        self.at = 0
+        self.chance = 1.0
+        self.ways: list[int] = []  # by throw: how many outcomes it had
+
+    def accept(self, chance: float) -> bool:
+        assert -1e-12 <= chance <= 1 + 1e-12
+        ways = [(True, chance), (False, 1.0 - chance)]
+        return bool(self._fall([way for way in ways if way[1] > 0]))
+
+    def draw(self, law: Law) -> int:
+        tokens = np.arange(len(law.weights)) if law.tokens is None else law.tokens
+        assert (law.weights >= 0).all()
+        total = law.weights.sum()
+        return int(
+            self._fall(
+                [
+                    (token, weight / total)
+                    for token, weight in zip(tokens.tolist(), law.weights.tolist(), strict=True)
+                    if weight > 0
+                ]
+            )
+        )
+
+    def _fall(self, ways: list[tuple[int, float]] | list[tuple[bool, float]]) -> int:
+        if self.at == len(self.path):
+            self.path.append(0)
+        self.ways.append(len(ways))
+        value, chance = ways[self.path[self.at]]
+        self.at += 1
+        self.chance *= chance
+        return value
+
+
+def outcomes(run: Callable[[Dice], T]) -> dict[T, float]:
+    """The law of what `run` returns."""
+    law: dict[T, float] = defaultdict(float)
+    path: list[int] = []
+    while True:
+        dice = Rigged(path)
+        law[run(dice)] += dice.chance
+        while path and path[-1] + 1 == dice.ways[len(path) - 1]:
+            path.pop()
+        if not path:
+            return dict(law)
+        path[-1] += 1
+
+
+def total_variation(one: Mapping[T, float], other: Mapping[T, float]) -> float:
+    """Half the sum of the differences: the most that any event's probability is off."""
+    return sum(abs(one.get(key, 0.0) - other.get(key, 0.0)) for key in {*one, *other}) / 2
