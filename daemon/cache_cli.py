@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
-from draftd.daemon import settings
-from draftd.drafts import suffix_store
-from draftd.ipc.errors import InvalidConfig
+from draftd.daemon import forget, settings
+from draftd.daemon.options import Endpoint
+from draftd.ipc.client import Client
+from draftd.ipc.errors import EngineFailed, Unreachable
+
+LOADING = 600.0  # seconds: a daemon that loads its models answers when it has
 
 cache_app = typer.Typer(no_args_is_help=True, help="The history that repeated text is drafted from.")
 
@@ -21,16 +24,23 @@ def _group() -> None:
 
 @cache_app.command()
 def clear(
+    learnt: Annotated[
+        bool, typer.Option("--learnt", help="Also what was learnt of the pairs: acceptance and costs.")
+    ] = False,
+    endpoint: Endpoint = None,
     config: Annotated[
         Path | None, typer.Option(help="Settings file; default: config.toml in the user's configuration.")
     ] = None,
 ) -> None:
-    """Forget on disk what earlier requests said; a running daemon forgets when it is restarted."""
-    chosen = settings.load(config)
+    """Forget what earlier requests of all apps said, on disk and in the daemon that runs."""
+    chosen = settings.load(config, endpoint=endpoint)
     try:
-        count = suffix_store.clear(chosen.state_dir)
-    except OSError as error:
-        raise InvalidConfig(
-            f"cannot clear the history in {chosen.state_dir}: {error.strerror or error}"
-        ) from None
-    typer.echo(f"removed {count} history files")
+        with Client(chosen.endpoint) as client:
+            client.ping()  # whether one is there shows at once
+            client.timeout = LOADING
+            count = client.clear(learnt=learnt)
+            where = "the daemon forgot it"
+    except (Unreachable, EngineFailed) as error:
+        count = forget.clear(chosen.state_dir, learnt)
+        where = "no daemon is running" if isinstance(error, Unreachable) else "the daemon has no engine"
+    typer.echo(f"removed {count} files of {chosen.state_dir}; {where}")

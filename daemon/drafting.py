@@ -116,6 +116,10 @@ class Drafting:
         if self.suffix is not None and shared and len(request.tokens) > request.prompt:
             self.suffix.remember(request.scope, request.tokens)
 
+    def unlearn(self) -> None:
+        """Start to learn anew; requests that run keep what they know until they end."""
+        self.controller = Controller(sorted(self.controller.sources), self.controller.longest)
+
     def forget(self, slot: int) -> None:
         """Drop what the sources hold of a slot."""
         for source in (self.model, self.suffix):

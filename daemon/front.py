@@ -19,6 +19,7 @@ from importlib.util import find_spec
 import zmq
 
 from draftd.daemon.apps import Apps
+from draftd.daemon.clears import Clears
 from draftd.daemon.jobs import Jobs
 from draftd.daemon.lifecycle import Lifecycle
 from draftd.daemon.settings import Settings
@@ -49,7 +50,8 @@ class Front:
         self.apps = Apps(self.context)
         self.engine = EngineProcess(self.context, {"settings": settings.model_dump(mode="json")})
         self.jobs = Jobs(settings, self.apps, self.engine.send)
-        self.life = Lifecycle(self.engine, self.poller, self.jobs, settings.pair)
+        self.clears = Clears(self.apps, self.engine.send)
+        self.life = Lifecycle(self.engine, self.poller, self.jobs, self.clears, settings.pair)
         self.timers: list[Timer] = [self.life.tick]
         self.started = time.monotonic()
         self.stopping = False
@@ -67,6 +69,7 @@ class Front:
             while not self.stopping and self.life.failure is None:
                 self._turn()
             self.jobs.fail_all(Cancelled("the daemon is stopping"))
+            self.clears.fail_all(Cancelled("the daemon is stopping"))
         finally:
             self.engine.stop()
             self.apps.close()
@@ -125,6 +128,10 @@ class Front:
                 job = self.jobs.by_client.get((client, message.id))
                 if job is not None:
                     self.jobs.cancel(job, answerable=self.life.state == "ready")
+            case messages.Clear():
+                if self.life.state == "failed":
+                    raise EngineFailed(self.life.detail)
+                self.clears.open(client, message)
             case messages.GetStatus():
                 self.apps.send(client, self._status(message.id))
             case messages.Hello():

@@ -14,6 +14,7 @@ from draftd.daemon.calibration import BINS
 from draftd.daemon.costs import KNOTS
 
 VERSION: Literal[1] = 1
+FOLDER = "learnt"  # in the state directory
 logger = logging.getLogger(__name__)
 
 Positive = Annotated[float, Field(gt=0.0, lt=1e15, allow_inf_nan=False)]
@@ -52,6 +53,19 @@ class Learnt(_State):
     hope: Share
     good: Share
     averages: dict[str, list[Count]]  # by name: weight, then sums
+
+
+def file_path(state_dir: Path, key: str) -> Path:
+    """The file of one pair, run in one way on one machine."""
+    return state_dir / FOLDER / f"{key}.json"
+
+
+def clear(state_dir: Path) -> int:
+    """Remove what was learnt of all pairs; how many files that were. Raises OSError."""
+    files = list((state_dir / FOLDER).glob("*.json"))
+    for file in files:
+        file.unlink(missing_ok=True)
+    return len(files)
 
 
 def load(path: Path) -> Learnt | None:

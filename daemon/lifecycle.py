@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import zmq
 
+from draftd.daemon.clears import Clears
 from draftd.daemon.jobs import Jobs
 from draftd.daemon.supervisor import BACKOFF, EngineProcess
 from draftd.ipc.errors import DraftdError, EngineFailed, from_code
@@ -17,10 +18,13 @@ log = logging.getLogger("draftd.front")
 class Lifecycle:
     """Starts the engine, hears it, and replaces it when it dies; its sockets are in the front's poller."""
 
-    def __init__(self, engine: EngineProcess, poller: zmq.Poller, jobs: Jobs, pair: str) -> None:
+    def __init__(
+        self, engine: EngineProcess, poller: zmq.Poller, jobs: Jobs, clears: Clears, pair: str
+    ) -> None:
         self.engine = engine
         self.poller = poller
         self.jobs = jobs
+        self.clears = clears
         self.pair = pair
         self.state: Literal["loading", "ready", "restarting", "failed"] = "loading"
         self.detail = "loading 0 %"
@@ -35,6 +39,7 @@ class Lifecycle:
         self.poller.register(self.engine.socket, zmq.POLLIN)
         self.poller.register(self.engine.exit_fd, zmq.POLLIN)
         self.jobs.submit_all()
+        self.clears.submit_all()
 
     def tick(self, now: float) -> float | None:
         """Start the next engine when its time has come; when to look again."""
@@ -50,6 +55,8 @@ class Lifecycle:
         match body["type"]:
             case "tokens" | "done" | "error":
                 self.jobs.relay(body)
+            case "cleared":
+                self.clears.answered(body)
             case "learnt":
                 self.learnt = body["report"]
             case "progress":
@@ -62,6 +69,7 @@ class Lifecycle:
             case "failed":
                 self.failure = from_code(body["code"], body["message"])
                 self.jobs.fail_all(self.failure)
+                self.clears.fail_all(self.failure)
 
     def died(self, *, stopping: bool) -> None:
         """The engine's process ended: its last words first, then plan the next one or give up."""
@@ -78,6 +86,7 @@ class Lifecycle:
             )
             log.error("%s", self.detail)
             self.jobs.fail_all(EngineFailed(self.detail))
+            self.clears.fail_all(EngineFailed(self.detail))
             return
         self.state, self.detail = "restarting", f"the engine {how} and is being restarted"
         log.warning("%s", self.detail)

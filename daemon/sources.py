@@ -30,7 +30,7 @@ def make_drafting(
         vocabulary = f"{info['target']} {tokenizer.size}"
         suffix = SuffixDraft(SuffixStore(settings.state_dir, hashlib.sha256(vocabulary.encode()).hexdigest()))
         sources.append("suffix")
-    path = settings.state_dir / "learnt" / f"{_key(info)}.json"
+    path = learnt.file_path(settings.state_dir, _key(info))
     known = learnt.load(path)
     controller = Controller(sources, settings.draft_length, known)
     if known is None and sources:

@@ -18,7 +18,7 @@ from typing import Any
 import msgpack
 import zmq
 
-from draftd.daemon import learnt
+from draftd.daemon import forget, learnt
 from draftd.daemon.control import Mode
 from draftd.daemon.engine import Emission, Engine
 from draftd.daemon.loader import Loaded, load
@@ -52,6 +52,7 @@ class Worker:
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self.socket = socket
+        self.settings: Settings
         self.loaded: Loaded
         self.engine: Engine
         self.jobs: dict[int, Job] = {}
@@ -65,6 +66,7 @@ class Worker:
         def report(fraction: float, stage: str) -> None:
             self.say({"type": "progress", "fraction": fraction, "stage": stage})
 
+        self.settings = settings
         self.loaded = load(settings, report)
         self.engine = Engine(self.loaded.target, self.loaded.drafting)
         self.say({"type": "ready", "info": self.loaded.info})
@@ -97,6 +99,8 @@ class Worker:
                     )
             case "cancel" if body["key"] in self.jobs:
                 self.finish(self.jobs[body["key"]], "cancelled")
+            case "clear":
+                self.clear(body)
             case "stop":
                 return False
         return True
@@ -139,6 +143,20 @@ class Worker:
             request.processors.accept(emitted)
         self.jobs[request.key] = Job(request, answer, body["received"])
         self.engine.add(request)
+
+    def clear(self, body: dict[str, Any]) -> None:
+        """Forget what earlier requests left, in memory and on disk."""
+        if body["learnt"]:
+            self.loaded.drafting.unlearn()
+            self.say({"type": "learnt", "report": {}})
+        if self.loaded.drafting.suffix is not None:
+            self.loaded.drafting.suffix.clear()
+        try:
+            files = forget.clear(self.settings.state_dir, body["learnt"])
+        except DraftdError as error:
+            self.say({"type": "cleared", "key": body["key"], "message": error.message})
+        else:
+            self.say({"type": "cleared", "key": body["key"], "files": files})
 
     def processors(self, body: dict[str, Any], prompt: list[int]) -> Processors | None:
         """The row processors a request asks for, None if it asks for none."""

@@ -61,10 +61,14 @@ class SuffixDraft:
         """Drop a slot's own text; what was remembered stays."""
         self._own.pop(slot, None)
 
-    def close(self) -> None:
-        """Free the memory; what was remembered is on disk already."""
+    def clear(self) -> None:
+        """Forget all that is in memory; the files are another matter (suffix_store.clear)."""
         self._own.clear()
         self._histories.clear()
+
+    def close(self) -> None:
+        """Free the memory; what was remembered is on disk already."""
+        self.clear()
 
     def __len__(self) -> int:
         """Tokens in memory, of all scopes and slots."""

@@ -14,7 +14,18 @@ from draftd.ipc import link
 from draftd.ipc.codec import encode
 from draftd.ipc.endpoint import resolve
 from draftd.ipc.errors import Cancelled, DraftdError
-from draftd.ipc.messages import Done, Generate, GetStatus, Hello, Message, Ping, Status, Tokens
+from draftd.ipc.messages import (
+    Clear,
+    Cleared,
+    Done,
+    Generate,
+    GetStatus,
+    Hello,
+    Message,
+    Ping,
+    Status,
+    Tokens,
+)
 from draftd.ipc.session import Event, Reply, Session, cancel, check, reply
 
 
@@ -57,6 +68,16 @@ class AsyncClient:
         answer = await connection.ask(GetStatus, {}, self.timeout)
         assert isinstance(answer, Status)
         return answer
+
+    async def clear(self, learnt: bool = False) -> int:
+        """Make the daemon forget what repeated text is drafted from, of all apps; how many files went.
+
+        `learnt`: also what it learnt of the pairs, acceptance and costs.
+        """
+        connection = await self._connect()
+        answer = await connection.ask(Clear, {"learnt": learnt}, self.timeout)
+        assert isinstance(answer, Cleared)
+        return answer.files
 
     async def ping(self) -> float:
         """Seconds for a round trip to the daemon."""

@@ -20,7 +20,18 @@ from draftd.ipc import link
 from draftd.ipc.codec import encode
 from draftd.ipc.endpoint import resolve
 from draftd.ipc.errors import Cancelled, DraftdError
-from draftd.ipc.messages import Done, Generate, GetStatus, Hello, Message, Ping, Status, Tokens
+from draftd.ipc.messages import (
+    Clear,
+    Cleared,
+    Done,
+    Generate,
+    GetStatus,
+    Hello,
+    Message,
+    Ping,
+    Status,
+    Tokens,
+)
 from draftd.ipc.session import Event, Reply, Session, cancel, check, reply
 
 
@@ -62,6 +73,15 @@ class Client:
         answer = self._ask(GetStatus)
         assert isinstance(answer, Status)
         return answer
+
+    def clear(self, learnt: bool = False) -> int:
+        """Make the daemon forget what repeated text is drafted from, of all apps; how many files went.
+
+        `learnt`: also what it learnt of the pairs, acceptance and costs.
+        """
+        answer = self._connect().ask(Clear, {"learnt": learnt}, self.timeout)
+        assert isinstance(answer, Cleared)
+        return answer.files
 
     def ping(self) -> float:
         """Seconds for a round trip to the daemon."""

@@ -99,7 +99,12 @@ class Ping(Message):
     type: Literal["ping"] = "ping"
 
 
-ClientMessage = Hello | Generate | Cancel | GetStatus | Ping
+class Clear(Message):
+    type: Literal["clear"] = "clear"
+    learnt: bool = False  # also what was learnt of the pairs: acceptance and costs
+
+
+ClientMessage = Hello | Generate | Cancel | GetStatus | Ping | Clear
 
 # ---- daemon to client
 
@@ -175,7 +180,12 @@ class Pong(Message):
     type: Literal["pong"] = "pong"
 
 
-DaemonMessage = Welcome | Accepted | Tokens | Done | Error | Status | Pong
+class Cleared(Message):
+    type: Literal["cleared"] = "cleared"
+    files: int  # removed from the state directory
+
+
+DaemonMessage = Welcome | Accepted | Tokens | Done | Error | Status | Pong | Cleared
 
 CLIENT_TYPES = {kind.model_fields["type"].default: kind for kind in get_args(ClientMessage)}
 DAEMON_TYPES = {kind.model_fields["type"].default: kind for kind in get_args(DaemonMessage)}

@@ -294,21 +294,46 @@ def test_the_history_survives_a_restart_and_can_be_cleared(serve: Serve, tmp_pat
     second = serve().client().complete(**options, speculate="suffix:32")
     assert second.tokens == first.tokens
     assert second.stats.rounds < 20
-    cleared = subprocess.run(
-        [sys.executable, "-m", "draftd.daemon.cli", "cache", "clear"],
-        env={
-            **os.environ,
-            "DRAFTD_STATE_DIR": str(tmp_path / "state"),
-            "DRAFTD_CONFIG": str(tmp_path / "none.toml"),
-        },
+    cleared = clear_cache(tmp_path, f"ipc://{tmp_path}/nobody.sock")
+    assert cleared == f"removed 1 files of {tmp_path / 'state'}; no daemon is running\n"
+    third = serve().client().complete(**options, speculate="suffix:32")
+    assert third.tokens == first.tokens
+    assert third.stats.rounds > second.stats.rounds
+
+
+def test_a_running_daemon_forgets_at_once(serve: Serve, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 60, "temperature": 1.0, "seed": 22}
+    daemon = serve()
+    client = daemon.client()
+    client.complete(**options)
+    again = client.complete(**options, speculate="suffix:32")
+    assert again.stats.rounds < 20
+    kept = list((tmp_path / "state" / "suffix").glob("[0-9a-f]*"))
+    assert len(kept) == 1
+    cleared = clear_cache(tmp_path, daemon.endpoint)
+    assert cleared == f"removed 1 files of {tmp_path / 'state'}; the daemon forgot it\n"
+    assert not kept[0].exists()
+    anew = client.complete(**options, speculate="suffix:32")
+    assert anew.tokens == again.tokens
+    assert anew.stats.rounds > again.stats.rounds
+    client.clear(learnt=True)
+    assert daemon.status().learnt == {}
+    last = client.complete(**options, speculate="suffix:2")
+    learnt = daemon.wait_for(lambda status: bool(status.learnt)).learnt
+    assert learnt["choices"] == last.stats.sources
+
+
+def clear_cache(tmp_path: Path, endpoint: str) -> str:
+    environment = {"DRAFTD_STATE_DIR": str(tmp_path / "state"), "DRAFTD_CONFIG": str(tmp_path / "none.toml")}
+    done = subprocess.run(
+        [sys.executable, "-m", "draftd.daemon.cli", "cache", "clear", "--endpoint", endpoint],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert cleared.stdout == "removed 1 history files\n", cleared.stderr
-    third = serve().client().complete(**options, speculate="suffix:32")
-    assert third.tokens == first.tokens
-    assert third.stats.rounds > second.stats.rounds
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_penalties_bias_and_stops_hold_with_and_without_speculation(shared: Daemon) -> None:

@@ -59,6 +59,9 @@ class Sync:
     def status(self) -> messages.Status:
         return self._runner.run(self._client.status())
 
+    def clear(self, learnt: bool = False) -> int:
+        return self._runner.run(self._client.clear(learnt))
+
     def ping(self) -> float:
         return self._runner.run(self._client.ping())
 
@@ -119,6 +122,11 @@ def test_status_and_ping(daemon: ScriptedDaemon, connect: Connect) -> None:
     client = connect(daemon.endpoint)
     assert client.status().pair == "tiny"
     assert 0 < client.ping() < 5
+
+
+def test_clear(daemon: ScriptedDaemon, connect: Connect) -> None:
+    client = connect(daemon.endpoint)
+    assert [client.clear(), client.clear(learnt=True)] == [1, 2]
 
 
 def test_one_hello_a_connection(daemon: ScriptedDaemon, connect: Connect) -> None:

@@ -1,0 +1,46 @@
+"""Apps that wait until the engine has forgotten: it holds the history and writes it, so it clears it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from draftd.daemon.apps import Apps
+from draftd.ipc import messages
+from draftd.ipc.errors import DraftdError, InvalidConfig
+
+
+class Clears:
+    """`clear` messages by the front's key, until the engine has answered."""
+
+    def __init__(self, apps: Apps, tell_engine: Callable[[dict[str, Any]], None]) -> None:
+        self.apps = apps
+        self.tell_engine = tell_engine
+        self._waiting: dict[int, tuple[bytes, messages.Clear]] = {}
+        self._next_key = 0
+
+    def open(self, client: bytes, message: messages.Clear) -> None:
+        self._next_key += 1
+        self._waiting[self._next_key] = client, message
+        self._submit(self._next_key)
+
+    def submit_all(self) -> None:
+        """Ask a new engine what the last one left unanswered."""
+        for key in self._waiting:
+            self._submit(key)
+
+    def answered(self, body: dict[str, Any]) -> None:
+        """The engine's answer to the app that asked."""
+        client, asked = self._waiting.pop(body["key"])
+        if "message" in body:
+            self.apps.send_error(client, asked.id, InvalidConfig(body["message"]))
+        else:
+            self.apps.send(client, messages.Cleared(id=asked.id, files=body["files"]))
+
+    def fail_all(self, error: DraftdError) -> None:
+        for client, asked in self._waiting.values():
+            self.apps.send_error(client, asked.id, error)
+        self._waiting.clear()
+
+    def _submit(self, key: int) -> None:
+        self.tell_engine({"type": "clear", "key": key, "learnt": self._waiting[key][1].learnt})
