@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -18,13 +20,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from draftd.daemon import bench_ping, bench_table, machine
-from draftd.daemon.bench_table import Result
+from draftd.daemon.bench_table import Measured, Result
 from draftd.daemon.private import private_daemon
 from draftd.daemon.settings import load
 from draftd.daemon.timed import Answer, ask
 from draftd.ipc.client import Client
 from draftd.ipc.errors import InvalidRequest
 from draftd.ipc.messages import Status, explain
+
+POLICY = r"auto|(suffix|model|chain):[0-9]{1,2}"
 
 
 class Prompt(BaseModel):
@@ -55,6 +59,18 @@ def bench(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="The seed of every request.")] = 1,
+    speculate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="auto (default) or a source with a length, as model:4, to compare; may be repeated."
+        ),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also measure each prompt asked a second time.")
+    ] = False,
+    repeat: Annotated[
+        int, typer.Option(min=1, help="Ask everything N times and take each prompt's median.")
+    ] = 1,
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write every measurement and the machine to this file.")
     ] = None,
@@ -71,17 +87,31 @@ def bench(
     chosen = read_prompts(prompts, per_category)
     if json_out is not None and not json_out.absolute().parent.is_dir():
         raise InvalidRequest(f"--json {json_out}: there is no directory {json_out.absolute().parent}")
+    policies = list(dict.fromkeys(speculate or ["auto"]))
+    if wrong := [policy for policy in policies if not re.fullmatch(POLICY, policy)]:
+        raise InvalidRequest(
+            f"--speculate {wrong[0]}: give auto, or suffix, model or chain with a length: model:4"
+        )
+    policies += ["again"] * again
     sampling = Sampling(max_tokens, temperature, seed)
     console, notes = Console(), Console(stderr=True)
-    with _daemon(endpoint, pair, config, notes) as address, Client(address) as client:
+    # A name of its own: what this run is answered is drafted for this run alone.
+    with (
+        _daemon(endpoint, pair, config, notes) as address,
+        Client(address, name=f"bench {os.getpid()}") as client,
+    ):
         status = client.status()
-        results = measure(client, pair, chosen, sampling, notes)
+        measured = measure(client, pair, chosen, policies, repeat, sampling, notes)
         pings = bench_ping.measure(address, ping) if ping else None
+    by_policy = {policy: bench_table.results(measured, policy) for policy in policies}
+    results = by_policy[policies[0]]
     console.print(bench_table.table(results))
+    if len(policies) > 1:
+        console.print(bench_table.policies_table(by_policy))
     for line in summary(results, pings):
         console.print(line, highlight=False)
     if json_out is not None:
-        report = document(status, sampling, results, pings)
+        report = document(status, sampling, by_policy, repeat, pings)
         json_out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -111,28 +141,39 @@ def read_prompts(path: Path, per_category: int | None) -> list[Prompt]:
 
 
 def measure(
-    client: Client, pair: str | None, prompts: list[Prompt], sampling: Sampling, notes: Console
-) -> list[Result]:
-    """Every prompt with and without speculation; which comes first alternates, so that drift cancels out."""
-    for speculate in (True, False):  # the first passes of a process are slower than those that follow
-        _ask(client, pair, prompts[0].turns[0], Sampling(8, 0.0, 1), speculate)
-    results = []
+    client: Client,
+    pair: str | None,
+    prompts: list[Prompt],
+    policies: list[str],
+    repeat: int,
+    sampling: Sampling,
+    notes: Console,
+) -> list[Measured]:
+    """Every prompt by every policy and without speculation; who is first goes round, so drift cancels out."""
+    names = [*policies, "off"]
+    for name in names:  # the first passes of a process are slower than those that follow
+        _ask(client, pair, prompts[0].turns[0], Sampling(8, 0.0, 1), name)
+    measured = []
     with Progress(console=notes, transient=True) as progress:
-        task = progress.add_task("measuring", total=len(prompts))
+        task = progress.add_task("measuring", total=len(prompts) * repeat)
         for index, prompt in enumerate(prompts):
             progress.update(task, description=prompt.category)
-            answers = {
-                speculate: _ask(client, pair, prompt.turns[0], sampling, speculate)
-                for speculate in ((True, False) if index % 2 == 0 else (False, True))
-            }
-            results.append(Result(str(prompt.question_id), prompt.category, answers[True], answers[False]))
-            progress.advance(task)
-    return results
+            answers: dict[str, list[Answer]] = {name: [] for name in names}
+            for turn in range(repeat):
+                first = (index + turn) % len(names)
+                for name in names[first:] + names[:first]:
+                    answers[name].append(_ask(client, pair, prompt.turns[0], sampling, name))
+                progress.advance(task)
+            measured.append(Measured(str(prompt.question_id), prompt.category, answers))
+    return measured
 
 
-def _ask(client: Client, pair: str | None, text: str, sampling: Sampling, speculate: bool) -> Answer:
-    question = [{"role": "user", "content": text}]
-    return ask(client, messages=question, model=pair, speculate=speculate, **asdict(sampling))
+def _ask(client: Client, pair: str | None, text: str, sampling: Sampling, policy: str) -> Answer:
+    request = {"messages": [{"role": "user", "content": text}], "model": pair, **asdict(sampling)}
+    if policy != "again":
+        return ask(client, speculate=policy, **request)
+    ask(client, anew=False, **request)
+    return ask(client, anew=False, **request)
 
 
 def summary(results: list[Result], pings: bench_ping.PingReport | None) -> list[str]:
@@ -153,9 +194,17 @@ def summary(results: list[Result], pings: bench_ping.PingReport | None) -> list[
 
 
 def document(
-    status: Status, sampling: Sampling, results: list[Result], pings: bench_ping.PingReport | None
+    status: Status,
+    sampling: Sampling,
+    by_policy: dict[str, list[Result]],
+    repeat: int,
+    pings: bench_ping.PingReport | None,
 ) -> dict[str, Any]:
-    """Everything, for --json: what was run, on what, each answer's numbers, and the sums."""
+    """Everything, for --json: what was run, on what, each answer's numbers, and the sums.
+
+    The sums at the top are those of the first policy; all policies' speed-ups are under `policies`.
+    """
+    results = next(iter(by_policy.values()))
     rows = bench_table.by_category(results)
     return {
         "command": shlex.join(["draftd", *sys.argv[1:]]),
@@ -163,6 +212,11 @@ def document(
         "pair": status.pair,
         "engine": status.engine,
         "sampling": asdict(sampling),
+        "repeat": repeat,
+        "policies": {
+            policy: _finite({line.name: line.speedup for line in bench_table.by_category(each)})
+            for policy, each in by_policy.items()
+        },
         "categories": [_finite(asdict(line) | {"speedup": line.speedup}) for line in rows],
         **_finite(
             {

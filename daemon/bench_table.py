@@ -29,6 +29,15 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """One prompt's answers by policy, as often as they were repeated; `off` is the target alone."""
+
+    question: str
+    category: str
+    answers: dict[str, list[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """Several prompts together; speeds are tokens a second after the first token, nan where none came."""
 
@@ -53,6 +62,19 @@ def speed(answers: Sequence[Answer]) -> float:
     seconds = sum(answer.seconds - answer.first_seconds for answer in answers)
     tokens = sum(answer.tokens - answer.first_tokens for answer in answers)
     return tokens / seconds if tokens and seconds > 0 else math.nan
+
+
+def typical(answers: Sequence[Answer]) -> Answer:
+    """Of repeated answers the one of median speed."""
+    return sorted(answers, key=lambda answer: speed([answer]))[len(answers) // 2]
+
+
+def results(measured: Sequence[Measured], policy: str) -> list[Result]:
+    """Each prompt by one policy and without speculation."""
+    return [
+        Result(each.question, each.category, typical(each.answers[policy]), typical(each.answers["off"]))
+        for each in measured
+    ]
 
 
 def row(name: str, results: Sequence[Result]) -> Row:
@@ -130,6 +152,29 @@ def table(results: Sequence[Result]) -> Table:
     if groups := by_group(results):
         mean = geometric_mean(line.speedup for line in groups)
         made.add_row("Spec-Bench's 6 groups", "", "", _number(mean, "x"))
+    return made
+
+
+def policies_table(by_policy: dict[str, list[Result]]) -> Table:
+    """Speed over the target alone by category and policy, and `auto` against the best of the fixed ones."""
+    rows = {policy: by_category(each) for policy, each in by_policy.items()}
+    fixed = [policy for policy in rows if policy not in ("auto", "again")]
+    compared = "auto" in rows and bool(fixed)
+    made = Table(title="speed over the target alone by policy", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made.add_column("category", no_wrap=True)
+    for heading in [*rows, *["auto / best fixed"] * compared]:
+        made.add_column(heading, justify="right")
+    shares = []
+    for index, line in enumerate(next(iter(rows.values()))):
+        speedups = {policy: each[index].speedup for policy, each in rows.items()}
+        cells = [_number(value, "x") for value in speedups.values()]
+        if compared:
+            shares.append(speedups["auto"] / max(1.0, *(speedups[policy] for policy in fixed)))
+            cells.append(_number(shares[-1]))
+        made.add_row(line.name, *cells)
+    made.add_section()
+    means = [_number(geometric_mean(line.speedup for line in each), "x") for each in rows.values()]
+    made.add_row("geometric mean", *means, *[_number(geometric_mean(shares))] * compared)
     return made
 
 

@@ -34,16 +34,18 @@ class Answer:
         return self.stats.draft_seconds + self.stats.verify_seconds + self.stats.prefill_seconds
 
 
-def ask(client: Client, show: Callable[[Tokens], None] | None = None, **request: Any) -> Answer:
+def ask(
+    client: Client, show: Callable[[Tokens], None] | None = None, *, anew: bool = True, **request: Any
+) -> Answer:
     """Wait for a whole answer, showing each message as it comes.
 
-    The prompt is computed anew: of two equal requests the second would else have it easier.
+    The prompt is computed anew, unless told otherwise: of two equal requests the second would have it easier.
     """
     began = time.perf_counter()
     first: float | None = None
     first_tokens = 0
     parts: list[str] = []
-    for event in client.generate(**request, cache_prompt=False):
+    for event in client.generate(**request, cache_prompt=not anew):
         if isinstance(event, Tokens):
             if first is None:
                 first, first_tokens = time.perf_counter() - began, len(event.tokens)

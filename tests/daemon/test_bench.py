@@ -155,7 +155,31 @@ def test_a_missing_prompts_file(tmp_path: Path) -> None:
 def test_the_document_is_json_even_where_nothing_could_be_measured() -> None:
     short = answer(tokens=1, seconds=1.0, first=1.0, models=0.0)
     status = Status(id="1", state="ready", pair="tiny")
-    made = bench.document(status, bench.Sampling(8, 0.0, 1), [result("qa", short, short)], None)
+    made = bench.document(status, bench.Sampling(8, 0.0, 1), {"auto": [result("qa", short, short)]}, 1, None)
     text = json.dumps(made, allow_nan=False)
     assert json.loads(text)["geometric_mean_speedup"] is None
     assert json.loads(text)["results"][0]["drafted"]["stats"]["rounds"] == 11
+
+
+def test_repeated_answers_count_by_their_median() -> None:
+    answers = {"auto": [answer(seconds=3.0), answer(seconds=1.5), answer(seconds=2.0)], "off": [answer()]}
+    (only,) = bench_table.results([bench_table.Measured("1", "coding", answers)], "auto")
+    assert (only.drafted.seconds, only.plain.seconds) == (2.0, 2.0)
+
+
+def test_policies_are_compared_with_the_best_fixed_one() -> None:
+    by_policy = {
+        "auto": [result("coding", answer(seconds=1.5)), result("writing", answer(seconds=2.25))],
+        "model:4": [
+            result("coding", answer(seconds=1.25)),
+            result("writing", answer(seconds=3.0)),
+        ],  # 4x
+        "suffix:8": [result("coding", answer()), result("writing", answer(seconds=2.25))],
+    }
+    console = Console(file=io.StringIO(), width=100)
+    console.print(bench_table.policies_table(by_policy))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.split()[1:] for line in lines if line.strip().startswith(("coding", "writing"))] == [
+        ["2.00x", "4.00x", "1.00x", "0.50"],
+        ["0.80x", "0.50x", "0.80x", "0.80"],  # the best of writing is to draft nothing
+    ]

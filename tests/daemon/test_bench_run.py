@@ -45,7 +45,8 @@ def test_a_run_against_a_daemon(serve: Serve, prompts: Path, tmp_path: Path) -> 
     out = tmp_path / "out.json"
     done = run(
         "--endpoint", daemon.endpoint, "--prompts", prompts, "--per-category", "2", "--max-tokens", "24",
-        "--ping", "50", "--json", out,
+        "--speculate", "model:8", "--speculate", "auto", "--again", "--repeat", "2", "--ping", "50",
+        "--json", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "geometric mean of 2" in done.stdout
@@ -59,12 +60,21 @@ def test_a_run_against_a_daemon(serve: Serve, prompts: Path, tmp_path: Path) -> 
     for result in report["results"]:
         drafted, plain = result["drafted"], result["plain"]
         assert drafted["text"] == plain["text"]
-        assert drafted["stats"]["accepted"] == drafted["stats"]["drafted"] > 0  # the draft is the target
+        # The draft is the target; its caches' 16 bits may flip a near tie.
+        assert drafted["stats"]["accepted"] > drafted["stats"]["drafted"] / 2 > 0
         assert plain["stats"]["drafted"] == 0
         assert drafted["tokens"] == plain["tokens"]
         assert drafted["stats"]["rounds"] < plain["stats"]["rounds"] == plain["tokens"]
+    assert list(report["policies"]) == ["model:8", "auto", "again"]
+    assert "auto / best fixed" in done.stdout
     assert report["ping"]["count"] == 50
     assert report["ping"]["ratio"] > 0
+
+
+def test_a_policy_that_is_none(prompts: Path) -> None:
+    done = run("--prompts", prompts, "--speculate", "oracle:4")
+    assert done.returncode == 2
+    assert "--speculate oracle:4: give auto, or suffix, model or chain with a length" in done.stderr
 
 
 @pytest.fixture
