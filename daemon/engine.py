@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from draftd.daemon.drafting import Drafted, Drafting
 from draftd.daemon.request import Request
 from draftd.daemon.scheduler import Scheduler, Work
-from draftd.models.base import Span, Target
+from draftd.models.base import Rows, Span, Target
+from draftd.models.logprobs import Logprob, logprob
 from draftd.models.rejection import Dice, verify_rejection
 from draftd.models.verify import verify
 
@@ -25,6 +26,7 @@ class Emission:
     tokens: list[int]
     drafted: list[bool]  # by token: had the draft proposed it?
     finish: str | None
+    logprobs: list[Logprob]  # by token, where the request asks for them
 
 
 class Engine:
@@ -56,12 +58,13 @@ class Engine:
         forwarding = time.perf_counter()
         rows = self.target.forward(spans)
         target_seconds = time.perf_counter() - forwarding
+        unchanged = [_unchanged(work.request, each) for work, each in zip(batch, rows, strict=True)]
         answers = [self._verify(*each) for each in zip(batch, drafts, rows, strict=True)]
         seconds = time.perf_counter() - began
         self._learn(batch, drafts, answers, spans, target_seconds, seconds)
         return [
-            self._emit(work, drafted, tokens)
-            for work, drafted, tokens in zip(batch, drafts, answers, strict=True)
+            self._emit(work, drafted, tokens, raw)
+            for work, drafted, tokens, raw in zip(batch, drafts, answers, unchanged, strict=True)
             if tokens
         ]
 
@@ -104,7 +107,7 @@ class Engine:
                 tally.verify_seconds += target_seconds
                 self.drafting.learn(work.request, drafted, tokens, seconds)
 
-    def _emit(self, work: Work, drafted: Drafted, tokens: list[int]) -> Emission:
+    def _emit(self, work: Work, drafted: Drafted, tokens: list[int], raw: Rows | None) -> Emission:
         """Add a round's tokens to their request, cut at a stop token or at its end."""
         request = work.request
         accepted = len(tokens) - 1
@@ -124,7 +127,16 @@ class Engine:
             finish = "length"
         if finish is not None:
             self.scheduler.remove(request)
-        return Emission(request, tokens, [index < accepted for index in range(len(tokens))], finish)
+        told = []
+        if raw is not None:
+            count = request.logprobs or 0
+            told = [logprob(row, token, count) for row, token in zip(raw, tokens, strict=False)]
+        return Emission(request, tokens, [index < accepted for index in range(len(tokens))], finish, told)
+
+
+def _unchanged(request: Request, rows: Rows) -> Rows | None:
+    """The rows as the model gave them, if log-probabilities are asked for: verification changes them."""
+    return None if request.logprobs is None else rows.copy()
 
 
 def _span(work: Work, drafted: Drafted) -> Span:

@@ -101,6 +101,7 @@ class Jobs:
                     tokens=body["tokens"],
                     drafted=body["drafted"],
                     lengths=body["lengths"],
+                    logprobs=body["logprobs"],
                 )
             case "done":
                 self._end(job)

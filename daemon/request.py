@@ -50,6 +50,7 @@ class Request:
     processors: Processors | None = None  # None: rows are taken as they are
     mode: Mode = "auto"  # who drafts
     verify: Verify = "coupled"
+    logprobs: int | None = None  # tell each token's log-probability, and those of so many likeliest
     scope: str = ""  # whose earlier requests may be drafted from
     reuse: bool = True  # start from what a slot already holds of the prompt, and draft from earlier requests
     slot: int = -1

@@ -28,12 +28,23 @@ from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
 from draftd.ipc.errors import ContextOverflow, DraftdError, InvalidRequest
 from draftd.models.grammar import Grammars
+from draftd.models.logprobs import Logprob
 from draftd.models.processors import Penalties, Processors
 from draftd.models.sampling import Sampling
 
 log = logging.getLogger("draftd.engine")
 PR_SET_PDEATHSIG = 1
 SAVE_EVERY = 30.0  # seconds
+
+
+@dataclass(slots=True)
+class Pending:
+    """A token that the front has yet to be told."""
+
+    token: int
+    drafted: bool
+    length: int  # characters of text that it released
+    logprob: dict[str, Any] | None
 
 
 @dataclass(slots=True)
@@ -44,7 +55,7 @@ class Job:
     answer: Answer
     received: float  # monotonic seconds, when the front got it
     first_token: float | None = None  # monotonic seconds
-    pending: list[tuple[int, bool, int]] = field(default_factory=list)  # token, drafted, characters released
+    pending: list[Pending] = field(default_factory=list)
 
 
 class Worker:
@@ -136,6 +147,7 @@ class Worker:
             processors=self.processors(body, prompt),
             mode=mode(body["speculate"]),
             verify=body["verify"],
+            logprobs=body["logprobs"],
             scope=body["scope"],
             reuse=body["cache_prompt"],
         )
@@ -186,7 +198,8 @@ class Worker:
         for count, (token, drafted) in enumerate(zip(emission.tokens, emission.drafted, strict=True), 1):
             released = job.answer.push(token)
             text += released
-            job.pending.append((token, drafted, len(released)))
+            told = self.told(emission.logprobs[count - 1]) if emission.logprobs else None
+            job.pending.append(Pending(token, drafted, len(released), told))
             if job.answer.stopped:
                 surplus = len(emission.tokens) - count
                 del request.tokens[len(request.tokens) - surplus :]
@@ -198,15 +211,27 @@ class Worker:
         elif emission.finish is not None:
             self.finish(job, emission.finish)
 
+    def told(self, logprob: Logprob) -> dict[str, Any]:
+        """A token's log-probability as the protocol has it."""
+        top = [self.named(token, value) for token, value in logprob.top]
+        return {**self.named(logprob.token, logprob.logprob), "top": top}
+
+    def named(self, token: int, logprob: float) -> dict[str, Any]:
+        """A token by id, text and bytes."""
+        added = self.loaded.tokenizer.bytes_of(token)
+        text = added.decode("utf-8", "replace") or self.loaded.tokenizer.piece(token)
+        return {"token": token, "text": text, "bytes": list(added), "logprob": logprob}
+
     def send_tokens(self, job: Job, text: str) -> None:
         self.say(
             {
                 "type": "tokens",
                 "key": job.request.key,
                 "text": text,
-                "tokens": [token for token, _, _ in job.pending],
-                "drafted": [drafted for _, drafted, _ in job.pending],
-                "lengths": [length for _, _, length in job.pending],
+                "tokens": [each.token for each in job.pending],
+                "drafted": [each.drafted for each in job.pending],
+                "lengths": [each.length for each in job.pending],
+                "logprobs": [each.logprob for each in job.pending if each.logprob is not None],
             }
         )
         job.pending.clear()
@@ -220,8 +245,7 @@ class Worker:
         self.save()
         text = job.answer.flush()
         if job.pending:
-            token, drafted, length = job.pending[-1]
-            job.pending[-1] = (token, drafted, length + len(text))
+            job.pending[-1].length += len(text)
         if text or job.pending:
             self.send_tokens(job, text)
         usage = {

@@ -68,6 +68,8 @@ class Generate(Message):
     stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=16)
     grammar: Grammar | None = None
     stop_tokens: list[Tokens32] = Field(default=[], max_length=64)
+    # tell each token's log-probability, and those of so many likeliest
+    logprobs: int | None = Field(default=None, ge=0, le=20)
     ignore_eos: bool = False  # go on past the model's own end
     # auto, off, or for benchmarks a source and how many tokens it drafts a round
     speculate: bool | Annotated[str, Field(pattern=r"^(auto|off|(suffix|model|chain):[0-9]{1,2})$")] = True
@@ -121,12 +123,28 @@ class Accepted(Message):
     seed: int
 
 
+class Alternative(Fields):
+    token: int
+    text: str  # what it adds to a text, or a control token's name
+    bytes: list[int]
+    logprob: float
+
+
+class Logprob(Fields):
+    token: int
+    text: str
+    bytes: list[int]
+    logprob: float
+    top: list[Alternative] = []  # the likeliest of this place, the best first
+
+
 class Tokens(Message):
     type: Literal["tokens"] = "tokens"
     text: str
     tokens: list[int]
     drafted: list[bool]  # whether the draft had proposed it, by token
     lengths: list[int] = []  # characters of `text` that came with each token; empty: not told
+    logprobs: list[Logprob] = []  # by token, if the request asked
 
 
 class Usage(Fields):

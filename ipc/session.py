@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from draftd.ipc import messages
 from draftd.ipc.codec import decode, encode
 from draftd.ipc.errors import DraftdError, InvalidRequest, MalformedFrame, from_code
-from draftd.ipc.messages import Done, Message, Stats, Usage
+from draftd.ipc.messages import Done, Logprob, Message, Stats, Usage
 
 Event = messages.DaemonMessage
 
@@ -26,6 +26,7 @@ class Reply:
     finish_reason: str
     usage: Usage
     stats: Stats
+    logprobs: list[Logprob]  # by token, if asked for
 
 
 class Session:
@@ -106,6 +107,7 @@ def reply(parts: list[messages.Tokens], done: Done) -> Reply:
         finish_reason=done.finish_reason,
         usage=done.usage,
         stats=done.stats,
+        logprobs=[each for part in parts for each in part.logprobs],
     )
 
 

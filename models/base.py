@@ -72,6 +72,10 @@ class Tokenizer(Protocol):
         """A conversation's ids through the model's chat template, ending where the answer begins."""
         ...
 
+    def bytes_of(self, token: int) -> bytes:
+        """The UTF-8 bytes a token adds to the text; none for control tokens."""
+        ...
+
     def piece(self, token: int) -> str:
         """The token's raw vocabulary entry, as the tokenizer file spells it; compared by the pair check."""
         ...

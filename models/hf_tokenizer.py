@@ -32,12 +32,14 @@ class HfTokenizer:
     def __init__(self, tokenizer: Any, stop_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
-        self._skipped = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        self._added = self._backend.get_added_tokens_decoder()
+        self._skipped = {i for i, token in self._added.items() if token.special}
         self.size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         self.stop_ids = stop_ids
         # Byte fallback turns a whole run of such tokens into text at once: none of it is final before.
         run = [self._backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         self._byte_tokens = frozenset(run) if None not in run else frozenset()
+        self._byte_of = _byte_alphabet() if "ByteLevel" in repr(self._backend.decoder) else {}
 
     @classmethod
     def load(cls, path: Path) -> HfTokenizer:
@@ -78,6 +80,19 @@ class HfTokenizer:
     def piece(self, token: int) -> str:
         """The token's raw vocabulary entry, as the tokenizer file spells it; empty where there is none."""
         return self._backend.id_to_token(token) or ""
+
+    def bytes_of(self, token: int) -> bytes:
+        """The UTF-8 bytes a token adds to the text; none for control tokens."""
+        piece = self.piece(token)
+        if token in self._skipped:
+            return b""
+        if token in self._added:
+            return piece.encode()
+        if token in self._byte_tokens:
+            return bytes([int(piece[3:5], 16)])
+        if self._byte_of and all(character in self._byte_of for character in piece):
+            return bytes(self._byte_of[character] for character in piece)
+        return piece.replace("\u2581", " ").encode()
 
     def stream(self) -> HfTextStream:
         """A fresh decoder for one answer."""
@@ -128,6 +143,13 @@ class HfTextStream:
         rest = self._tokenizer.decode(self._before + self._window)[self._out :]
         self._before, self._window, self._out = [], [], 0
         return rest
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """What byte each character of GPT-2's byte-level vocabularies stands for."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + at): byte for at, byte in enumerate(rest)}
 
 
 def _stop_ids(path: Path, tokenizer: Any) -> frozenset[int]:

@@ -357,6 +357,31 @@ def test_penalties_bias_and_stops_hold_with_and_without_speculation(shared: Daem
     client.close()
 
 
+def test_logprobs_are_the_targets_own_with_and_without_speculation(shared: Daemon) -> None:
+    client = shared.client()
+    options: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 30, "ignore_eos": True}
+    plain = client.complete(**options, logprobs=3, speculate=False)
+    assert [told.token for told in plain.logprobs] == plain.tokens
+    assert b"".join(bytes(told.bytes) for told in plain.logprobs).decode("utf-8", "replace") == plain.text
+    for told in plain.logprobs:
+        assert len(told.top) == 3
+        assert told.top[0].token == told.token, "greedy: the likeliest"
+        assert told.top[0].logprob == told.logprob >= told.top[1].logprob >= told.top[2].logprob
+        assert told.logprob < 0
+    assert client.complete(**options).logprobs == []
+    # What a request does to the distribution leaves what it is told of it alone.
+    forced = {"logit_bias": {"97": 100.0}, "temperature": 0.8, "seed": 4, "presence_penalty": 1.0}
+    first = client.complete(**options, **forced, logprobs=0, speculate=False)
+    assert first.tokens[0] == 97
+    assert first.logprobs[0].logprob < -1
+    assert first.logprobs[0].top == []
+    drafted = client.complete(**options, **forced, logprobs=2, speculate="model:6")
+    assert drafted.tokens == first.tokens
+    for one, other in zip(drafted.logprobs, first.logprobs, strict=True):
+        assert abs(one.logprob - other.logprob) < 1e-3
+    client.close()
+
+
 def test_a_schema_is_followed_with_and_without_speculation(shared: Daemon) -> None:
     schema = {
         "type": "object",

@@ -15,7 +15,14 @@ from pydantic.fields import FieldInfo
 from draftd.ipc import codec, endpoint, errors, messages
 
 PAGE = (Path(__file__).parents[2] / "ipc" / "PROTOCOL.md").read_text("utf-8")
-_PARTS = (messages.ChatMessage, messages.Grammar, messages.Usage, messages.Stats)
+_PARTS = (
+    messages.ChatMessage,
+    messages.Grammar,
+    messages.Logprob,
+    messages.Alternative,
+    messages.Usage,
+    messages.Stats,
+)
 PARTS = {kind.__name__: kind for kind in _PARTS}
 Row = tuple[str, str, str]  # type, default, range
 

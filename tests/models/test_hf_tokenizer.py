@@ -160,3 +160,11 @@ def test_absent_and_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(whole[: len(whole) // 2])
     with pytest.raises(CorruptModel, match="can't be read"):
         HfTokenizer.load(tmp_path)
+
+
+def test_the_bytes_of_tokens_join_to_the_text(tokenizer: HfTokenizer) -> None:
+    text = "abc \N{SNOWMAN} the \N{SLIGHTLY SMILING FACE}"
+    joined = b"".join(tokenizer.bytes_of(token) for token in tokenizer.encode(text))
+    assert joined.decode().strip() == text
+    assert all(tokenizer.bytes_of(token) == b"" for token in tokenizer.stop_ids)
+    assert tokenizer.bytes_of(tokenizer.size) == b""

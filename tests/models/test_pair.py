@@ -28,6 +28,9 @@ class Words:
     def piece(self, token: int) -> str:
         return self.pieces[token]
 
+    def bytes_of(self, token: int) -> bytes:
+        raise NotImplementedError
+
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError
 
