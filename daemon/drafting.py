@@ -126,6 +126,11 @@ class Drafting:
             if source is not None:
                 source.forget(slot)
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """A slot begins with what another holds: so may the model's."""
+        if self.model is not None:
+            self.model.copy(source, target, length)
+
     def _plan(self, request: Request, drafted: Drafted, batch: Sequence[Work]) -> None:
         if request.control is None:
             unseen = len(request.tokens) - request.reused

@@ -35,7 +35,7 @@ class Engine:
     def __init__(self, target: Target, drafting: Drafting | None = None, *, chunk: int = 512) -> None:
         self.target = target
         self.drafting = drafting or Drafting()
-        self.scheduler = Scheduler(target, self.drafting.forget, chunk)
+        self.scheduler = Scheduler(target, self.drafting.forget, self.drafting.copy, chunk)
         self.dice = Dice()
 
     def add(self, request: Request) -> None:
@@ -53,6 +53,8 @@ class Engine:
         """One round for every request that can run."""
         began = time.perf_counter()
         batch = self.scheduler.schedule()
+        if not batch:
+            return self._ended()
         drafts = self.drafting.draft(batch)
         spans = [_span(work, drafted) for work, drafted in zip(batch, drafts, strict=True)]
         forwarding = time.perf_counter()
@@ -62,11 +64,15 @@ class Engine:
         answers = [self._verify(*each) for each in zip(batch, drafts, rows, strict=True)]
         seconds = time.perf_counter() - began
         self._learn(batch, drafts, answers, spans, target_seconds, seconds)
-        return [
+        emissions = [
             self._emit(work, drafted, tokens, raw)
             for work, drafted, tokens, raw in zip(batch, drafts, answers, unchanged, strict=True)
             if tokens
         ]
+        return emissions + self._ended()
+
+    def _ended(self) -> list[Emission]:
+        return [Emission(request, [], [], "prefilled", []) for request in self.scheduler.ended()]
 
     def _verify(self, work: Work, drafted: Drafted, rows: NDArray[np.float32]) -> list[int]:
         """Accepted drafts and one token more, the target's own; none while the prompt is being fed."""

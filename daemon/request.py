@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Literal
 
 from draftd.daemon.control import Control, Mode
+from draftd.models.base import State
 from draftd.models.processors import Processors
 from draftd.models.rejection import Rejection
 from draftd.models.sampling import Sampling
@@ -37,6 +39,22 @@ class Tally:
             counts[index] += 1
 
 
+class Priority(IntEnum):
+    """Who goes first; `PREFILL` is the work for requests that are yet to come."""
+
+    INTERACTIVE = 0
+    BACKGROUND = 1
+    PREFILL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A cache outside the slots: of a request that was preempted, or of a conversation from the disk."""
+
+    tokens: list[int]
+    state: State
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One sequence: `tokens` is the prompt and everything accepted so far, always the same list."""
@@ -53,9 +71,16 @@ class Request:
     logprobs: int | None = None  # tell each token's log-probability, and those of so many likeliest
     scope: str = ""  # whose earlier requests may be drafted from
     reuse: bool = True  # start from what a slot already holds of the prompt, and draft from earlier requests
+    priority: Priority = Priority.INTERACTIVE
+    client: str = ""  # the connection it came by: equals of one wait for each other, not for those of others
+    cache_owner: str = ""  # whose caches it may start from and leave; "": everyone's
+    cache_only: bool = False  # nothing is generated: the slot is made ready for a request to come
+    parked: Parked | None = None  # what to start from if no slot holds more
+    refused: str = ""  # why what was parked could not be used
+    begun: bool = False  # it has had a slot
     slot: int = -1
     cached: int = 0  # positions of `tokens` that stand in the target's slot
-    reused: int = 0  # of the prompt, when it got its slot
+    reused: int = 0  # of the prompt, when it first got a slot
     control: Control | None = None
     last_rows: int = 1  # in the last pass
     last_tokens: int = 1  # given by the last pass

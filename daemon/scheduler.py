@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from draftd.daemon.request import Request
+from draftd.daemon.places import WORTH_A_COPY, Places
+from draftd.daemon.request import Parked, Priority, Request
 from draftd.drafts.base import common_prefix
 from draftd.models.base import Target
 
 INTERLEAVED_CHUNK = 64  # prompt tokens a round while others generate: they should not stall for long
+BACKGROUND_CHUNK = 128  # while nobody does: an interactive request that comes then waits for so many
+COVERED = 16  # tokens at a prompt's end, the template's closing marks, that a longer prompt may lack
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +27,25 @@ class Work:
 
 
 class Scheduler:
-    """First come, first served, over the target's slots; a slot remembers what it holds after its request."""
+    """By priority; among equals the client with the fewest running requests, then who came first."""
 
-    def __init__(self, target: Target, forget: Callable[[int], None], chunk: int) -> None:
+    def __init__(
+        self,
+        target: Target,
+        forget: Callable[[int], None],
+        copy: Callable[[int, int, int], None],
+        chunk: int,
+    ) -> None:
         self.target = target
-        self.forget = forget  # tells the drafts that a slot begins anew
+        self.places = Places(target, forget, copy)
         self.chunk = chunk
-        self.waiting: deque[Request] = deque()
+        self.waiting: list[Request] = []  # in the order they came, those that had a slot in front
         self.running: list[Request] = []
-        self._held: dict[int, list[int]] = {
-            slot: [] for slot in range(target.slots)
-        }  # free slots, oldest first
+        self._ended: list[Request] = []  # prefills that are complete, or overtaken by a request
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self._ended)
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
@@ -46,34 +53,116 @@ class Scheduler:
     def remove(self, request: Request) -> None:
         if request in self.running:
             self.running.remove(request)
-            self._held[request.slot] = request.tokens[: request.cached]
+            self.places.give(request)
         elif request in self.waiting:
             self.waiting.remove(request)
+            request.parked = None
+
+    def ended(self) -> list[Request]:
+        """The prefills that ended since the last call: complete ones, and those that a request overtook."""
+        for request in self.running[-1:]:  # the one whose turn it was
+            if request.cache_only and request.cached == len(request.tokens):
+                self._end(request)
+        ended, self._ended = self._ended, []
+        return ended
 
     def schedule(self) -> list[Work]:
-        """Admit what fits, then one piece of work for every running request."""
-        while self.waiting and self._held:
-            self._admit(self.waiting.popleft())
-        generating = any(len(request.tokens) - request.cached == 1 for request in self.running)
-        chunk = min(self.chunk, INTERLEAVED_CHUNK) if generating else self.chunk
+        """Admit what fits, preempt what must yield, then one piece of work for whoever runs."""
+        passed: list[Request] = []  # waiting, but not for a slot
+        while (request := self._next(passed)) is not None:
+            if self._soon_shared(request):
+                passed.append(request)
+            elif self._make_room(request):
+                self.waiting.remove(request)
+                self.places.take(request)
+                self.running.append(request)
+                if request.cache_only and request.cached == len(request.tokens):
+                    self._end(request)
+            else:
+                break
+        asked = [request for request in self.running if not request.cache_only]
+        if not asked:
+            return self._prefill()
+        generating = any(len(request.tokens) - request.cached == 1 for request in asked)
+        urgent = any(request.priority is Priority.INTERACTIVE for request in asked)
+        chunk = min(
+            self.chunk, INTERLEAVED_CHUNK if generating else self.chunk if urgent else BACKGROUND_CHUNK
+        )
         batch = []
-        for request in self.running:
+        for request in asked:
             pending = len(request.tokens) - request.cached
             feed = min(pending, chunk)
             batch.append(Work(request, feed, last=feed == pending, prefill=pending > 1))
         return batch
 
-    def _admit(self, request: Request) -> None:
-        """Give a request the free slot that already holds most of its tokens."""
-        shared = {
-            slot: common_prefix(held, request.tokens) if request.reuse else 0
-            for slot, held in self._held.items()
-        }
-        request.slot = max(shared, key=lambda slot: shared[slot])
-        del self._held[request.slot]
-        # The newest token is always fed: its logits are what the first round needs.
-        request.cached = request.reused = min(shared[request.slot], len(request.tokens) - 1)
-        self.target.truncate(request.slot, request.cached)
+    def _next(self, passed: list[Request]) -> Request | None:
+        """The waiting request whose turn it is."""
+        running = Counter(request.client for request in self.running)
+
+        def rank(request: Request) -> tuple[Priority, bool, int]:
+            return request.priority, not request.begun, running[request.client] if request.client else 0
+
+        # A prefill that could not run would only take a slot from what is kept there.
+        idle = all(request.cache_only for request in self.running)
+        ready = [
+            request for request in self.waiting if request not in passed and (idle or not request.cache_only)
+        ]
+        return min(ready, key=rank, default=None)
+
+    def _soon_shared(self, request: Request) -> bool:
+        """Whether a running request is just computing what this one will want to copy."""
         if not request.reuse:
-            self.forget(request.slot)
+            return False
+        best = self.places.shared(request)[1]
+        if request.parked is not None:
+            best = max(best, len(request.parked.tokens))
+        worth = max(WORTH_A_COPY, (len(request.tokens) - best) / 2)  # else it starts with its own part now
+        return any(
+            common_prefix(other.tokens, request.tokens) - max(best, other.cached) >= worth
+            for other in self.running
+            if other.cache_owner == request.cache_owner
+            and len(other.tokens) - other.cached > 1
+            and other.priority <= request.priority
+        )
+
+    def _make_room(self, request: Request) -> bool:
+        """See that a slot is free for a request, at the expense of a lesser one."""
+        if not request.cache_only:
+            for other in [other for other in self.running if other.cache_only]:
+                if _covers(request, other):
+                    self._end(other)
+        if self.places.free:
+            return True
+        lesser = [other for other in self.running if other.priority > request.priority]
+        if not lesser:
+            return False
+        self._preempt(max(reversed(lesser), key=lambda other: other.priority))
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        """Take a request off its slot; its cache is kept aside, so that it goes on as if undisturbed."""
+        if not request.cache_only and request.cached > 0:
+            state = self.target.save_slot(request.slot)
+            if state is not None:
+                request.parked = Parked(request.tokens[: request.cached], state)
+        self.remove(request)
+        self.waiting.insert(0, request)
+
+    def _prefill(self) -> list[Work]:
+        """Nobody waits for an answer: a chunk of one prefill, in turn."""
+        if not self.running:
+            return []
+        request = self.running.pop(0)
         self.running.append(request)
+        feed = min(len(request.tokens) - request.cached, self.chunk, BACKGROUND_CHUNK)
+        return [Work(request, feed, last=False, prefill=True)]
+
+    def _end(self, request: Request) -> None:
+        self.remove(request)
+        self._ended.append(request)
+
+
+def _covers(request: Request, prefill: Request) -> bool:
+    """Whether a request holds all that a prefill computes, but for the marks that close its prompt."""
+    common = common_prefix(request.tokens, prefill.tokens)
+    return request.cache_owner == prefill.cache_owner and len(prefill.tokens) - common <= COVERED

@@ -44,6 +44,10 @@ class Draft(Protocol):
         """Drop what is cached for a slot."""
         ...
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make what is cached for slot `target` the first `length` tokens of what is for `source`."""
+        ...
+
     def close(self) -> None:
         """Free the draft's memory."""
         ...

@@ -32,6 +32,8 @@ class Model(Protocol):
 
     def truncate(self, slot: int, length: int, /) -> None: ...
 
+    def copy_prefix(self, source: int, target: int, length: int, /) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -68,6 +70,13 @@ class LlamaDraft:
         """Drop what is cached for a slot."""
         if self._seen.pop(slot, None):
             self._model.truncate(slot, 0)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make what is cached for slot `target` the first `length` tokens of what is for `source`."""
+        seen = self._seen.get(source, [])[:length]
+        if seen:
+            self._model.copy_prefix(source, target, len(seen))
+            self._seen[target] = seen
 
     def close(self) -> None:
         """Free the draft's memory."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float32]  # [rows, vocab] raw logits, valid until the next forward of the same target
+State = NDArray[np.uint8]  # [bytes] a slot's keys and values, of use to the same model and backend only
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,17 @@ class Target(Protocol):
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Make the first `length` positions of slot `target` equal those of `source`."""
+        ...
+
+    def save_slot(self, slot: int) -> State | None:
+        """All of a slot's keys and values, in their own memory; None if this model's can't be had whole."""
+        ...
+
+    def load_slot(self, slot: int, state: State, length: int) -> None:
+        """Make a slot's content the first `length` positions of what `save_slot` gave, for any slot.
+
+        ValueError if the state can't be this model's; the slot is empty then.
+        """
         ...
 
     def close(self) -> None:

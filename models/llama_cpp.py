@@ -13,7 +13,7 @@ import numpy as np
 
 from draftd.ipc.errors import ContextOverflow, EngineFailed
 from draftd.models import native
-from draftd.models.base import Rows, Span
+from draftd.models.base import Rows, Span, State
 from draftd.models.llama_load import Report, load_model, open_context
 
 
@@ -73,6 +73,16 @@ class LlamaTarget:
             raise ValueError(f"slot {source} holds {self._lengths[source]} positions, not {length}")
         if source != target:
             native.run(self._copy_prefix, source, target, length)
+
+    def save_slot(self, slot: int) -> State | None:
+        """llama.cpp's own bytes of a slot; None with a sliding window, whose past positions it leaves out."""
+        if llama_cpp.llama_model_n_swa(self._model):
+            return None
+        return native.run(self._save, slot)
+
+    def load_slot(self, slot: int, state: State, length: int) -> None:
+        """Make a slot's content the first `length` positions of what `save_slot` gave."""
+        native.run(self._load_state, slot, state, length)
 
     def close(self) -> None:
         """Free the model's memory; a second call does nothing."""
@@ -159,6 +169,29 @@ class LlamaTarget:
         llama_cpp.llama_memory_seq_rm(self._memory, target, length, -1)
         self._lengths[target] = length
 
+    def _save(self, slot: int) -> State:
+        self._remove()
+        state = np.empty(llama_cpp.llama_state_seq_get_size(self._context, slot), np.uint8)
+        written = llama_cpp.llama_state_seq_get_data(self._context, _bytes(state), state.size, slot)
+        if written == 0:
+            raise EngineFailed(f"llama.cpp could not save slot {slot}: {native.complaints() or 'no reason'}")
+        return state[:written]
+
+    def _load_state(self, slot: int, state: State, length: int) -> None:
+        self._remove()
+        self._lengths[slot] = 0
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, 0, -1)
+        native.complaints(clear=True)
+        state = np.ascontiguousarray(state)
+        read = llama_cpp.llama_state_seq_set_data(self._context, _bytes(state), state.size, slot)
+        held = llama_cpp.llama_memory_seq_pos_max(self._memory, slot) + 1
+        if read == 0 or held < length:
+            llama_cpp.llama_memory_seq_rm(self._memory, slot, 0, -1)
+            reason = native.complaints() or f"it holds {held} positions, not {length}"
+            raise ValueError(f"llama.cpp refused the state of {state.size} bytes: {reason}")
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1)
+        self._lengths[slot] = length
+
     def _free(self) -> None:
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
@@ -169,6 +202,10 @@ class LlamaTarget:
 def _view(address: int, rows: int, vocab: int) -> Rows:
     buffer: Any = (ctypes.c_float * (rows * vocab)).from_address(address)
     return np.ndarray((rows, vocab), np.dtype(np.float32), buffer)
+
+
+def _bytes(state: State) -> Any:
+    return ctypes.cast(state.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
 
 
 class _Batch:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from draftd.models.base import Span
+from draftd.models.base import Span, State
 
 
 class Step:
@@ -120,8 +120,40 @@ class SlotCache(Cache):
         if not 0 <= length <= self.lengths[source]:
             raise ValueError(f"slot {source} holds {self.lengths[source]} positions, not {length} to copy")
         if source != target:
-            for layer in self.slot_layers:
-                for buffer in (layer.keys, layer.values):
-                    if buffer is not None:
-                        buffer[target, :, :length] = buffer[source, :, :length]
+            for buffer in self._buffers():
+                buffer[target, :, :length] = buffer[source, :, :length]
         self.lengths[target] = length
+
+    @torch.inference_mode()
+    def save(self, slot: int) -> State:
+        """A slot's positions as bytes: each layer's keys, then its values."""
+        parts = [
+            buffer[slot, :, : self.lengths[slot]].contiguous().flatten().view(torch.uint8).cpu()
+            for buffer in self._buffers()
+        ]
+        saved: State = torch.cat(parts).numpy()
+        return saved
+
+    @torch.inference_mode()
+    def load(self, slot: int, state: State, length: int) -> None:
+        """Make a slot's content the first `length` positions of what `save` gave; ValueError otherwise."""
+        self.lengths[slot] = 0
+        parts = [buffer[slot] for buffer in self._buffers()]  # [heads, context, dim] each
+        position = sum(part.shape[0] * part.shape[2] * part.element_size() for part in parts)  # bytes of one
+        held, surplus = divmod(state.size, position)
+        if surplus or not length <= held <= self.slot_layers[0].context:
+            raise ValueError(f"{state.size} bytes are not {length} positions of {position} bytes or more")
+        data = torch.from_numpy(state)
+        sizes = [part.shape[0] * held * part.shape[2] * part.element_size() for part in parts]
+        for part, saved in zip(parts, torch.split(data, sizes), strict=True):
+            # A copy of its own: the bytes need not lie where this type may.
+            whole = saved.clone().view(part.dtype).view(part.shape[0], held, part.shape[2])
+            part[:, :length] = whole[:, :length].to(part.device)
+        self.lengths[slot] = length
+
+    def _buffers(self) -> Iterator[Tensor]:
+        """Keys and values of every layer that has run, [slots, heads, context, dim] each."""
+        for layer in self.slot_layers:
+            for buffer in (layer.keys, layer.values):
+                if buffer is not None:
+                    yield buffer

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from draftd.ipc.errors import ContextOverflow, InvalidRequest
 from draftd.models import transformers_load as loading
-from draftd.models.base import Rows, Span
+from draftd.models.base import Rows, Span, State
 from draftd.models.slots import SlotCache
 
 PASS_ROWS = 48  # rows that cost as much as one more pass over the weights: a 1.5B model on a CPU
@@ -96,6 +96,14 @@ class TransformersTarget:
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Make the first `length` positions of slot `target` equal those of `source`."""
         self._cache.copy_prefix(source, target, length)
+
+    def save_slot(self, slot: int) -> State:
+        """All of a slot's keys and values, copied to the CPU."""
+        return self._cache.save(slot)
+
+    def load_slot(self, slot: int, state: State, length: int) -> None:
+        """Make a slot's content the first `length` positions of what `save_slot` gave."""
+        self._cache.load(slot, state, length)
 
     def close(self) -> None:
         """Free the model's memory; the target is of no use afterwards."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from draftd.drafts.base import Context, Proposal
-from draftd.models.base import Rows, Span
+from draftd.models.base import Rows, Span, State
 
 
 class TableTarget:
@@ -20,7 +20,7 @@ class TableTarget:
         table = np.random.default_rng(seed).standard_normal((vocab, vocab, vocab)) * scale
         self.table = table.astype(np.float32)  # [token before last, last token, vocab]
         self.held: list[list[int]] = [[] for _ in range(slots)]
-        self.fed = 0
+        self.fed = self.copied = self.loaded = 0  # tokens
         self.passes = 0
         self.widest = 0  # spans in one pass
 
@@ -55,6 +55,14 @@ class TableTarget:
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         self.held[target] = self.held[source][:length]
+        self.copied += length
+
+    def save_slot(self, slot: int) -> State:
+        return np.asarray(self.held[slot], np.int32).view(np.uint8)
+
+    def load_slot(self, slot: int, state: State, length: int) -> None:
+        self.held[slot] = state.view(np.int32)[:length].tolist()
+        self.loaded += length
 
     def close(self) -> None:
         pass
@@ -66,6 +74,7 @@ class TableDraft:
     def __init__(self, table: TableTarget) -> None:
         self.table = table
         self.forgotten: list[int] = []
+        self.copied: list[tuple[int, int, int]] = []
 
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
         return [self._propose(context) for context in contexts]
@@ -84,6 +93,9 @@ class TableDraft:
 
     def forget(self, slot: int) -> None:
         self.forgotten.append(slot)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self.copied.append((source, target, length))
 
     def close(self) -> None:
         pass

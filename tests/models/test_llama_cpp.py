@@ -134,6 +134,35 @@ def test_copy_prefix(target: LlamaTarget, length: int) -> None:
     assert close(target, row, fresh(target, [*tokens[: length // 2], 6]))
 
 
+@pytest.mark.parametrize("length", [1, 13, 30])
+def test_a_saved_slot_gives_the_same_rows_in_another(target: LlamaTarget, length: int) -> None:
+    tokens = text(30)
+    target.forward([Span(0, 0, [*tokens, 7, 8], 0), Span(1, 0, text(12, 9), 0)])
+    target.truncate(0, 30)  # what was rolled back is not saved
+    state = target.save_slot(0)
+    if "window" in target.path.name:
+        assert state is None, "llama.cpp saves no more of it than the window"
+        return
+    assert state is not None
+    expected = target.forward([Span(0, length, [5], 1)])[0].copy()
+    target.truncate(0, 0)
+    target.load_slot(1, state, length)
+    row = target.forward([Span(1, length, [5], 1)])[0].copy()
+    assert np.array_equal(row, expected)
+
+
+def test_a_state_that_cannot_be_this_models_is_refused(target: LlamaTarget) -> None:
+    target.forward([Span(0, 0, text(30), 0)])
+    if (state := target.save_slot(0)) is None:
+        return  # a model with a window saves nothing
+    for wrong, length in ((state[: len(state) // 2], 10), (np.zeros(64, np.uint8), 1), (state, 31)):
+        with pytest.raises(ValueError, match=r"llama\.cpp refused the state"):
+            target.load_slot(1, wrong, length)
+        row = target.forward([Span(1, 0, text(9), 1)])[0].copy()
+        assert close(target, row, fresh(target, text(9)))
+        target.truncate(1, 0)
+
+
 def test_copy_prefix_of_more_than_there_is(target: LlamaTarget) -> None:
     target.forward([Span(0, 0, [1, 2, 3], 0)])
     with pytest.raises(ValueError, match="holds 3 positions, not 4"):

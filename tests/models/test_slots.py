@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,3 +104,33 @@ def test_lengths_that_are_not_held_are_refused(length: int) -> None:
         cache.truncate(0, length)
     with pytest.raises(ValueError, match="slot 0 holds 3 positions"):
         cache.copy_prefix(0, 1, length)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_slot_is_the_same_in_another(dtype: torch.dtype) -> None:
+    cache = SlotCache(2, slots=3, context=8)
+    cache.begin([span(1, 0, 5)])
+    cache.lengths[1] = 5
+    random = torch.Generator().manual_seed(0)
+    for layer, heads in ((0, 4), (1, 1)):
+        keys, values = (torch.randn(1, heads, 5, 3, generator=random).to(dtype) for _ in range(2))
+        cache.update(keys, values, layer)
+    state = cache.save(1)
+    expected = [[buffer[1, :, :3].clone() for buffer in buffers(cache, layer)] for layer in range(2)]
+    cache.truncate(1, 0)
+    cache.load(0, state, 3)
+    assert cache.lengths == [3, 0, 0]
+    for layer in range(2):
+        for buffer, saved in zip(buffers(cache, layer), expected[layer], strict=True):
+            assert torch.equal(buffer[0, :, :3], saved)
+            assert not buffer[0, :, 3:].any()
+
+
+def test_a_state_that_cannot_be_this_models_is_refused() -> None:
+    cache = SlotCache(1, slots=2, context=8)
+    fill(cache, [span(0, 0, 3)], 1.0)
+    state = cache.save(0)
+    for wrong, length in ((state[:-1], 2), (state, 4), (np.tile(state, 3), 9)):
+        with pytest.raises(ValueError, match="bytes are not"):
+            cache.load(0, wrong, length)
+        assert cache.lengths == [0, 0]

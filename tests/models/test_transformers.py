@@ -170,6 +170,21 @@ def test_a_copied_prefix_equals_a_fresh_prefill(
     close(rows, full(prompt + other[:2])[-1:])
 
 
+def test_a_saved_slot_gives_the_same_rows_in_another(
+    target: TransformersTarget, full: Callable[[list[int]], Rows]
+) -> None:
+    prompt = tokens(40, seed=4)
+    target.forward([Span(0, 0, prompt, 0)])
+    state = target.save_slot(0)
+    (expected,) = target.forward([Span(0, 30, prompt[30:], 10)])
+    target.truncate(0, 0)
+    target.load_slot(2, state, 30)
+    assert list(target.lengths) == [0, 0, 30, 0]
+    (rows,) = target.forward([Span(2, 30, prompt[30:], 10)])
+    assert np.array_equal(rows, expected)
+    close(rows, full(prompt)[30:])
+
+
 def test_random_traffic_equals_the_full_forward(
     target: TransformersTarget, full: Callable[[list[int]], Rows]
 ) -> None:

@@ -1,0 +1,330 @@
+"""Who runs, who yields and what is reused, on models with chosen logits."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from draftd.daemon.drafting import Drafting
+from draftd.daemon.engine import Engine
+from draftd.daemon.request import Priority, Request
+from draftd.daemon.scheduler import BACKGROUND_CHUNK
+from draftd.models.sampling import Sampling
+from tests.fakes import TableDraft, TableTarget
+
+BACKGROUND, PREFILL = Priority.BACKGROUND, Priority.PREFILL
+
+
+def text(length: int, seed: int = 0) -> list[int]:
+    return random.Random(seed).choices(range(8), k=length)
+
+
+def request(key: int, prompt: list[int], count: int = 6, **options: object) -> Request:
+    sampling = Sampling(1.0, seed=key)
+    return Request(key, list(prompt), len(prompt), len(prompt) + count, sampling, frozenset(), **options)  # type: ignore[arg-type]
+
+
+def prefill(key: int, prompt: list[int]) -> Request:
+    return request(key, prompt, 0, priority=PREFILL, cache_only=True)
+
+
+def run(engine: Engine, *requests: Request) -> None:
+    for each in requests:
+        engine.add(each)
+    while engine.busy:
+        engine.step()
+
+
+def alone(key: int, prompt: list[int], count: int = 6) -> list[int]:
+    one = request(key, prompt, count)
+    run(Engine(TableTarget(context=2000)), one)
+    return one.tokens
+
+
+def test_an_interactive_request_preempts_within_one_round_and_the_other_goes_on_unchanged() -> None:
+    target = TableTarget(slots=1)
+    engine = Engine(target)
+    background = request(0, text(40), 30, priority=BACKGROUND)
+    engine.add(background)
+    for _ in range(10):
+        engine.step()
+    urgent = request(1, text(30, 1), 5)
+    engine.add(urgent)
+    engine.step()
+    assert len(urgent.tokens) == 31, "its first token comes out of the very next round"
+    begun, fed = list(background.tokens), target.fed
+    run(engine)
+    assert background.tokens[: len(begun)] == begun
+    assert background.tokens == alone(0, text(40), 30)
+    assert urgent.tokens == alone(1, text(30, 1), 5)
+    assert target.loaded == len(begun) - 1
+    assert target.fed - fed == 4 + (70 - len(begun)), "a token a round each: nothing is computed again"
+
+
+def test_a_request_in_the_middle_of_its_prompt_can_be_preempted() -> None:
+    target = TableTarget(slots=1, context=2000)
+    engine = Engine(target)
+    background = request(0, text(5 * BACKGROUND_CHUNK), 4, priority=BACKGROUND)
+    engine.add(background)
+    engine.step()
+    engine.step()
+    run(engine, request(1, text(9, 1)))
+    assert background.tokens == alone(0, text(5 * BACKGROUND_CHUNK), 4)
+    assert target.loaded == 2 * BACKGROUND_CHUNK
+
+
+def test_equals_do_not_preempt_and_the_newest_of_the_lesser_yields() -> None:
+    engine = Engine(TableTarget(slots=2))
+    old, new = (request(key, text(20, key), 60, priority=BACKGROUND) for key in range(2))
+    engine.add(old)
+    engine.step()
+    engine.add(new)
+    engine.step()
+    engine.add(request(2, text(20, 2), priority=BACKGROUND))
+    engine.step()
+    assert set(engine.scheduler.running) == {old, new}
+    first, second = request(3, text(20, 3), 60), request(4, text(20, 4), 60)
+    engine.add(first)
+    engine.step()
+    assert set(engine.scheduler.running) == {old, first}
+    engine.add(second)
+    engine.add(request(5, text(20, 5)))
+    engine.step()
+    assert set(engine.scheduler.running) == {first, second}
+    assert engine.scheduler.waiting[:2] == [old, new], "in the order they came"
+
+
+def test_a_client_with_many_requests_does_not_make_another_wait_for_all_of_them() -> None:
+    engine = Engine(TableTarget(slots=2))
+    flood = [request(key, text(20, key), 10, client="one") for key in range(10)]
+    for each in flood:
+        engine.add(each)
+    engine.step()
+    other = request(10, text(20, 10), 4, client="other")
+    engine.add(other)
+    while len(other.tokens) < 24:
+        engine.step()
+    assert sum(len(each.tokens) > 20 for each in flood) == 3
+    run(engine)
+
+
+def test_a_cancelled_request_that_was_preempted_is_gone() -> None:
+    engine = Engine(TableTarget(slots=1))
+    background = request(0, text(20), 30, priority=BACKGROUND)
+    engine.add(background)
+    engine.step()
+    engine.add(request(1, text(20, 1)))
+    engine.step()
+    engine.remove(background)
+    run(engine)
+    assert len(background.tokens) == 21
+
+
+def test_after_a_prefill_only_the_last_token_is_fed() -> None:
+    target = TableTarget(context=2000)
+    engine = Engine(target)
+    prompt = text(300)
+    ahead = prefill(0, prompt)
+    engine.add(ahead)
+    ended = []
+    while engine.busy:
+        ended += [(each.request, each.finish, each.tokens) for each in engine.step()]
+    assert ended == [(ahead, "prefilled", [])]
+    assert target.fed == ahead.cached == 300
+    asked = request(1, prompt, 1)
+    engine.add(asked)
+    engine.step()
+    assert (target.fed, asked.reused) == (301, 299)
+    assert asked.tokens == alone(1, prompt, 1)
+    run(engine, again := prefill(2, prompt))
+    assert (target.fed, again.cached, again.reused) == (301, 300, 300)
+
+
+def test_what_is_typed_further_is_all_that_is_computed() -> None:
+    target = TableTarget(context=2000)
+    engine = Engine(target)
+    typed, marks = text(200), [7, 6, 7]
+    for end in (100, 150, 200):
+        before = target.fed
+        run(engine, prefill(end, typed[:end] + marks))
+        assert target.fed - before <= (103 if end == 100 else 53)
+    assert sum(map(bool, target.held)) == 1, "each goes on in the slot of the last"
+    run(engine, asked := request(0, typed + marks))
+    assert asked.reused == 202
+
+
+def test_a_prefill_yields_to_every_request() -> None:
+    engine = Engine(TableTarget(slots=2, context=2000))
+    ahead = prefill(0, text(1000))
+    engine.add(ahead)
+    engine.step()
+    assert ahead.cached == BACKGROUND_CHUNK
+    others = [request(1, text(40, 1), 3, priority=BACKGROUND), request(2, text(40, 2), 30)]
+    for each in others:
+        engine.add(each)
+    engine.step()
+    assert set(engine.scheduler.running) == set(others), "it even gives its slot"
+    while len(others[1].tokens) < 70:
+        engine.step()
+    assert ahead.cached <= BACKGROUND_CHUNK
+    run(engine)
+    assert ahead.cached == 1000
+
+
+def test_a_request_takes_over_the_prefill_that_was_made_for_it() -> None:
+    target = TableTarget(slots=2, context=2000)
+    engine = Engine(target)
+    prompt = text(400)
+    ahead = prefill(0, [*prompt[:390], 1, 2, 3])
+    engine.add(ahead)
+    engine.step()
+    asked = request(1, prompt)
+    engine.add(asked)
+    emissions = engine.step()
+    assert [(each.request, each.finish) for each in emissions if not each.tokens] == [(ahead, "prefilled")]
+    assert ahead.cached < len(ahead.tokens)
+    assert (asked.reused, asked.slot, target.copied) == (BACKGROUND_CHUNK, ahead.slot, 0)
+    run(engine)
+    assert asked.tokens == alone(1, prompt)
+
+
+def test_prefills_take_turns() -> None:
+    engine = Engine(TableTarget(context=2000))
+    long, short = prefill(0, text(1500)), prefill(1, text(100, 1))
+    engine.add(long)
+    engine.add(short)
+    engine.step()
+    engine.step()
+    assert (long.cached, short.cached) == (BACKGROUND_CHUNK, 100)
+
+
+def test_a_prefix_is_copied_where_the_slot_must_keep_its_own() -> None:
+    target = TableTarget(slots=2)
+    draft = TableDraft(TableTarget())
+    engine = Engine(target, Drafting(draft))
+    system = text(50)
+    first = request(0, system + text(10, 1), 100)
+    engine.add(first)
+    engine.step()
+    second = request(1, system + text(10, 2))
+    engine.add(second)
+    engine.step()
+    assert (second.reused, target.copied, draft.copied) == (50, 50, [(first.slot, second.slot, 50)])
+    run(engine)
+    assert first.tokens == alone(0, system + text(10, 1), 100)
+    assert second.tokens == alone(1, system + text(10, 2))
+
+
+def test_an_ended_conversation_is_kept_as_long_as_there_is_room() -> None:
+    target = TableTarget(slots=3)
+    engine = Engine(target)
+    system = text(50)
+    chats = [request(key, system + text(10, key + 1), 20) for key in range(2)]
+    for each in chats:
+        run(engine, each)
+    assert chats[1].reused == 50
+    for each in chats:
+        follow = request(9, [*each.tokens, 1, 2, 3])
+        run(engine, follow)
+        assert follow.reused == len(each.tokens) - 1
+
+
+def test_the_slot_whose_loss_is_least_is_overwritten() -> None:
+    engine = Engine(TableTarget(slots=3, context=400))
+    long, short, newest = request(0, text(150)), request(1, text(30, 1)), request(2, text(150, 2))
+    run(engine, long, short, newest)
+    run(engine, other := request(3, text(60, 3)))
+    assert other.slot == short.slot
+    for key in range(4, 40):  # a conversation goes on and on: the one nobody returns to makes room at last
+        run(engine, request(key, text(160, 2)))
+        run(engine, request(key, text(60, 3)))
+    run(engine, other := request(40, text(60, 4)))
+    assert other.slot == long.slot
+
+
+def test_equal_prompts_that_come_together_are_computed_once() -> None:
+    target = TableTarget(slots=4)
+    prompt = text(100)
+    answers = [request(key, prompt) for key in range(4)]
+    run(Engine(target), *answers)
+    assert target.fed == 100 + 3 + 4 * 5
+    assert target.copied == 3 * 100
+    for key, each in enumerate(answers):
+        assert each.tokens == alone(key, prompt)
+
+
+def test_a_request_with_little_in_common_does_not_wait() -> None:
+    target = TableTarget(slots=2)
+    engine = Engine(target)
+    for key in range(2):
+        engine.add(request(key, text(20) + text(100, key)))
+    engine.step()
+    assert target.widest == 2
+
+
+def test_confined_caches_are_not_shared() -> None:
+    target = TableTarget()
+    engine = Engine(target)
+    prompt = text(100)
+    run(engine, request(0, prompt, cache_owner="one"))
+    run(engine, other := request(1, prompt, cache_owner="two"))
+    run(engine, again := request(2, prompt, cache_owner="one"))
+    run(engine, fresh := request(3, prompt, cache_owner="one", reuse=False))
+    assert [other.reused, again.reused, fresh.reused] == [0, 99, 0]
+
+
+def test_a_parked_cache_that_is_refused_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = TableTarget(slots=1)
+    engine = Engine(target)
+    background = request(0, text(40), 20, priority=BACKGROUND)
+    engine.add(background)
+    engine.step()
+    engine.add(request(1, text(30, 1)))
+
+    def refuse(*_: object) -> None:
+        raise ValueError("not mine")
+
+    monkeypatch.setattr(target, "load_slot", refuse)
+    run(engine)
+    assert background.refused == "not mine"
+    assert background.tokens == alone(0, text(40), 20)
+
+
+@given(st.data())
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_any_traffic_gives_each_request_its_undisturbed_answer(data: st.DataObject) -> None:
+    """Priorities, prefills, shared prefixes and cancellations in any order, on one to three slots."""
+    slots = data.draw(st.integers(1, 3))
+    engine = Engine(
+        TableTarget(slots=slots, context=400), Drafting(TableDraft(TableTarget(seed=1))), chunk=32
+    )
+    stem = text(60)
+    live: list[Request] = []
+    finished: list[Request] = []
+    for key in range(data.draw(st.integers(1, 12))):
+        prompt = stem[: data.draw(st.sampled_from([1, 30, 60]))] + text(data.draw(st.integers(0, 40)), key)
+        match data.draw(st.sampled_from(["interactive", "background", "prefill", "cancel"])):
+            case "prefill":
+                one = prefill(key, prompt)
+            case "cancel" if live:
+                engine.remove(live.pop(0))
+                continue
+            case kind:
+                priority = BACKGROUND if kind == "background" else Priority.INTERACTIVE
+                one = request(key, prompt, 12, priority=priority, mode=("model", 3), client=str(key % 2))
+        engine.add(one)
+        live.append(one)
+        for _ in range(data.draw(st.integers(0, 8))):
+            for emission in engine.step():
+                if emission.finish is not None and emission.request in live:
+                    live.remove(emission.request)
+                    finished.append(emission.request)
+    run(engine)
+    assert len(engine.scheduler.places.free) == slots
+    for each in finished + live:
+        if not each.cache_only:
+            assert each.tokens == alone(each.key, each.tokens[: each.prompt], 12)
