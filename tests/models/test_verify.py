@@ -6,9 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from draftd.models import verify as module
+from draftd.models.rejection import Dice, Law
 from draftd.models.sampling import Sampling, choose
 from draftd.models.verify import verify
+from tests.enumeration import EXACT, Tokens, completed, exact, outcomes, total_variation, toy
 from tests.fakes import TableTarget
 
 
@@ -29,3 +33,35 @@ def test_every_draft_gives_the_targets_own_tokens(temperature: float) -> None:
                 assert got == plain[2 : 2 + len(got)]
                 agreed = next((i for i in range(length) if drafted[i] != plain[2 + i]), length)
                 assert len(got) == agreed + 1
+
+
+@pytest.mark.parametrize(("vocab", "length"), [(2, 3), (3, 2), (4, 2)])
+def test_the_coupled_verifier_has_the_targets_law(
+    vocab: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides turn one uniform a position into a token, which couples them and can be enumerated."""
+    p, q = toy(vocab, 6), toy(vocab, 6, 1.0)
+    uniforms = []  # by position: where a uniform's meaning changes
+    for t in range(length + 1):
+        prefixes = itertools.product(range(vocab), repeat=t)
+        masses = [np.cumsum(law(prefix).weights) for prefix in prefixes for law in (p, q)]
+        uniforms.append(np.unique(np.concatenate([[0.0], *masses])))
+
+    def run(dice: Dice) -> Tokens:
+        chosen = []
+        for edges in uniforms:
+            interval = dice.draw(Law(np.diff(edges)))
+            chosen.append((edges[interval] + edges[interval + 1]) / 2)
+
+        def pick(row: NDArray[np.float64], sampling: Sampling, position: int) -> int:
+            return int(np.searchsorted(np.cumsum(row), chosen[position]))
+
+        monkeypatch.setattr(module, "choose", pick)
+        drafted: Tokens = ()
+        for t in range(length):
+            drafted += (pick(q(drafted).weights, Sampling(), t),)
+        rows = np.stack([p(drafted[:i]).weights for i in range(length + 1)])
+        return tuple(verify(rows, drafted, Sampling(1.0), 0))  # type: ignore[arg-type]
+
+    law = completed(outcomes(run), p, vocab, length + 1)
+    assert total_variation(law, exact(p, vocab, length + 1)) < EXACT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +12,10 @@ import numpy as np
 from draftd.models.rejection import Dice, Law
 
 T = TypeVar("T", bound=Hashable)
+EXACT = 1e-12  # of a total variation: what rounding may add up to
+
+Tokens = tuple[int, ...]
+Laws = Callable[[Tokens], Law]  # by prefix
 
 
 class Rigged(Dice):
@@ -68,3 +73,33 @@ def outcomes(run: Callable[[Dice], T]) -> dict[T, float]:
 def total_variation(one: Mapping[T, float], other: Mapping[T, float]) -> float:
     """Half the sum of the differences: the most that any event's probability is off."""
     return sum(abs(one.get(key, 0.0) - other.get(key, 0.0)) for key in {*one, *other}) / 2
+
+
+def toy(vocab: int, seed: int, noise: float = 0.0) -> Laws:
+    """A law for every prefix; a draft's is the target's with noise of its own."""
+
+    @cache
+    def law(prefix: Tokens) -> Law:
+        row = np.random.default_rng((seed, *prefix)).standard_normal(vocab)
+        row += np.random.default_rng((seed, 99, *prefix)).standard_normal(vocab) * noise
+        weights = np.exp(row)
+        return Law(weights / weights.sum())
+
+    return law
+
+
+def exact(p: Laws, vocab: int, length: int, start: Tokens = ()) -> dict[Tokens, float]:
+    """The target's law of the next tokens."""
+    law: dict[Tokens, float] = {(): 1.0}
+    for _ in range(length):
+        law = {(*key, v): part * p(start + key).of(v) for key, part in law.items() for v in range(vocab)}
+    return law
+
+
+def completed(law: dict[Tokens, float], p: Laws, vocab: int, length: int) -> dict[Tokens, float]:
+    """One round's law, with the tokens that it left open drawn from the target."""
+    whole: dict[Tokens, float] = {}
+    for key, part in law.items():
+        for tail, chance in exact(p, vocab, length - len(key), key).items():
+            whole[*key, *tail] = whole.get((*key, *tail), 0.0) + part * chance
+    return whole
