@@ -7,10 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 PACKAGES := ipc models drafts daemon
-FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES))))
+FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES) systemd)))
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict
 
-.PHONY: help demo test test-qwen lint bench install clean FORCE
+.PHONY: help demo test test-qwen test-systemd lint bench install clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -25,6 +25,9 @@ test: install ## the tests (ARGS="-k name" chooses)
 test-qwen: install ## the tests that need the qwen2.5-coder pair (fetches 1.6 GB)
 	@$(BIN)/draftd models pull qwen2.5-coder
 	@$(BIN)/python -m pytest -m qwen --timeout 900 $(ARGS)
+
+test-systemd: install ## the units in a real systemd of their own (needs root)
+	@$(BIN)/python -m pytest -m systemd $(ARGS)
 
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check . .ci/build-llama

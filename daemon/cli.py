@@ -25,10 +25,16 @@ ELSEWHERE = {
     "chat": ("draftd.daemon.chat", "chat", "Talk in the terminal, turn by turn."),
     "models": ("draftd.daemon.models_cli", "models_app", "List, fetch, verify, add and remove model pairs."),
     "cache": ("draftd.daemon.cache_cli", "cache_app", "The history that repeated text is drafted from."),
+    "service": ("draftd.daemon.service", "service_app", "Have systemd run the daemon."),
+    "metrics": ("draftd.daemon.exporter", "metrics", "Serve the daemon's figures to Prometheus."),
+    "top": ("draftd.daemon.top", "top", "Watch requests, speeds, acceptance and memory, live."),
     "doctor": ("draftd.daemon.doctor", "doctor", "Check this machine, and say how to mend what is wrong."),
     "bench": ("draftd.daemon.bench", "bench", "Measure what speculation gains on your own prompts."),
 }
-ORDER = ["serve", "run", "chat", "status", "models", "cache", "doctor", "bench"]
+ORDER = [
+    *("serve", "run", "chat", "status", "top", "models", "cache"),
+    *("service", "metrics", "doctor", "bench"),
+]
 
 
 class Commands(typer.core.TyperGroup):
@@ -107,17 +113,18 @@ def serve(
     """Run the daemon in the foreground; SIGTERM or Ctrl-C stops it."""
     from draftd.daemon import front, settings
 
-    chosen = settings.load(
-        config,
-        pair=pair,
-        endpoint=endpoint,
-        context=context,
-        slots=slots,
-        threads=threads,
-        backend=backend,
-        device=device,
+    front.serve(
+        lambda: settings.load(
+            config,
+            pair=pair,
+            endpoint=endpoint,
+            context=context,
+            slots=slots,
+            threads=threads,
+            backend=backend,
+            device=device,
+        )
     )
-    front.serve(chosen)
 
 
 @app.command()

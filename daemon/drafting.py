@@ -53,6 +53,14 @@ class Drafted:
             return [one_hot(token) for token in tokens]
         return [one_hot(token) for token in tokens[:first]] + [law for _, law in self.drawn]
 
+    @property
+    def sources(self) -> list[str]:
+        """Whose each of `tokens` is: a chain begins with what the suffix found."""
+        if self.plan.source != "chain":
+            return [self.plan.source] * self.kept
+        found = min(self.plan.found, self.kept)
+        return ["suffix"] * found + ["model"] * (self.kept - found)
+
 
 class Drafting:
     """The sources there are and the controller that chooses between them."""

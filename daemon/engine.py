@@ -123,7 +123,7 @@ class Engine:
                 tokens, finish = tokens[:index], "stop"
                 accepted = min(accepted, index + 1)  # what lies behind the end was no use
                 break
-        request.tally.count(drafted.kept, accepted)
+        request.tally.count(drafted.kept, accepted, drafted.sources)
         request.tokens += tokens
         if request.processors is not None:
             request.processors.accept(tokens)

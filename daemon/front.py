@@ -10,18 +10,21 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any
 
 import zmq
 
+from draftd.daemon import logs
 from draftd.daemon.apps import Apps
 from draftd.daemon.clears import Clears
 from draftd.daemon.jobs import Jobs
 from draftd.daemon.lifecycle import Lifecycle
+from draftd.daemon.notify import Notifier
+from draftd.daemon.reload import Again, Reload, first_message
 from draftd.daemon.settings import Settings
 from draftd.daemon.supervisor import EngineProcess
 from draftd.ipc import codec, endpoint, messages
@@ -42,17 +45,19 @@ Timer = Callable[[float], float | None]  # called every turn with monotonic seco
 class Front:
     """One daemon: a ROUTER towards the apps, a PAIR towards the engine, one thread."""
 
-    def __init__(self, settings: Settings, address: str) -> None:
+    def __init__(self, settings: Settings, address: str, again: Again | None = None) -> None:
         self.settings = settings
         self.address = address
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.poller = zmq.Poller()
         self.apps = Apps(self.context)
-        self.engine = EngineProcess(self.context, {"settings": settings.model_dump(mode="json")})
+        self.engine = EngineProcess(self.context, first_message(settings))
         self.jobs = Jobs(settings, self.apps, self.engine.send)
         self.clears = Clears(self.apps, self.engine.send)
         self.life = Lifecycle(self.engine, self.poller, self.jobs, self.clears, settings.pair)
-        self.timers: list[Timer] = [self.life.tick]
+        self.notifier = Notifier()
+        self.reload = Reload(again or (lambda: settings), self.jobs, self.life, self._adopt)
+        self.timers: list[Timer] = [self.life.tick, self._sign_of_life]
         self.started = time.monotonic()
         self.stopping = False
         self.wake, self.waker = socket.socketpair()  # signals arrive here
@@ -62,12 +67,14 @@ class Front:
         self.apps.bind(self.address)
         self._catch_signals()
         log.info("listening at %s", self.address)
+        self.notifier.ready()
         self.poller.register(self.apps.socket, zmq.POLLIN)
         self.poller.register(self.wake.fileno(), zmq.POLLIN)
         self.life.start()
         try:
             while not self.stopping and self.life.failure is None:
                 self._turn()
+            self.notifier.stopping()
             self.jobs.fail_all(Cancelled("the daemon is stopping"))
             self.clears.fail_all(Cancelled("the daemon is stopping"))
         finally:
@@ -77,6 +84,7 @@ class Front:
             signal.set_wakeup_fd(-1)
             self.wake.close()
             self.waker.close()
+            self.notifier.close()
         if self.life.failure is not None:
             raise self.life.failure
 
@@ -90,7 +98,8 @@ class Front:
         if self.engine.exit_fd in ready:
             self.life.died(stopping=self.stopping)
         if self.wake.fileno() in ready:
-            self.stopping = True
+            self._on_signals(self.wake.recv(64))
+        self.notifier.status(f"{self.life.detail}: {self.settings.pair}")
 
     def _run_timers(self) -> int | None:
         """Do what is due; the milliseconds until something will be."""
@@ -102,8 +111,25 @@ class Front:
         self.wake.setblocking(False)
         self.waker.setblocking(False)
         signal.set_wakeup_fd(self.waker.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
+
+    def _on_signals(self, numbers: bytes) -> None:
+        if signal.SIGHUP in numbers:
+            self.notifier.reloading()
+            self.reload.run(self.settings)
+            self.notifier.ready()
+        self.stopping = self.stopping or signal.SIGTERM in numbers or signal.SIGINT in numbers
+
+    def _sign_of_life(self, now: float) -> float | None:
+        """Feed systemd's watchdog from this very loop, and only while the engine gets on or is dealt with."""
+        due = self.notifier.due(now)
+        if due == 0.0 and self.life.gets_on(now):
+            self.notifier.feed(now)
+        return None if due is None else now + (due or self.notifier.period or 0.0)
+
+    def _adopt(self, settings: Settings) -> None:
+        self.settings = self.jobs.settings = settings
 
     def _on_frames(self, frames: list[bytes]) -> None:
         client, request_id = frames[0], ""
@@ -114,6 +140,7 @@ class Front:
             request_id = messages.request_id(body)
             self._on_message(client, messages.parse_client(body))
         except DraftdError as error:
+            self.jobs.counters.failed(error.code)
             self.apps.send_error(client, request_id, error)
 
     def _on_message(self, client: bytes, message: messages.ClientMessage) -> None:
@@ -133,7 +160,7 @@ class Front:
                     raise EngineFailed(self.life.detail)
                 self.clears.open(client, message)
             case messages.GetStatus():
-                self.apps.send(client, self._status(message.id))
+                self.apps.send(client, self._status(message))
             case messages.Hello():
                 self._hello(client, message)
 
@@ -147,9 +174,18 @@ class Front:
         )
         self.apps.send(client, welcome)
 
-    def _status(self, request_id: str) -> messages.Status:
+    def _status(self, asked: messages.GetStatus) -> messages.Status:
+        full: dict[str, Any] = {}
+        if asked.full:
+            full = {
+                "active": self.jobs.active(),
+                "counters": self.jobs.counters.snapshot(),
+                "limits": {"slots": self.settings.slots, "queue": self.settings.queue},
+                "memory": self.engine.memory(),
+            }
         return messages.Status(
-            id=request_id,
+            id=asked.id,
+            **full,
             state=self.life.state,
             detail=self.life.detail,
             progress=self.life.progress,
@@ -161,14 +197,23 @@ class Front:
         )
 
 
-def serve(settings: Settings) -> None:
-    """Run the daemon in this process until SIGTERM or SIGINT; DraftdError says why it can't."""
-    logging.basicConfig(
-        format="%(levelname)s %(name)s: %(message)s", level=settings.log_level.upper(), stream=sys.stderr
-    )
+def serve(again: Again) -> None:
+    """Run the daemon in this process until SIGTERM or SIGINT; DraftdError says why it can't.
+
+    `again` gives the settings, now and at each SIGHUP.
+    """
+    settings = again()
+    logs.guard()
+    logs.set_up(settings.log_level, settings.log_content)
     missing = [name for name in ("torch", "transformers", "llama_cpp") if find_spec(name) is None]
     if missing:
         raise InvalidConfig(f"serving needs {', '.join(missing)}: run `pip install 'draftd[engine]'`")
     address = endpoint.resolve(settings.endpoint)
     with endpoint.prepare(address):
-        Front(settings, address).run()
+        try:
+            Front(settings, address, again).run()
+        except DraftdError:
+            raise
+        except Exception as error:
+            logs.crash(error)
+            raise SystemExit(1) from None

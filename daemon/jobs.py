@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,14 @@ from pydantic import BaseModel
 
 from draftd.daemon.admission import admit
 from draftd.daemon.apps import Apps
+from draftd.daemon.counters import Counters
+from draftd.daemon.logs import content, fields
 from draftd.daemon.settings import Settings
 from draftd.ipc import messages
 from draftd.ipc.errors import Cancelled, DraftdError, InvalidRequest
 
 log = logging.getLogger("draftd.front")
+NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +32,10 @@ class Job:
     id: str
     body: dict[str, Any]  # the generate message for the engine
     emitted: list[int] = field(default_factory=list)  # tokens the client has been sent
+    text: str = ""  # of the answer, kept only to be logged
+    first: float | None = None  # monotonic seconds of the first token
+    drafted: int = 0  # so far, and of these
+    accepted: int = 0
 
 
 class Jobs:
@@ -41,6 +48,7 @@ class Jobs:
         self.by_key: dict[int, Job] = {}
         self.by_client: dict[tuple[bytes, str], Job] = {}
         self.finished = 0
+        self.counters = Counters()
         self._next_key = 0
 
     def __len__(self) -> int:
@@ -49,6 +57,23 @@ class Jobs:
     def counts(self) -> dict[str, int]:
         running = min(len(self), self.settings.slots)
         return {"running": running, "waiting": len(self) - running, "finished": self.finished}
+
+    def active(self) -> list[dict[str, Any]]:
+        """Each open request, the oldest first: the `active` of a full status."""
+        now = time.monotonic()
+        return [
+            {
+                "request": job.key,
+                "app": self.apps.name(job.client),
+                "state": "running" if index < self.settings.slots else "waiting",
+                "seconds": now - job.body["received"],
+                "tokens": len(job.emitted),
+                "tokens_per_second": len(job.emitted) / max(now - job.first, 1e-3) if job.first else 0.0,
+                "drafted": job.drafted,
+                "accepted": job.accepted,
+            }
+            for index, job in enumerate(self.by_key.values())
+        ]
 
     # ---- from the apps
 
@@ -64,6 +89,8 @@ class Jobs:
         body["received"] = time.monotonic()
         job = Job(self._next_key, client, message.id, body)
         self.by_key[job.key] = self.by_client[client, message.id] = job
+        if self.settings.log_content:
+            log.info("request%s", fields(request=job.key, app=self.apps.name(client), prompt=prompt(message)))
         self.apps.send(client, messages.Accepted(id=message.id, seed=body["seed"]))
         self.submit(job)
 
@@ -95,6 +122,10 @@ class Jobs:
         match body["type"]:
             case "tokens":
                 job.emitted += body["tokens"]
+                job.first = job.first or time.monotonic()
+                job.drafted, job.accepted = body["rounds"]
+                if self.settings.log_content:
+                    job.text += body["text"]
                 message = messages.Tokens(
                     id=job.id,
                     text=body["text"],
@@ -105,28 +136,59 @@ class Jobs:
                 )
             case "done":
                 self._end(job)
+                self.counters.done(body["finish_reason"], body["usage"], body["stats"], body["books"])
+                self._log_end(job, body["finish_reason"], body)
                 message = messages.Done(
                     id=job.id, finish_reason=body["finish_reason"], usage=body["usage"], stats=body["stats"]
                 )
             case _:
                 self._end(job)
+                self.counters.failed(body["code"])
+                self._log_end(job, body["code"])
                 message = messages.Error(id=job.id, code=body["code"], message=body["message"])
         if not self.apps.send(job.client, message) and job.key in self.by_key:
-            log.info("request %s: its client is gone or reads nothing, cancelled", job.key)
             self._end(job)
+            self.counters.failed("client_gone")
+            self._log_end(job, "client_gone")
             self.tell_engine({"type": "cancel", "key": job.key})
 
     # ---- ends
 
     def fail(self, job: Job, error: DraftdError) -> None:
         self._end(job)
+        self.counters.failed(error.code)
+        self._log_end(job, error.code)
         self.apps.send_error(job.client, job.id, error)
 
     def fail_all(self, error: DraftdError) -> None:
         for job in list(self.by_key.values()):
             self.fail(job, error)
 
+    def _log_end(self, job: Job, reason: str, body: Mapping[str, Any] = NOTHING) -> None:
+        """One line a request: how it ended, and never what it said unless the operator wants that."""
+        log.info(
+            "request ended%s",
+            fields(
+                request=job.key,
+                app=self.apps.name(job.client),
+                reason=reason,
+                seconds=time.monotonic() - job.body["received"],
+                prompt_tokens=body.get("usage", NOTHING).get("prompt_tokens"),
+                tokens=len(job.emitted),
+                drafted=job.drafted,
+                accepted=job.accepted,
+                answer=content(job.text) if self.settings.log_content else None,
+            ),
+        )
+
     def _end(self, job: Job) -> None:
         del self.by_key[job.key]
         del self.by_client[job.client, job.id]
         self.finished += 1
+
+
+def prompt(message: messages.Generate) -> str | None:
+    """What of a request may be logged where content is."""
+    if message.messages is not None:
+        return content(" | ".join(f"{each.role}: {each.content}" for each in message.messages))
+    return content(message.prompt if message.prompt is not None else f"{len(message.tokens or [])} tokens")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import zmq
 
 from draftd.daemon.clears import Clears
 from draftd.daemon.jobs import Jobs
-from draftd.daemon.supervisor import BACKOFF, EngineProcess
+from draftd.daemon.supervisor import BACKOFF, STOP_SECONDS, EngineProcess
 from draftd.ipc.errors import DraftdError, EngineFailed, from_code
 
 log = logging.getLogger("draftd.front")
@@ -32,6 +34,8 @@ class Lifecycle:
         self.info: dict[str, Any] = {}
         self.learnt: dict[str, Any] = {}
         self.failure: DraftdError | None = None  # why the pair can't be loaded: the daemon's end
+        self.fall_back: Callable[[DraftdError], None] | None = None  # instead of that end, after a reload
+        self._leaves_by: float | None = None  # monotonic seconds: an engine that is to be replaced
 
     def start(self) -> None:
         """Start an engine; it goes on with what the last one left unfinished."""
@@ -45,7 +49,29 @@ class Lifecycle:
         """Start the next engine when its time has come; when to look again."""
         if self.engine.restart_at is not None and now >= self.engine.restart_at:
             self.start()
-        return self.engine.restart_at
+        if self._leaves_by is not None and now >= self._leaves_by:
+            self.engine.kill(now)
+            self._leaves_by = now + STOP_SECONDS
+        return self.engine.restart_at if self._leaves_by is None else self._leaves_by
+
+    def gets_on(self, now: float) -> bool:
+        """Whether a watchdog may be content: hangs and crashes are dealt with, unkillable engines are not."""
+        return not self.engine.unkillable(now)
+
+    def replace(self, load: dict[str, Any], pair: str) -> None:
+        """Let another engine take over, with another first message; open requests go on there."""
+        self.engine.load, self.pair = load, pair
+        self.detail = "the configuration has changed: another engine is being started"
+        self.engine.crashes = 0
+        if self.engine.process is None:
+            self.state = "restarting"
+            self.start()
+            return
+        self.engine.send({"type": "stop"})
+        if self.state != "ready":
+            self.engine.process.terminate()  # one that loads does not listen
+        self.state = "restarting"
+        self._leaves_by = time.monotonic() + STOP_SECONDS
 
     def hear(self) -> None:
         for body in self.engine.receive():
@@ -64,10 +90,15 @@ class Lifecycle:
                 self.detail = f"loading {self.progress:.0%}".replace("%", " %") + f" ({body['stage']})"
             case "ready":
                 self.state, self.detail, self.progress, self.info = "ready", "ready", 1.0, body["info"]
+                self.fall_back = None
                 self.engine.ready()
                 log.info("ready: %s", self.pair)
             case "failed":
-                self.failure = from_code(body["code"], body["message"])
+                failure = from_code(body["code"], body["message"])
+                if self.fall_back is not None:
+                    self.fall_back(failure)
+                    return
+                self.failure = failure
                 self.jobs.fail_all(self.failure)
                 self.clears.fail_all(self.failure)
 
@@ -79,6 +110,11 @@ class Lifecycle:
         how = self.engine.reap()
         if stopping or self.failure is not None:
             return
+        if self._leaves_by is not None:
+            self._leaves_by, self.engine.crashes = None, 0
+            self.start()
+            return
+        self.jobs.counters.restarts["crash"] += 1
         if self.engine.restart_at is None:
             self.state = "failed"
             self.detail = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
@@ -27,9 +28,17 @@ class Tally:
     verify_seconds: float = 0.0
     prefill_seconds: float = 0.0
     overhead_seconds: float = 0.0
+    # for the books of all requests: drafted and accepted by source, then position
+    positions: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
 
-    def count(self, drafted: int, accepted: int) -> None:
-        """One round's drafts."""
+    def count(self, drafted: int, accepted: int, sources: Sequence[str] = ()) -> None:
+        """One round's drafts, and whose each of them was."""
+        for index, source in enumerate(sources):
+            for counts, reached in zip(
+                self.positions.setdefault(source, ([], [])), (drafted, accepted), strict=True
+            ):
+                counts.extend([0] * (index + 1 - len(counts)))
+                counts[index] += index < reached
         self.rounds += 1
         self.drafted += drafted
         self.accepted += accepted
@@ -79,6 +88,7 @@ class Request:
     refused: str = ""  # why what was parked could not be used
     begun: bool = False  # it has had a slot
     slot: int = -1
+    started: float | None = None  # monotonic seconds, when it first got a slot
     cached: int = 0  # positions of `tokens` that stand in the target's slot
     reused: int = 0  # of the prompt, when it first got a slot
     control: Control | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Scheduler:
             elif self._make_room(request):
                 self.waiting.remove(request)
                 self.places.take(request)
+                request.started = request.started or time.monotonic()
                 self.running.append(request)
                 if request.cache_only and request.cached == len(request.tokens):
                     self._end(request)

@@ -60,6 +60,14 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe line to log"
     )
+    log_content: bool = Field(
+        False, description="log prompts and answers, with addresses, numbers and keys masked"
+    )
+    metrics: str | None = Field(
+        None,
+        description="where `draftd metrics` serves: unix:/path or 127.0.0.1:port; default: metrics.sock "
+        "beside the daemon's socket",
+    )
 
 
 def default_config_path() -> Path:

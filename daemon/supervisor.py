@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import psutil
 import zmq
 
 STOP_SECONDS = 5.0  # an engine that was asked to stop may finish its round
+UNKILLABLE_SECONDS = 10.0  # after SIGKILL; freeing a GPU takes a moment
 BACKOFF = (0.1, 0.5, 2.0, 5.0)  # seconds before each restart in a row
 HEALTHY_SECONDS = 60.0  # an engine that lived this long since it was ready has not crashed "in a row"
 
@@ -26,13 +28,14 @@ class EngineProcess:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], load: dict[str, Any]) -> None:
         self._context = context
         self._directory = tempfile.TemporaryDirectory(prefix="draftd-")  # mode 0700
-        self._load = load  # the first message each engine gets
+        self.load = load  # the first message each engine gets
         self._starts = 0
         self.crashes = 0  # in a row
         self.restart_at: float | None = None  # monotonic seconds
         self.process: subprocess.Popen[bytes] | None = None
         self.socket: zmq.Socket[bytes] | None = None
         self.exit_fd = -1  # readable once the child has ended
+        self.killed_at: float | None = None  # monotonic seconds: SIGKILL was sent, and it is still there
         self._ready_since: float | None = None
 
     def start(self) -> None:
@@ -50,7 +53,7 @@ class EngineProcess:
             [sys.executable, "-m", "draftd.daemon.worker", f"ipc://{path}"], stdin=subprocess.DEVNULL
         )
         self.exit_fd = os.pidfd_open(self.process.pid)
-        self.send(self._load)
+        self.send(self.load)
 
     def send(self, body: dict[str, Any]) -> None:
         if self.socket is not None:
@@ -94,9 +97,28 @@ class EngineProcess:
             self._release()
         self._directory.cleanup()
 
+    def kill(self, now: float) -> None:
+        """SIGKILL, for one that did not end when it was asked to."""
+        if self.process is not None:
+            self.process.kill()
+            self.killed_at = self.killed_at or now
+
+    def unkillable(self, now: float) -> bool:
+        """Whether the child survives SIGKILL: it is stuck in the kernel, and only a fresh start may help."""
+        return self.killed_at is not None and now - self.killed_at > UNKILLABLE_SECONDS
+
+    def memory(self) -> dict[str, int]:
+        """Resident bytes of the front and of the engine, if there is one."""
+        pids = {"front": os.getpid()} | ({"engine": self.process.pid} if self.process is not None else {})
+        found = {}
+        for name, pid in pids.items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[name] = psutil.Process(pid).memory_info().rss
+        return found
+
     def _release(self) -> None:
         if self.socket is not None:
             self.socket.close()
         if self.exit_fd >= 0:
             os.close(self.exit_fd)
-        self.socket, self.process, self.exit_fd = None, None, -1
+        self.socket, self.process, self.exit_fd, self.killed_at = None, None, -1, None

@@ -18,7 +18,7 @@ from typing import Any
 import msgpack
 import zmq
 
-from draftd.daemon import forget, learnt
+from draftd.daemon import forget, learnt, logs
 from draftd.daemon.control import Mode
 from draftd.daemon.engine import Emission, Engine
 from draftd.daemon.loader import Loaded, load
@@ -232,6 +232,7 @@ class Worker:
                 "drafted": [each.drafted for each in job.pending],
                 "lengths": [each.length for each in job.pending],
                 "logprobs": [each.logprob for each in job.pending if each.logprob is not None],
+                "rounds": [job.request.tally.drafted, job.request.tally.accepted],
             }
         )
         job.pending.clear()
@@ -260,6 +261,7 @@ class Worker:
                 "finish_reason": reason,
                 "usage": usage,
                 "stats": statistics(job),
+                "books": books(job),
             }
         )
         self.say({"type": "learnt", "report": self.loaded.drafting.controller.report()})
@@ -281,12 +283,24 @@ def statistics(job: Job) -> dict[str, Any]:
     now = time.monotonic()
     first = job.first_token or now
     after_first = len(job.request.tokens) - job.request.prompt - 1
+    tally = asdict(job.request.tally)
+    del tally["positions"]
     return {
         "seed": job.request.sampling.seed,
-        **asdict(job.request.tally),
+        **tally,
         "sources": dict(job.request.control.rounds) if job.request.control else {},
         "time_to_first_token": first - job.received,
         "tokens_per_second": after_first / (now - first) if after_first > 0 and now > first else 0.0,
+    }
+
+
+def books(job: Job) -> dict[str, Any]:
+    """What the front's counters need to know beside the `stats` (daemon/counters.py)."""
+    now = time.monotonic()
+    return {
+        "positions": job.request.tally.positions,
+        "queue_seconds": (job.request.started or now) - job.received,
+        "seconds": now - job.received,
     }
 
 
@@ -297,11 +311,12 @@ def main() -> None:
     if os.getppid() == 1:
         sys.exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the front
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logs.guard()
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
     socket.set_hwm(0)
     socket.bind(sys.argv[1])
     settings = Settings.model_validate(msgpack.unpackb(socket.recv())["settings"])
+    logs.set_up(settings.log_level, settings.log_content)
     worker = Worker(socket)
     try:
         worker.load(settings)

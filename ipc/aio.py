@@ -62,10 +62,10 @@ class AsyncClient:
             parts.append(event)
         raise AssertionError("a stream ends with Done or an error")
 
-    async def status(self) -> Status:
-        """What the daemon serves and how it is doing."""
+    async def status(self, full: bool = False) -> Status:
+        """What the daemon serves and how it is doing; `full`: each open request and all counters too."""
         connection = await self._connect()
-        answer = await connection.ask(GetStatus, {}, self.timeout)
+        answer = await connection.ask(GetStatus, {"full": full}, self.timeout)
         assert isinstance(answer, Status)
         return answer
 

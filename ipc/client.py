@@ -68,9 +68,9 @@ class Client:
             parts.append(event)
         raise AssertionError("a stream ends with Done or an error")
 
-    def status(self) -> Status:
-        """What the daemon serves and how it is doing."""
-        answer = self._ask(GetStatus)
+    def status(self, full: bool = False) -> Status:
+        """What the daemon serves and how it is doing; `full`: each open request and all counters too."""
+        answer = self._ask(GetStatus, {"full": full})
         assert isinstance(answer, Status)
         return answer
 
@@ -122,8 +122,8 @@ class Client:
         finally:
             connection.leave(request, finished)
 
-    def _ask(self, kind: type[Message]) -> Event:
-        return self._connect().ask(kind, {}, self.timeout)
+    def _ask(self, kind: type[Message], fields: dict[str, Any]) -> Event:
+        return self._connect().ask(kind, fields, self.timeout)
 
     def _connect(self) -> _Connection:
         connection = self._connection

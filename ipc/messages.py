@@ -95,6 +95,7 @@ class Cancel(Message):
 
 class GetStatus(Message):
     type: Literal["status"] = "status"
+    full: bool = False  # also active, counters, limits and memory
 
 
 class Ping(Message):
@@ -192,6 +193,11 @@ class Status(Message):
     requests: dict[str, int] = {}  # running, waiting, finished
     learnt: dict[str, Any] = {}  # after the first answer: acceptance, target_ms, draft_ms, choices
     uptime_seconds: float = 0.0
+    # what follows is for those that ask for a full status
+    active: list[dict[str, Any]] = []  # each open request: who asks, how far and how fast it is
+    counters: dict[str, Any] = {}  # since the front's start: outcomes, tokens, drafts, seconds
+    limits: dict[str, int] = {}  # slots, queue
+    memory: dict[str, int] = {}  # resident bytes of front and engine
 
 
 class Pong(Message):

@@ -1,0 +1,92 @@
+"""SIGHUP: read the configuration again, refuse a wrong one, keep the models where theirs did not change."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from draftd.daemon import logs
+from draftd.daemon.jobs import Jobs
+from draftd.daemon.lifecycle import Lifecycle
+from draftd.daemon.settings import Settings
+from draftd.ipc.errors import Cancelled, DraftdError, InvalidConfig, ModelNotFound
+
+log = logging.getLogger("draftd.front")
+
+Again = Callable[[], Settings]  # reads file, environment and options anew
+
+FRONT_ONLY = {"queue", "share_history", "log_level", "log_content", "metrics"}  # not the engine's
+FIXED = {"endpoint", "state_dir", "cache_dir"}  # decided once, when the daemon takes its socket and its files
+ANSWERS = {"pair", "backend", "dtype", "device", "device_map", "gpu_layers"}  # what an answer is made with
+
+
+class Reload:
+    """Takes the running daemon from one configuration to another, or leaves it where it was."""
+
+    def __init__(self, again: Again, jobs: Jobs, life: Lifecycle, adopt: Callable[[Settings], None]) -> None:
+        self._again = again
+        self._jobs = jobs
+        self._life = life
+        self._adopt = adopt  # tells the front
+
+    def run(self, old: Settings) -> None:
+        """Read it and apply it; a wrong one is refused, in the log and in the counters."""
+        try:
+            new = read_again(old, self._again)
+        except DraftdError as error:
+            self._refused(error)
+            return
+        names = changed(old, new)
+        self._jobs.counters.reloads["applied"] += 1
+        log.info("configuration read again%s", logs.fields(changed=",".join(sorted(names)) or "nothing"))
+        self._apply(new, names)
+        if names - FRONT_ONLY:
+            self._life.fall_back = lambda error: self._back(new, old, error)
+
+    def _apply(self, settings: Settings, names: set[str]) -> None:
+        self._adopt(settings)
+        logs.set_up(settings.log_level, settings.log_content)
+        if names & ANSWERS:
+            self._jobs.fail_all(Cancelled("the daemon's configuration has changed: ask again"))
+        if names - FRONT_ONLY:
+            self._life.replace(first_message(settings), settings.pair)
+
+    def _back(self, new: Settings, old: Settings, error: DraftdError) -> None:
+        """The models of the new configuration can't be loaded."""
+        self._refused(error)
+        self._life.fall_back = None
+        self._apply(old, changed(new, old))
+
+    def _refused(self, error: DraftdError) -> None:
+        self._jobs.counters.reloads["refused"] += 1
+        log.error("reload refused, the old configuration stays: %s", error.message)
+
+
+def read_again(old: Settings, again: Again) -> Settings:
+    """The new settings, as far as they can be judged without loading; DraftdError says what is wrong."""
+    new = again()
+    if fixed := sorted(changed(old, new) & FIXED):
+        raise InvalidConfig(f"{', '.join(fixed)} can't change while the daemon runs: restart it")
+    if new.pair != old.pair:
+        from draftd.models.catalog import (
+            load_catalog,
+        )  # with what it needs, memory that the front rarely does
+        from draftd.models.fetch import is_here
+
+        for model in load_catalog().pair(new.pair).models:
+            if model.path is None and not is_here(model, new.cache_dir):
+                raise ModelNotFound(
+                    f"{model.name} is not on this machine: run `draftd models pull {new.pair}`"
+                )
+    return new
+
+
+def changed(old: Settings, new: Settings) -> set[str]:
+    """The names of the settings that differ."""
+    return {name for name in Settings.model_fields if getattr(old, name) != getattr(new, name)}
+
+
+def first_message(settings: Settings) -> dict[str, Any]:
+    """What an engine is told first."""
+    return {"settings": settings.model_dump(mode="json")}

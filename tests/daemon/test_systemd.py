@@ -1,0 +1,189 @@
+"""The units: as systemd judges them here, and (marked `systemd`) in a real systemd with a real daemon."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from draftd.daemon import service
+from draftd.ipc.errors import InvalidConfig
+from tests.systemd_box import Box, Unavailable
+from tests.tiny import write_tiny
+from tests.tiny_gguf import write_gguf
+
+UNITS = ["draftd.service", "draftd-metrics.service"]
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="no systemd-analyze here: apt-get install systemd"
+)
+
+
+def render(directory: Path, system: bool, version: int) -> list[Path]:
+    """The service units as `service install` writes them, for a command that exists."""
+    found = []
+    for path, text in service.rendered(system, True, "/bin/true", version).items():
+        if path.suffix == ".service":
+            found.append(directory / path.name)
+            found[-1].write_text(text)
+    return found
+
+
+@needs_systemd
+@pytest.mark.parametrize("system", [True, False], ids=["system", "user"])
+def test_systemd_has_nothing_to_say_about_the_units(
+    system: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    units = [str(path) for path in render(tmp_path, system, service.systemd_version())]
+    assert [Path(unit).name for unit in units] == UNITS
+    command = ["systemd-analyze", "verify", "--man=no", *(() if system else ("--user",)), *units]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", UNITS)
+def test_the_system_units_are_hardened(name: str, tmp_path: Path) -> None:
+    unit = next(path for path in render(tmp_path, True, 0) if path.name == name)
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
+    said = subprocess.run(command, capture_output=True, text=True).stdout
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
+    assert found is not None, said
+    assert float(found[1]) <= 2.0
+
+
+def test_gpus_stay_in_reach_and_each_exception_has_its_reason() -> None:
+    text = service.shipped("draftd.service")
+    lines = text.splitlines()
+    for device in ("char-drm", "char-kfd", "char-nvidia-uvm"):
+        assert f"DeviceAllow={device} rw" in lines
+    assert "SupplementaryGroups=video render" in lines
+    for left_out in ("PrivateDevices", "ProcSubset=pid", "MemoryDenyWriteExecute", "PrivateUsers"):
+        (reason,) = [line for line in lines if line.startswith(f"# Not set: {left_out}.")]
+        assert len(reason) > len(left_out) + 30
+        assert not any(line.startswith(left_out.split("=")[0] + "=") for line in lines)
+
+
+def test_a_newer_systemd_is_told_to_reload_by_itself() -> None:
+    text = service.shipped("draftd.service")
+    assert service.unit(text, "/opt/draftd", 252).count("Type=notify\n") == 1
+    newer = service.unit(text, "/opt/draftd", 253)
+    assert "Type=notify-reload\n" in newer
+    assert "ExecReload" not in newer
+    assert service.unit(service.shipped("draftd-metrics.service"), "x", 253).count("Type=notify\n") == 1
+
+
+def test_the_command_is_this_draftd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/my tools/50%/draftd"])
+    monkeypatch.setattr(sys, "prefix", "/opt/x")
+    assert service.executable(system=True) == "'/opt/my tools/50%%/draftd'"
+    monkeypatch.setattr(sys, "argv", ["/home/ada/bin/draftd"])
+    assert service.executable(system=False) == "/home/ada/bin/draftd"
+    with pytest.raises(InvalidConfig, match="/home/ada/bin/draftd"):
+        service.executable(system=True)
+
+
+@pytest.mark.skipif(shutil.which("systemctl") is None, reason="no systemctl here")
+def test_a_dry_run_names_each_step_and_takes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    command = [sys.executable, "-m", "draftd.daemon.cli", "service", "install", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"write {tmp_path}/systemd/user/draftd.service\n" in done.stdout
+    assert "run   systemctl --user daemon-reload\n" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """A real systemd with draftd and a tiny pair in it."""
+    try:
+        made = Box(tmp_path_factory.mktemp("systemd"))
+    except Unavailable as error:
+        pytest.skip(str(error))
+    try:
+        made.install_draftd()
+        tiny = tmp_path_factory.mktemp("tiny")
+        write_tiny(tiny / "target")
+        write_gguf(tiny / "target", tiny / "draft.gguf")
+        for file in [*(tiny / "target").iterdir(), tiny / "draft.gguf"]:
+            inside = Path(f"/proc/{made.init}/root/srv/tiny") / file.relative_to(tiny)
+            inside.parent.mkdir(parents=True, exist_ok=True)
+            inside.write_bytes(file.read_bytes())
+        made.write(
+            "/etc/draftd/config.toml", 'pair = "tiny"\ndtype = "float32"\ncontext = 512\nthreads = 1\n'
+        )
+        models = "".join(
+            f'[models.{name}]\npath = "/srv/tiny/{file}"\n'
+            for name, file in (("target", "target"), ("draft", "draft.gguf"))
+        )
+        pair = '[pairs.tiny]\ntarget = "target"\ndraft = "draft"\nbackend = "transformers"\n'
+        made.write("/etc/draftd/catalog.toml", models + pair)
+        yield made
+    finally:
+        made.close()
+
+
+DRAFTD = "/opt/draftd/bin/draftd"
+
+
+@pytest.mark.systemd
+@pytest.mark.timeout(300)
+def test_the_system_service_for_real(box: Box) -> None:
+    said = box.run(DRAFTD, "service", "install", "--system", "--metrics")
+    assert "run   systemctl restart draftd.service draftd-metrics.service" in said
+
+    def show(name: str, unit: str = "draftd") -> str:
+        return box.run("systemctl", "show", "--value", "-p", name, unit).strip()
+
+    def ask(*command: str, user: str = "draftd") -> str:
+        return box.run("env", "DRAFTD_ENDPOINT=ipc:///run/draftd/draftd.sock", DRAFTD, *command, user=user)
+
+    assert show("ActiveState") == "active"  # Type=notify: READY came
+    assert ask("run", "--max-tokens", "4", "def add(a, b):")  # waits until the models are there
+    assert show("StatusText") == "ready: tiny"
+    front = show("MainPID")
+    assert 'draftd_state{state="ready"} 1.0' in box.run(
+        "curl", "-sf", "--unix-socket", "/run/draftd-metrics/metrics.sock", "http://localhost/metrics"
+    )
+    assert "drwxr-x---" in box.run("ls", "-ld", "/run/draftd")
+    with pytest.raises(AssertionError):
+        ask("status", user="nobody")
+
+    box.write(
+        "/etc/draftd/config.toml", 'pair = "tiny"\ndtype = "float32"\ncontext = 512\nthreads = 1\nqueue = 5\n'
+    )
+    box.run("systemctl", "reload", "draftd")
+    box.write("/etc/draftd/config.toml", 'pair = "tiny"\nqueue = "many"\n')
+    box.run("systemctl", "reload", "draftd")
+    assert (show("MainPID"), show("ActiveState")) == (front, "active")
+    log = box.run("journalctl", "-u", "draftd", "-o", "json", "--no-pager")
+    assert re.search(r'"PRIORITY":"6"[^\n]*configuration read again changed=queue', log) or re.search(
+        r'configuration read again changed=queue[^\n]*"PRIORITY":"6"', log
+    )
+    assert re.search(r'"PRIORITY":"3"[^\n]*reload refused', log) or re.search(
+        r'reload refused[^\n]*"PRIORITY":"3"', log
+    )
+
+    box.run("kill", "-KILL", front)  # systemd starts another
+    assert ask_when_up(box)
+    assert show("MainPID") != front
+    box.run("systemctl", "stop", "draftd")
+    assert show("Result") == "success"
+    assert "nothing" not in box.run(DRAFTD, "service", "uninstall", "--system")
+    assert not Path(f"/proc/{box.init}/root/etc/systemd/system/draftd.service").exists()
+
+
+def ask_when_up(box: Box) -> str:
+    """An answer from the daemon that systemd starts again, as soon as it is there."""
+    program = (
+        "export DRAFTD_ENDPOINT=ipc:///run/draftd/draftd.sock; for i in $(seq 600); do "
+        f"{DRAFTD} run --max-tokens 4 hello 2>/dev/null && exit 0; "
+        "sleep 0.1; done; exit 1"
+    )
+    return box.run("bash", "-c", program, user="draftd")
