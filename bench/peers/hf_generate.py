@@ -1,0 +1,71 @@
+"""transformers' own generate: plain, assisted (dynamic schedule and confidence threshold), prompt lookup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lines import Mode, Request, Stopwatch, serve
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.generation.streamers import BaseStreamer
+
+
+class Watch(BaseStreamer):  # type: ignore[misc,no-untyped-call]
+    """Sees the prompt once, then tokens as they come."""
+
+    def __init__(self, watch: Stopwatch) -> None:
+        self.watch, self.prompt = watch, True
+
+    def put(self, value: Any) -> None:
+        if self.prompt:
+            self.prompt = False
+        else:
+            self.watch.tick()
+
+    def end(self) -> None:
+        pass
+
+
+def load(settings: dict[str, Any]) -> dict[str, Mode]:
+    torch.set_num_threads(settings["threads"])
+    tokenizer = AutoTokenizer.from_pretrained(settings["target"])
+    target = AutoModelForCausalLM.from_pretrained(settings["target"], dtype=torch.bfloat16).eval()
+    assistant = AutoModelForCausalLM.from_pretrained(settings["draft"], dtype=torch.bfloat16).eval()
+    assistant.generation_config.num_assistant_tokens_schedule = "heuristic"  # longer after a full acceptance
+    assistant.generation_config.assistant_confidence_threshold = 0.4
+
+    def mode(**options: Any) -> Mode:
+        def answer(request: Request) -> dict[str, Any]:
+            torch.manual_seed(request["seed"])
+            watch = Stopwatch()
+            inputs = tokenizer(request["text"], return_tensors="pt", add_special_tokens=False)
+            sampling: dict[str, Any] = {"do_sample": False}
+            if request["temperature"]:
+                sampling = {
+                    "do_sample": True,
+                    "temperature": request["temperature"],
+                    "top_k": 0,
+                    "top_p": 1.0,
+                }
+            with torch.inference_mode():
+                output = target.generate(
+                    **inputs,
+                    max_new_tokens=request["max_tokens"],
+                    streamer=Watch(watch),
+                    **sampling,
+                    **options,
+                )
+            made = output[0, inputs["input_ids"].shape[1] :]
+            return watch.result(tokenizer.decode(made, skip_special_tokens=True), len(made))
+
+        return answer
+
+    return {
+        "plain": mode(),
+        "assisted": mode(assistant_model=assistant),
+        "prompt lookup": mode(prompt_lookup_num_tokens=10),
+    }
+
+
+if __name__ == "__main__":
+    serve(load)

@@ -1,0 +1,60 @@
+"""OpenVINO GenAI on the CPU: plain, prompt lookup and draft model from int4 exports, plain from the GGUF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import openvino_genai as genai
+from lines import Mode, Request, Stopwatch, serve
+
+
+def load(settings: dict[str, Any]) -> dict[str, Mode]:
+    limits = {"INFERENCE_NUM_THREADS": settings["threads"]}
+
+    def mode(path: str, lookup: bool = False, assistant: str | None = None) -> Mode:
+        options: dict[str, Any] = dict(limits)
+        if lookup:
+            options["prompt_lookup"] = True
+        if assistant is not None:
+            options["draft_model"] = genai.draft_model(assistant, "CPU", **limits)
+        pipeline = genai.LLMPipeline(path, "CPU", **options)
+        tokenizer = pipeline.get_tokenizer()
+
+        def answer(request: Request) -> dict[str, Any]:
+            config = genai.GenerationConfig()
+            config.max_new_tokens = request["max_tokens"]
+            config.apply_chat_template = False
+            if request["temperature"]:
+                config.do_sample, config.temperature, config.rng_seed = (
+                    True,
+                    request["temperature"],
+                    request["seed"],
+                )
+            if lookup:
+                config.num_assistant_tokens, config.max_ngram_size = 5, 3
+            if assistant is not None:
+                config.assistant_confidence_threshold = 0.4
+            watch = Stopwatch()
+
+            def stream(piece: str) -> Any:
+                watch.tick()
+                return genai.StreamingStatus.RUNNING
+
+            result = pipeline.generate([request["text"]], config, stream)
+            text = result.texts[0]
+            return watch.result(text, int(tokenizer.encode(text).input_ids.shape[1]))
+
+        return answer
+
+    modes: dict[str, Mode] = {}
+    if (int4 := settings.get("target_int4")) and Path(int4).exists():
+        modes |= {"int4 plain": mode(int4), "int4 prompt lookup": mode(int4, lookup=True)}
+        if (draft := settings.get("draft_int4")) and Path(draft).exists():
+            modes["int4 draft model"] = mode(int4, assistant=draft)
+    modes["GGUF plain"] = mode(settings["target_gguf"])
+    return modes
+
+
+if __name__ == "__main__":
+    serve(load)

@@ -1,0 +1,246 @@
+"""draftd beside its peers, in one run, in turns, on the same prompts, weights and threads.
+
+    python bench/side_by_side.py --backend transformers --prompts FILE.jsonl --json OUT.json
+
+Each peer of bench/peers/ is a process of its own; one whose library or model is missing is listed with the
+reason. `--python NAME=PATH` names the interpreter that has a peer's library (`make bench-peers` makes it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from transformers import AutoTokenizer
+
+from draftd.daemon import machine
+from draftd.daemon.bench import Prompt, read_prompts
+from draftd.daemon.private import private_daemon
+from draftd.daemon.settings import Settings
+from draftd.daemon.settings import load as load_settings
+from draftd.daemon.timed import ask
+from draftd.ipc import Client
+from draftd.models.catalog import load_catalog
+from draftd.models.convert import ensure_transformers
+from draftd.models.fetch import ensure
+
+PEERS = Path(__file__).parent / "peers"
+OF_BACKEND = {
+    "transformers": ("hf_generate", "openvino_genai_"),
+    "llama_cpp": ("llama_server", "llama_python", "openvino_genai_"),
+}
+POLICIES = ("off", "auto", "model:8", "suffix:8", "chain:8")
+
+Answer = dict[str, Any]  # text, tokens, first_seconds, seconds, perhaps drafted and accepted
+Ask = Callable[[dict[str, Any]], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Something that answers; `memory` reads the resident bytes of its processes."""
+
+    name: str
+    ask: Ask
+    memory: Callable[[], int]
+
+
+def main() -> None:
+    options = arguments()
+    os.environ["DRAFTD_BACKEND"] = options.backend
+    os.environ["DRAFTD_THREADS"] = str(options.threads)
+    os.environ["DRAFTD_CONTEXT"] = str(options.context)
+    prompts = read_prompts(options.prompts, options.per_category)
+    pythons = dict(each.split("=", 1) for each in options.python)
+    settings = load_settings(None)
+    files = model_files(options.pair, settings)
+    requests = [request(prompt, files, options) for prompt in prompts]
+    missing: dict[str, str] = {}
+    with ExitStack() as stack:
+        contenders = stack.enter_context(draftd(options.pair, options.policies))
+        for peer in OF_BACKEND[options.backend]:
+            found = stack.enter_context(
+                peers(peer, pythons.get(peer, sys.executable), files, options, missing)
+            )
+            contenders += found
+        contenders = [each for each in contenders if not options.only or each.name in options.only]
+        for each in contenders:  # the first passes of a process are slower than those that follow
+            each.ask(requests[0] | {"max_tokens": 4})
+        results = measure(contenders, prompts, requests, options.repeat)
+        memory = {each.name: each.memory() for each in contenders}
+    document = {
+        "kind": "side by side",
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine.describe(),
+        "pair": options.pair,
+        "backend": options.backend,
+        "sampling": {"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": 1},
+        "threads": options.threads,
+        "repeat": options.repeat,
+        "memory_bytes": memory,
+        "missing": missing,
+        "results": results,
+    }
+    options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    print(f"written to {options.json}; python bench/report.py makes the page of it")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pair", default="qwen2.5-coder")
+    parser.add_argument("--backend", choices=list(OF_BACKEND), default="transformers")
+    parser.add_argument("--prompts", type=Path, required=True)
+    parser.add_argument("--per-category", type=int, default=1)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--repeat", type=int, default=1, help="the median of so many answers counts")
+    parser.add_argument("--threads", type=int, default=machine.cores())
+    parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--policies", nargs="*", default=list(POLICIES), help="what draftd is asked to do")
+    parser.add_argument("--only", nargs="*", help="only these contenders, by their full names")
+    parser.add_argument("--python", action="append", default=[], help="PEER=INTERPRETER")
+    parser.add_argument("--int4", type=Path, help="directory with OpenVINO exports `target` and `draft`")
+    parser.add_argument("--json", type=Path, required=True)
+    return parser.parse_args()
+
+
+def model_files(pair_name: str, settings: Settings) -> dict[str, str]:
+    """The pair's files: as shipped for llama.cpp, converted for transformers."""
+    pair = load_catalog().pair(pair_name)
+    if pair.draft is None:
+        sys.exit(f"the pair {pair_name} has no draft to compare with")
+    found = {}
+    for part, model in (("target", pair.target), ("draft", pair.draft)):
+        gguf = ensure(model, settings.cache_dir)
+        found[f"{part}_gguf"] = str(gguf)
+        found[part] = str(ensure_transformers(gguf, settings.cache_dir, settings.dtype))
+    return found
+
+
+def request(prompt: Prompt, files: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
+    """One request as every peer takes it: the messages, and their text by the target's own template."""
+    messages = [{"role": "user", "content": prompt.turns[0]}]
+    tokenizer = AutoTokenizer.from_pretrained(files["target"])
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return {
+        "messages": messages,
+        "text": text,
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "seed": 1,
+    }
+
+
+@contextmanager
+def draftd(pair: str, policies: list[str]) -> Iterator[list[Contender]]:
+    """The daemon, once for each policy that a request can name."""
+    with (
+        private_daemon(pair, lambda status: None) as endpoint,
+        Client(endpoint, name="side by side") as client,
+    ):
+        engine = psutil.Process(client.status().engine["pid"])
+
+        def contender(policy: str) -> Contender:
+            def answer(body: dict[str, Any]) -> Answer:
+                fields = {key: value for key, value in body.items() if key != "text"}
+                made = ask(client, speculate=policy, **fields)
+                return {
+                    "text": made.text,
+                    "tokens": made.made,
+                    "first_seconds": made.first_seconds,
+                    "seconds": made.seconds,
+                    "drafted": made.stats.drafted,
+                    "accepted": made.stats.accepted,
+                    "rounds": made.stats.rounds,
+                }
+
+            return Contender(f"draftd {policy}", answer, lambda: engine.memory_info().rss)
+
+        yield [contender(policy) for policy in policies]
+
+
+@contextmanager
+def peers(
+    name: str, python: str, files: dict[str, str], options: argparse.Namespace, missing: dict[str, str]
+) -> Iterator[list[Contender]]:
+    """A peer's modes; none if it can't start, with the reason in `missing`."""
+    child = subprocess.Popen(
+        [python, str(PEERS / f"{name}.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    process = psutil.Process(child.pid)
+    label = name.strip("_").replace("_", " ")
+
+    def exchange(line: dict[str, Any]) -> dict[str, Any]:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(json.dumps(line) + "\n")
+        child.stdin.flush()
+        answer = child.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{name} ended with status {child.wait()}")
+        return dict(json.loads(answer))
+
+    def contender(mode: str) -> Contender:
+        return Contender(
+            f"{label} {mode}", lambda body: exchange(body | {"mode": mode}), lambda: process.memory_info().rss
+        )
+
+    settings = files | {"threads": options.threads, "context": options.context}
+    if options.int4:
+        settings |= {f"{part}_int4": str(options.int4 / part) for part in ("target", "draft")}
+    try:
+        said = exchange(settings)
+        if "error" in said:
+            missing[label] = said["error"]
+        yield [contender(mode) for mode in said.get("modes", [])]
+    finally:
+        child.stdin.close()
+        try:
+            child.wait(20)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def measure(
+    contenders: list[Contender], prompts: list[Prompt], requests: list[dict[str, Any]], repeat: int
+) -> list[dict[str, Any]]:
+    """Every prompt by every contender; who is first goes round, so that drift cancels out."""
+    results = []
+    for index, (prompt, body) in enumerate(zip(prompts, requests, strict=True)):
+        for turn in range(repeat):
+            first = (index + turn) % len(contenders)
+            for each in contenders[first:] + contenders[:first]:
+                answer = each.ask(body)
+                results.append(
+                    {
+                        "question_id": str(prompt.question_id),
+                        "category": prompt.category,
+                        "contender": each.name,
+                        "turn": turn,
+                        **answer,
+                    }
+                )
+        print(f"{index + 1} of {len(prompts)}: {prompt.category}", file=sys.stderr, flush=True)
+    return results
+
+
+if __name__ == "__main__":
+    main()
