@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from draftd.daemon.settings import Settings
 from draftd.ipc.errors import ModelNotFound, Overloaded
-from draftd.ipc.messages import Generate
+from draftd.ipc.messages import Generate, Prefill
 
 
-def admit(message: Generate, settings: Settings, open_requests: int) -> None:
+def admit(message: Generate | Prefill, settings: Settings, open_requests: int) -> None:
     """ModelNotFound or Overloaded if this daemon can't take the request."""
     if message.model not in (None, settings.pair):
         raise ModelNotFound(f"this daemon serves {settings.pair}, not {message.model}")

@@ -45,6 +45,10 @@ class Engine:
         """End a request wherever it stands; its slot keeps what it computed."""
         self.scheduler.remove(request)
 
+    def forget(self) -> None:
+        """Drop what ended requests left in their slots."""
+        self.scheduler.places.clear()
+
     @property
     def busy(self) -> bool:
         return self.scheduler.busy

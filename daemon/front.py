@@ -151,10 +151,16 @@ class Front:
                 if self.life.state == "failed":
                     raise EngineFailed(self.life.detail)
                 self.jobs.open(client, message)
+            case messages.Prefill():
+                if self.life.state == "failed":
+                    raise EngineFailed(self.life.detail)
+                self.jobs.open_prefill(client, message)
             case messages.Cancel():
                 job = self.jobs.by_client.get((client, message.id))
                 if job is not None:
                     self.jobs.cancel(job, answerable=self.life.state == "ready")
+                else:
+                    self.jobs.prefills.cancel(client, message.id)
             case messages.Clear():
                 if self.life.state == "failed":
                     raise EngineFailed(self.life.detail)

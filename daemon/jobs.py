@@ -15,6 +15,7 @@ from draftd.daemon.admission import admit
 from draftd.daemon.apps import Apps
 from draftd.daemon.counters import Counters
 from draftd.daemon.logs import content, fields
+from draftd.daemon.prefills import Prefills
 from draftd.daemon.settings import Settings
 from draftd.ipc import messages
 from draftd.ipc.errors import Cancelled, DraftdError, InvalidRequest
@@ -47,6 +48,7 @@ class Jobs:
         self.tell_engine = tell_engine
         self.by_key: dict[int, Job] = {}
         self.by_client: dict[tuple[bytes, str], Job] = {}
+        self.prefills = Prefills(apps, tell_engine)
         self.finished = 0
         self.counters = Counters()
         self._next_key = 0
@@ -81,11 +83,12 @@ class Jobs:
         """Take a request on, say so, and hand it to the engine; DraftdError if it can't be taken."""
         if (client, message.id) in self.by_client:
             raise InvalidRequest(f"request id {message.id} is in use on this connection: choose another")
+        self.prefills.check_id(client, message.id)
         admit(message, self.settings, len(self))
         self._next_key += 1
         body = message.model_dump(exclude={"type", "id", "model"})
         body["seed"] = secrets.randbits(63) if message.seed is None else message.seed
-        body["scope"] = "all apps" if self.settings.share_history else self.apps.name(client)
+        body |= self._whose(client)
         body["received"] = time.monotonic()
         job = Job(self._next_key, client, message.id, body)
         self.by_key[job.key] = self.by_client[client, message.id] = job
@@ -93,6 +96,23 @@ class Jobs:
             log.info("request%s", fields(request=job.key, app=self.apps.name(client), prompt=prompt(message)))
         self.apps.send(client, messages.Accepted(id=message.id, seed=body["seed"]))
         self.submit(job)
+
+    def open_prefill(self, client: bytes, message: messages.Prefill) -> None:
+        """Take a prefill on; DraftdError if it can't be taken."""
+        if (client, message.id) in self.by_client:
+            raise InvalidRequest(f"request id {message.id} is in use on this connection: choose another")
+        admit(message, self.settings, len(self.prefills))
+        body = message.model_dump(exclude={"type", "id", "model"}) | self._whose(client)
+        self.prefills.open(client, message.id, body)
+
+    def _whose(self, client: bytes) -> dict[str, str]:
+        """Of which connection a request is, and whose text and caches it may start from."""
+        name, connection = self.apps.name(client), client.hex()
+        return {
+            "client": connection,
+            "scope": "all apps" if self.settings.share_history else name,
+            "cache_owner": "" if self.settings.share_prefixes else f"app {name}" if name else connection,
+        }
 
     def cancel(self, job: Job, *, answerable: bool) -> None:
         """End a request: the engine answers with `done` and what there was, unless it can't answer yet."""
@@ -110,6 +130,7 @@ class Jobs:
         """A new engine goes on with what the last one left unfinished."""
         for job in self.by_key.values():
             self.submit(job)
+        self.prefills.submit_all()
 
     # ---- from the engine
 
@@ -163,6 +184,7 @@ class Jobs:
     def fail_all(self, error: DraftdError) -> None:
         for job in list(self.by_key.values()):
             self.fail(job, error)
+        self.prefills.fail_all(error)
 
     def _log_end(self, job: Job, reason: str, body: Mapping[str, Any] = NOTHING) -> None:
         """One line a request: how it ended, and never what it said unless the operator wants that."""

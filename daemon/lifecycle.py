@@ -83,6 +83,8 @@ class Lifecycle:
                 self.jobs.relay(body)
             case "cleared":
                 self.clears.answered(body)
+            case "prefilled":
+                self.jobs.prefills.relay(body)
             case "learnt":
                 self.learnt = body["report"]
             case "progress":

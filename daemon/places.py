@@ -79,6 +79,13 @@ class Places:
         del self.taken[request.slot]
         self.free[request.slot] = Kept(request.tokens[: request.cached], request.cache_owner, self._now)
 
+    def clear(self) -> None:
+        """Forget what stands in the free slots."""
+        for slot in self.free:
+            self.free[slot] = Kept([], "", self._now)
+            self.target.truncate(slot, 0)
+            self.forget(slot)
+
     def _choose(self, source: int, shared: int) -> int:
         """The free slot whose loss is least: tokens that stand nowhere else, by how long they were not used.
 

@@ -49,6 +49,11 @@ class Settings(BaseSettings):
     )
     history: bool = Field(True, description="draft from what earlier requests of the same app said")
     share_history: bool = Field(False, description="one history for all apps")
+    share_prefixes: bool = Field(
+        True,
+        description="start from what any app's request computed of the same prompt; "
+        "false: only from what the same app's did, else one could learn from the time what another asked",
+    )
     cache_dir: Path = Field(
         default_factory=lambda: platformdirs.user_cache_path("draftd"),
         description="models and what is made from them",

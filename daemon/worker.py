@@ -23,7 +23,7 @@ from draftd.daemon.control import Mode
 from draftd.daemon.engine import Emission, Engine
 from draftd.daemon.loader import Loaded, load
 from draftd.daemon.plan import Source
-from draftd.daemon.request import Request
+from draftd.daemon.request import Priority, Request
 from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
 from draftd.ipc.errors import ContextOverflow, DraftdError, InvalidRequest
@@ -67,6 +67,7 @@ class Worker:
         self.loaded: Loaded
         self.engine: Engine
         self.jobs: dict[int, Job] = {}
+        self.prefills: dict[int, Request] = {}  # by keys of their own
         self.grammars: Grammars | None = None  # made with the first request that has a grammar
         self.saved = time.monotonic()
 
@@ -108,6 +109,14 @@ class Worker:
                     self.say(
                         {"type": "error", "key": body["key"], "code": error.code, "message": error.message}
                     )
+            case "prefill":
+                try:
+                    self.prefill(body)
+                except DraftdError as error:
+                    refused = {"code": error.code, "message": error.message}
+                    self.say({"type": "prefilled", "key": body["key"], **refused})
+            case "cancel_prefill" if body["key"] in self.prefills:
+                self.engine.remove(self.prefills.pop(body["key"]))
             case "cancel" if body["key"] in self.jobs:
                 self.finish(self.jobs[body["key"]], "cancelled")
             case "clear":
@@ -118,19 +127,7 @@ class Worker:
 
     def accept(self, body: dict[str, Any]) -> None:
         tokenizer, target = self.loaded.tokenizer, self.loaded.target
-        if body["messages"] is not None:
-            prompt = tokenizer.chat(body["messages"])
-        elif body["prompt"] is not None:
-            prompt = tokenizer.encode(body["prompt"])
-        else:
-            prompt = body["tokens"]
-            if wrong := [token for token in prompt if token >= target.vocab]:
-                raise InvalidRequest(f"token {wrong[0]} is outside the vocabulary of {target.vocab}")
-        if len(prompt) >= target.context:
-            raise ContextOverflow(
-                f"the prompt has {len(prompt)} tokens, the context holds {target.context}, answer included: "
-                "shorten the prompt or serve with a larger --context"
-            )
+        prompt = self.prompt(body)
         emitted = body["emitted"]
         answer = Answer(tokenizer.stream(), body["stop"])
         for token in emitted:  # a request sent again goes on where the last engine left it
@@ -150,17 +147,71 @@ class Worker:
             logprobs=body["logprobs"],
             scope=body["scope"],
             reuse=body["cache_prompt"],
+            priority=Priority[body["priority"].upper()],
+            client=body["client"],
+            cache_owner=body["cache_owner"],
         )
         if request.processors is not None:
             request.processors.accept(emitted)
         self.jobs[request.key] = Job(request, answer, body["received"])
         self.engine.add(request)
 
+    def prompt(self, body: dict[str, Any]) -> list[int]:
+        """The tokens of a request's prompt; DraftdError if they can't be used."""
+        tokenizer, target = self.loaded.tokenizer, self.loaded.target
+        if body["messages"] is not None:
+            prompt = tokenizer.chat(body["messages"])
+        elif body["prompt"] is not None:
+            prompt = tokenizer.encode(body["prompt"])
+        else:
+            prompt = list(body["tokens"])
+            if wrong := [token for token in prompt if token >= target.vocab]:
+                raise InvalidRequest(f"token {wrong[0]} is outside the vocabulary of {target.vocab}")
+        if len(prompt) >= target.context:
+            raise ContextOverflow(
+                f"the prompt has {len(prompt)} tokens, the context holds {target.context}, answer included: "
+                "shorten the prompt or serve with a larger --context"
+            )
+        return prompt
+
+    def prefill(self, body: dict[str, Any]) -> None:
+        """Compute a prompt that is still being typed, its template's closing marks included.
+
+        They are right if nothing more is typed; if more is, they are a handful of tokens computed in vain.
+        """
+        prompt = self.prompt(body)
+        request = Request(
+            key=body["key"],
+            tokens=prompt,
+            prompt=len(prompt),
+            end=len(prompt),
+            sampling=Sampling(),
+            stop_ids=frozenset(),
+            priority=Priority.PREFILL,
+            client=body["client"],
+            cache_owner=body["cache_owner"],
+            cache_only=True,
+        )
+        self.prefills[request.key] = request
+        self.engine.add(request)
+
+    def prefilled(self, request: Request) -> None:
+        """A prefill is complete, or a request took its place."""
+        del self.prefills[request.key]
+        told = {
+            "state": "complete" if request.cached == request.prompt else "superseded",
+            "prompt_tokens": request.prompt,
+            "cached_tokens": request.reused,
+            "computed_tokens": request.cached - request.reused,
+        }
+        self.say({"type": "prefilled", "key": request.key, "told": told})
+
     def clear(self, body: dict[str, Any]) -> None:
         """Forget what earlier requests left, in memory and on disk."""
         if body["learnt"]:
             self.loaded.drafting.unlearn()
             self.say({"type": "learnt", "report": {}})
+        self.engine.forget()
         if self.loaded.drafting.suffix is not None:
             self.loaded.drafting.suffix.clear()
         try:
@@ -192,6 +243,9 @@ class Worker:
     def emit(self, emission: Emission) -> None:
         """A round's tokens as text; a stop string ends the request here, before the next round."""
         request = emission.request
+        if request.cache_only:
+            self.prefilled(request)
+            return
         job = self.jobs[request.key]
         job.first_token = job.first_token or time.monotonic()
         text = ""

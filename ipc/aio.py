@@ -23,6 +23,8 @@ from draftd.ipc.messages import (
     Hello,
     Message,
     Ping,
+    Prefill,
+    Prefilled,
     Status,
     Tokens,
 )
@@ -61,6 +63,30 @@ class AsyncClient:
                 return reply(parts, event)
             parts.append(event)
         raise AssertionError("a stream ends with Done or an error")
+
+    async def prefill(self, *, wait: bool = True, **params: Any) -> Prefilled | None:
+        """Have a prompt computed that a request will come for; the parameters are `Prefill`'s fields.
+
+        The connection's next prefill supersedes it. `wait`: until it is computed or superseded; else returns
+        at once, and None: what an app does that sends what is typed, again and again.
+        """
+        check(Prefill, params)
+        connection = await self._connect()
+        request = connection.open(Prefill, params)
+        if not wait:
+            connection.leave(request, finished=True)
+            return None
+        finished = False
+        try:
+            answer = await connection.wait(request, None)
+            finished = True
+        except DraftdError:
+            finished = True  # the error ended it
+            raise
+        finally:
+            connection.leave(request, finished)
+        assert isinstance(answer, Prefilled)
+        return answer
 
     async def status(self, full: bool = False) -> Status:
         """What the daemon serves and how it is doing; `full`: each open request and all counters too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -48,13 +48,30 @@ class Grammar(Fields):
     source: str | dict[str, Any]  # a schema may be a map; the others are text
 
 
-class Generate(Message):
-    type: Literal["generate"] = "generate"
+class Prompt(Message):
+    """What a request is about, whether it asks for an answer or only says that one will."""
+
     # fail_fast: a list of a million faults helps nobody
     messages: list[ChatMessage] | None = Field(default=None, fail_fast=True)
     prompt: str | None = None
     tokens: list[Tokens32] | None = Field(default=None, fail_fast=True)
     model: str | None = None  # the pair to answer with; None: whichever the daemon serves
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        given = [name for name in ("messages", "prompt", "tokens") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of messages, prompt, tokens (given: {given or 'none'})")
+        if self.messages is not None and not self.messages:
+            raise ValueError("messages is empty: give at least one")
+        if self.tokens is not None and not self.tokens:
+            raise ValueError("tokens is empty: give at least one")
+        return self
+
+
+class Generate(Prompt):
+    type: Literal["generate"] = "generate"
+    priority: Literal["interactive", "background"] = "interactive"
     max_tokens: int = Field(default=256, ge=1, le=1_000_000)
     temperature: float = Field(default=0.0, ge=0.0, le=100.0, allow_inf_nan=False)
     top_k: int = Field(default=0, ge=0)
@@ -77,16 +94,9 @@ class Generate(Message):
     verify: Literal["coupled", "rejection", "rejection-token"] = "coupled"
     cache_prompt: bool = True  # start from what is already computed or was answered
 
-    @model_validator(mode="after")
-    def _one_input(self) -> Generate:
-        given = [name for name in ("messages", "prompt", "tokens") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of messages, prompt, tokens (given: {given or 'none'})")
-        if self.messages is not None and not self.messages:
-            raise ValueError("messages is empty: give at least one")
-        if self.tokens is not None and not self.tokens:
-            raise ValueError("tokens is empty: give at least one")
-        return self
+
+class Prefill(Prompt):
+    type: Literal["prefill"] = "prefill"
 
 
 class Cancel(Message):
@@ -107,7 +117,7 @@ class Clear(Message):
     learnt: bool = False  # also what was learnt of the pairs: acceptance and costs
 
 
-ClientMessage = Hello | Generate | Cancel | GetStatus | Ping | Clear
+ClientMessage = Hello | Generate | Prefill | Cancel | GetStatus | Ping | Clear
 
 # ---- daemon to client
 
@@ -176,6 +186,14 @@ class Done(Message):
     stats: Stats
 
 
+class Prefilled(Message):
+    type: Literal["prefilled"] = "prefilled"
+    state: Literal["complete", "superseded", "cancelled"]
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of these, already computed
+    computed_tokens: int = 0  # computed now
+
+
 class Error(Message):
     type: Literal["error"] = "error"
     id: str = ""  # empty when the frame named none
@@ -209,7 +227,7 @@ class Cleared(Message):
     files: int  # removed from the state directory
 
 
-DaemonMessage = Welcome | Accepted | Tokens | Done | Error | Status | Pong | Cleared
+DaemonMessage = Welcome | Accepted | Tokens | Done | Prefilled | Error | Status | Pong | Cleared
 
 CLIENT_TYPES = {kind.model_fields["type"].default: kind for kind in get_args(ClientMessage)}
 DAEMON_TYPES = {kind.model_fields["type"].default: kind for kind in get_args(DaemonMessage)}

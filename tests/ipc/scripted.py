@@ -43,6 +43,8 @@ def answer(message: messages.ClientMessage, say: Say) -> None:
             say(messages.Status(id=message.id, state="ready", detail="ready", progress=1.0, pair="tiny"))
         case messages.Clear():
             say(messages.Cleared(id=message.id, files=2 if message.learnt else 1))
+        case messages.Prefill():
+            say(messages.Prefilled(id=message.id, state="complete", prompt_tokens=9, computed_tokens=5))
         case messages.Generate():
             say(messages.Accepted(id=message.id, seed=7))
             say(tokens(message.id, "Hello, ", [1, 2], [True, False], [5, 2]))

@@ -62,6 +62,9 @@ class Sync:
     def clear(self, learnt: bool = False) -> int:
         return self._runner.run(self._client.clear(learnt))
 
+    def prefill(self, *, wait: bool = True, **params: Any) -> messages.Prefilled | None:
+        return self._runner.run(self._client.prefill(wait=wait, **params))
+
     def ping(self) -> float:
         return self._runner.run(self._client.ping())
 
@@ -122,6 +125,21 @@ def test_status_and_ping(daemon: ScriptedDaemon, connect: Connect) -> None:
     client = connect(daemon.endpoint)
     assert client.status().pair == "tiny"
     assert 0 < client.ping() < 5
+
+
+def test_prefill(daemon: ScriptedDaemon, connect: Connect) -> None:
+    client = connect(daemon.endpoint)
+    told = client.prefill(prompt="to be or n")
+    assert told is not None
+    assert (told.state, told.prompt_tokens, told.computed_tokens) == ("complete", 9, 5)
+    assert client.prefill(wait=False, prompt="to be or not t") is None
+    assert (
+        client.complete(prompt="to be or not to be").text == "Hello, Wörld!"
+    )  # the late answer disturbs nobody
+    with pytest.raises(InvalidRequest, match="exactly one of messages, prompt, tokens"):
+        client.prefill()
+    with pytest.raises(InvalidRequest, match="unknown parameter max_tokens"):
+        client.prefill(prompt="x", max_tokens=3)
 
 
 def test_clear(daemon: ScriptedDaemon, connect: Connect) -> None:

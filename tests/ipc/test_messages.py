@@ -58,7 +58,7 @@ def test_unknown_fields_are_ignored() -> None:
 @pytest.mark.parametrize("kind", ["pong", "", 3, ["ping"], {}])
 def test_an_unknown_type_lists_the_types(kind: Any) -> None:
     with pytest.raises(
-        InvalidRequest, match=r"unknown message type .*; the types are hello, generate, cancel, "
+        InvalidRequest, match=r"unknown message type .*; the types are hello, generate, prefill, cancel, "
     ):
         messages.parse_client({"type": kind, "id": "1"})
 

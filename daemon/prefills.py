@@ -1,0 +1,90 @@
+"""The prefills in flight as the front knows them: one a connection, and the next supersedes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from draftd.daemon.apps import Apps
+from draftd.ipc import messages
+from draftd.ipc.errors import DraftdError, InvalidRequest, from_code
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Enough to send it to another engine."""
+
+    key: int
+    client: bytes  # the ROUTER's name of the connection
+    id: str
+    body: dict[str, Any]  # the prefill message for the engine
+
+
+class Prefills:
+    """Prefills by the front's key, which is apart from the requests' keys, and by connection."""
+
+    def __init__(self, apps: Apps, tell_engine: Callable[[dict[str, Any]], None]) -> None:
+        self.apps = apps
+        self.tell_engine = tell_engine
+        self.by_key: dict[int, Prefill] = {}
+        self.by_client: dict[bytes, Prefill] = {}
+        self._next_key = 0
+
+    def __len__(self) -> int:
+        return len(self.by_key)
+
+    def open(self, client: bytes, request_id: str, body: dict[str, Any]) -> None:
+        """Take a prefill on in the place of the connection's last one."""
+        if (last := self.by_client.get(client)) is not None:
+            self._stop(last, "superseded")
+        self._next_key += 1
+        prefill = Prefill(self._next_key, client, request_id, body)
+        self.by_key[prefill.key] = self.by_client[client] = prefill
+        self._submit(prefill)
+
+    def cancel(self, client: bytes, request_id: str) -> None:
+        """End the connection's prefill, if it is still this one."""
+        prefill = self.by_client.get(client)
+        if prefill is not None and prefill.id == request_id:
+            self._stop(prefill, "cancelled")
+
+    def submit_all(self) -> None:
+        """A new engine starts them from the beginning."""
+        for prefill in self.by_key.values():
+            self._submit(prefill)
+
+    def relay(self, body: dict[str, Any]) -> None:
+        """The engine's `prefilled` to the app that asked."""
+        prefill = self.by_key.get(body["key"])
+        if prefill is None:
+            return  # superseded or cancelled
+        self._end(prefill)
+        if "code" in body:
+            error = from_code(body["code"], body["message"])
+            self.apps.send_error(prefill.client, prefill.id, error)
+        else:
+            self.apps.send(prefill.client, messages.Prefilled(id=prefill.id, **body["told"]))
+
+    def fail_all(self, error: DraftdError) -> None:
+        for prefill in list(self.by_key.values()):
+            self._end(prefill)
+            self.apps.send_error(prefill.client, prefill.id, error)
+
+    def check_id(self, client: bytes, request_id: str) -> None:
+        """InvalidRequest if a prefill of this connection has the id."""
+        prefill = self.by_client.get(client)
+        if prefill is not None and prefill.id == request_id:
+            raise InvalidRequest(f"request id {request_id} is in use on this connection: choose another")
+
+    def _submit(self, prefill: Prefill) -> None:
+        self.tell_engine({"type": "prefill", "key": prefill.key, **prefill.body})
+
+    def _stop(self, prefill: Prefill, state: Literal["superseded", "cancelled"]) -> None:
+        self.tell_engine({"type": "cancel_prefill", "key": prefill.key})
+        self._end(prefill)
+        self.apps.send(prefill.client, messages.Prefilled(id=prefill.id, state=state))
+
+    def _end(self, prefill: Prefill) -> None:
+        del self.by_key[prefill.key]
+        del self.by_client[prefill.client]
