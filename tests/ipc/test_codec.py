@@ -20,6 +20,8 @@ ALL: list[messages.Message] = [
     messages.Generate(id="2", messages=[messages.ChatMessage(role="user", content="Grüße")], seed=2**64 - 1),
     messages.Generate(id="2", tokens=[0, 2**31 - 1], stop=["\n"]),
     messages.Cancel(id="3"),
+    messages.Clear(id="3", learnt=True),
+    messages.Cleared(id="3", files=2),
     messages.Prefill(id="3", prompt="to be or n"),
     messages.Prefilled(id="3", state="complete", prompt_tokens=4, cached_tokens=1, computed_tokens=3),
     messages.GetStatus(id="4"),
