@@ -1,4 +1,7 @@
-"""Write docs/benchmarks.md: `python bench/report.py OUT.json ...`, files that `draftd bench --json` wrote."""
+"""Write docs/benchmarks.md: `python bench/report.py OUT.json ...`.
+
+The files are those that `draftd bench --json` and `bench/side_by_side.py --json` wrote, in the page's order.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
+
+import report_peers
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLOURS = ("#3465a4", "#c17d11", "#4e9a06", "#a40000", "#75507b")
@@ -20,9 +25,14 @@ def main(files: list[Path]) -> None:
     documents = [json.loads(file.read_text("utf-8")) for file in files]
     page = DOCS / "benchmarks.md"
     kept = page.read_text("utf-8").split("## Results")[0]
-    parts = [machine(documents[0]), "![speed-up by category](speedup.svg)", *map(section, documents)]
+    own = [each for each in documents if "kind" not in each]
+    parts = [machine(documents[0]), "![speed-up by category](speedup.svg)", *map(section, own)]
+    for number, beside in enumerate(each for each in documents if each.get("kind") == "side by side"):
+        picture = f"peers{number + 1}.svg"
+        (DOCS / picture).write_text(report_peers.plot(beside), "utf-8")
+        parts += [report_peers.section(beside), f"![tokens a second by contender]({picture})"]
     page.write_text(kept + "## Results\n\n" + "\n\n".join(parts) + "\n", "utf-8")
-    alike = [each for each in documents if names(each) == names(documents[0])]
+    alike = [each for each in own if names(each) == names(own[0])]
     (DOCS / "speedup.svg").write_text(plot(alike), "utf-8")
 
 
@@ -81,6 +91,8 @@ def section(document: dict[str, Any]) -> str:
         f"Beside the time of the two models: {document['engine_overhead']:.1%} in the engine, "
         f"{document['whole_overhead']:.1%} with queues, sockets and client.",
     ]
+    if len(document.get("policies", {})) > 1:
+        lines += ["", *policies(document)]
     if ping := document["ping"]:
         lines.append(
             f"Ping over {ping['count']}: median {ping['daemon_median'] * 1e6:.0f} µs, a bare ZeroMQ's "
@@ -88,6 +100,27 @@ def section(document: dict[str, Any]) -> str:
             f"{ping['daemon_median'] / ping['bare_median']:.2f} times."
         )
     return "\n".join(lines)
+
+
+def policies(document: dict[str, Any]) -> list[str]:
+    """Speed over the target alone by category and policy; the controller against the best fixed one."""
+    found = document["policies"]
+    fixed = [name for name in found if name not in ("auto", "again")]
+    compared = "auto" in found and bool(fixed)
+    heads = [*found, *["auto / best fixed"] * compared]
+    lines = ["By policy, speed over the target alone:", "", f"| category | {' | '.join(heads)} |"]
+    lines.append("|---" * (len(heads) + 1) + "|")
+    for name in names(document):
+        speedups = {policy: each[name] for policy, each in found.items()}
+        cells = [f"{value:.2f}x" if value else "-" for value in speedups.values()]
+        if compared:
+            cells.append(f"{speedups['auto'] / max(1.0, *(speedups[policy] or 0 for policy in fixed)):.2f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    means = [
+        report_peers.geometric_mean([value for value in each.values() if value]) for each in found.values()
+    ]
+    lines.append(f"| **geometric mean** | {' | '.join(f'{mean:.2f}x' for mean in means)} |{' |' * compared}")
+    return lines
 
 
 def plot(documents: list[dict[str, Any]]) -> str:

@@ -1,0 +1,150 @@
+"""The report's section of one side-by-side run, and its plot."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+from xml.sax.saxutils import escape
+
+OWN = {  # a contender that drafts -> the same library without
+    "hf generate": "hf generate plain",
+    "llama server": "llama server plain",
+    "llama python": "llama python plain",
+    "openvino genai int4": "openvino genai int4 plain",
+    "draftd": "draftd off",
+}
+SAMPLES = 2000  # of the bootstrap
+BAR, LEFT, SCALE = 16, 230, 22  # pixels; SCALE: of one token a second
+
+
+def section(document: dict[str, Any]) -> str:
+    """The command, a line a contender, then tokens a second by category."""
+    contenders = list(document["memory_bytes"])
+    speeds = by_question(document)
+    sampling = document["sampling"]
+    mode = f"temperature {sampling['temperature']}" if sampling["temperature"] else "greedy"
+    command = re.sub(r"(?<=[\s=])/\S*/", "", document["command"])
+    lines = [
+        f"### Side by side: {document['pair']}, draftd's target in {document['backend']}, {mode}",
+        "",
+        f"    {command}",
+        "",
+        f"{document['threads']} threads, {sampling['max_tokens']} tokens at most, {document['repeat']} "
+        "answers each of which the median counts, all contenders in turns. In brackets: 95 % of a bootstrap over the "
+        "prompts. *same*: answers equal to those of the same library without drafting.",
+        "",
+        "| contender | tokens a second | over draftd's target alone | over its own plain speed | first ms "
+        "| MiB | same |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in contenders:
+        own = plain_of(name)
+        over_own = ratio(speeds, name, own) if own in speeds and own != name else "-"
+        mean = geometric_mean(list(speeds[name].values()))
+        lines.append(
+            f"| {name} | {mean:.2f} | {ratio(speeds, name, 'draftd off')} "
+            f"| {over_own} | {first_ms(document, name):.0f} | {document['memory_bytes'][name] / 2**20:.0f} "
+            f"| {same(document, name, own)} |"
+        )
+    lines += [f"\n{label}: not measured ({reason})." for label, reason in document["missing"].items()]
+    categories = list(dict.fromkeys(result["category"] for result in document["results"]))
+    lines += ["", "Tokens a second by category:", "", f"| contender | {' | '.join(categories)} |"]
+    lines.append("|---" * (len(categories) + 1) + "|")
+    for name in contenders:
+        cells = [category_speed(document, name, category) for category in categories]
+        lines.append(f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def answers(document: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Each question's answer of median speed by one contender."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for result in document["results"]:
+        if result["contender"] == name:
+            grouped.setdefault(result["question_id"], []).append(result)
+    return [sorted(each, key=speed)[len(each) // 2] for each in grouped.values()]
+
+
+def speed(answer: dict[str, Any]) -> float:
+    """Tokens a second after the first; nan where there was but one."""
+    seconds = answer["seconds"] - answer["first_seconds"]
+    return (answer["tokens"] - 1) / seconds if answer["tokens"] > 1 and seconds > 0 else math.nan
+
+
+def by_question(document: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Speeds by contender and question, where there is a speed."""
+    return {
+        name: {
+            answer["question_id"]: speed(answer)
+            for answer in answers(document, name)
+            if not math.isnan(speed(answer))
+        }
+        for name in document["memory_bytes"]
+    }
+
+
+def category_speed(document: dict[str, Any], name: str, category: str) -> float:
+    found = [speed(answer) for answer in answers(document, name) if answer["category"] == category]
+    return geometric_mean([value for value in found if not math.isnan(value)])
+
+
+def plain_of(name: str) -> str:
+    """The contender that is this one's library without drafting; none is the empty name."""
+    return next((plain for begin, plain in OWN.items() if name.startswith(begin)), "")
+
+
+def ratio(speeds: dict[str, dict[str, float]], name: str, other: str) -> str:
+    """The geometric mean of one contender's speed over another's, with its bootstrap interval."""
+    if other not in speeds:
+        return "-"
+    shared = sorted(speeds[name].keys() & speeds[other].keys())
+    if not shared:
+        return "-"
+    found = [speeds[name][each] / speeds[other][each] for each in shared]
+    low, high = bootstrap(found, geometric_mean)
+    return f"{geometric_mean(found):.2f}x ({low:.2f} to {high:.2f})"
+
+
+def bootstrap(values: Sequence[float], of: Callable[[list[float]], float]) -> tuple[float, float]:
+    """The middle 95 % of a statistic over resampled values (Efron 1979, percentile method)."""
+    dice = random.Random(1)
+    found = sorted(of(dice.choices(values, k=len(values))) for _ in range(SAMPLES))
+    return found[int(0.025 * SAMPLES)], found[int(0.975 * SAMPLES)]
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(math.log(value) for value in values) / len(values)) if values else math.nan
+
+
+def first_ms(document: dict[str, Any], name: str) -> float:
+    return 1000 * median(answer["first_seconds"] for answer in answers(document, name))
+
+
+def same(document: dict[str, Any], name: str, own: str) -> str:
+    """How many answers have the text of the same library's plain ones."""
+    plain = {answer["question_id"]: answer["text"] for answer in answers(document, own)} if own else {}
+    found = [answer["text"] == plain[answer["question_id"]] for answer in answers(document, name) if plain]
+    return f"{sum(found)}/{len(found)}" if found and own != name else "-"
+
+
+def plot(document: dict[str, Any]) -> str:
+    """Horizontal bars of tokens a second by contender, as SVG; draftd's are dark."""
+    means = {name: geometric_mean(list(each.values())) for name, each in by_question(document).items()}
+    width, height = LEFT + int(SCALE * max(means.values())) + 60, 50 + len(means) * (BAR + 6)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+        'font-size="12"><rect width="100%" height="100%" fill="white"/>',
+        f'<text x="12" y="20" font-weight="bold">tokens a second, {escape(document["pair"])}, '
+        f"{escape(document['backend'])}</text>",
+    ]
+    for at, (name, value) in enumerate(means.items()):
+        y = 34 + at * (BAR + 6)
+        colour = "#204a87" if name.startswith("draftd") else "#babdb6"
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 12}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<rect x="{LEFT}" y="{y}" width="{SCALE * value:.1f}" height="{BAR}" fill="{colour}"/>')
+        parts.append(f'<text x="{LEFT + SCALE * value + 6:.1f}" y="{y + 12}">{value:.1f}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
