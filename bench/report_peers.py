@@ -34,8 +34,8 @@ def section(document: dict[str, Any]) -> str:
         f"    {command}",
         "",
         f"{document['threads']} threads, {sampling['max_tokens']} tokens at most, {document['repeat']} "
-        "answers each of which the median counts, all contenders in turns. In brackets: 95 % of a bootstrap over the "
-        "prompts. *same*: answers equal to those of the same library without drafting.",
+        "answers each of which the median counts, all contenders in turns. In brackets: 95 % of a bootstrap "
+        "over the prompts. *same*: answers equal to those of the same library without drafting.",
         "",
         "| contender | tokens a second | over draftd's target alone | over its own plain speed | first ms "
         "| MiB | same |",
