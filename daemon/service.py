@@ -118,7 +118,7 @@ def executable(system: bool) -> str:
     if script.name != "draftd":  # python -m draftd.daemon.cli
         script = Path(sys.executable).with_name("draftd")
     if system:
-        for path in (script, Path(sys.prefix)):
+        for path in (script, Path(sys.prefix), Path(sys.base_prefix)):  # the last: a Python in someone's home
             if any(path.is_relative_to(hidden) for hidden in HIDDEN):
                 raise InvalidConfig(
                     f"the system service can't run {path}, which its user may not see: install it for all, "

@@ -112,7 +112,9 @@ class Box:
     def install_draftd(self) -> None:
         """The tree's packages in /opt/draftd, over the libraries of the Python that runs the tests."""
         site = f"/opt/draftd/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
-        self.run("python3", "-m", "venv", "--without-pip", "/opt/draftd")
+        self.run("mkdir", "/opt/python")  # where it is may be somebody's home, which the service does not see
+        self.run("mount", "--bind", sys.base_prefix, "/opt/python")
+        self.run("/opt/python/bin/python3", "-m", "venv", "--without-pip", "/opt/draftd")
         outside = Path(f"/proc/{self.init}/root{site}/draftd")
         for part in ("daemon", "models", "drafts", "ipc", "systemd"):
             (outside / part).mkdir(parents=True)

@@ -81,10 +81,15 @@ def test_a_newer_systemd_is_told_to_reload_by_itself() -> None:
 def test_the_command_is_this_draftd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/opt/my tools/50%/draftd"])
     monkeypatch.setattr(sys, "prefix", "/opt/x")
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
     assert service.executable(system=True) == "'/opt/my tools/50%%/draftd'"
     monkeypatch.setattr(sys, "argv", ["/home/ada/bin/draftd"])
     assert service.executable(system=False) == "/home/ada/bin/draftd"
     with pytest.raises(InvalidConfig, match="/home/ada/bin/draftd"):
+        service.executable(system=True)
+    monkeypatch.setattr(sys, "argv", ["/opt/x/bin/draftd"])
+    monkeypatch.setattr(sys, "base_prefix", "/root/.pyenv/versions/3.11.7")
+    with pytest.raises(InvalidConfig, match=r"/root/\.pyenv"):
         service.executable(system=True)
 
 
