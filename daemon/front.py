@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -60,6 +61,7 @@ class Front:
         self.timers: list[Timer] = [self.life.tick, self._sign_of_life]
         self.started = time.monotonic()
         self.stopping = False
+        self.in_terminal = sys.stderr.isatty()  # when that is closed, SIGHUP means the end
         self.wake, self.waker = socket.socketpair()  # signals arrive here
 
     def run(self) -> None:
@@ -115,11 +117,13 @@ class Front:
             signal.signal(number, lambda *_: None)
 
     def _on_signals(self, numbers: bytes) -> None:
-        if signal.SIGHUP in numbers:
+        hung_up = signal.SIGHUP in numbers and self.in_terminal and not sys.stderr.isatty()
+        if signal.SIGHUP in numbers and not hung_up:
             self.notifier.reloading()
             self.reload.run(self.settings)
             self.notifier.ready()
-        self.stopping = self.stopping or signal.SIGTERM in numbers or signal.SIGINT in numbers
+        if hung_up or signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            self.stopping = True
 
     def _sign_of_life(self, now: float) -> float | None:
         """Feed systemd's watchdog from this very loop, and only while the engine gets on or is dealt with."""

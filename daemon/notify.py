@@ -45,7 +45,7 @@ class Notifier:
         """What `systemctl status` shows; the same words again are not sent."""
         if words != self._status:
             self._status = words
-            self.send(f"STATUS={words}")
+            self.send("STATUS=" + words.replace("\n", " "))
 
     def due(self, now: float) -> float | None:
         """Seconds until the watchdog wants a sign of life; None if it wants none."""

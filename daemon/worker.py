@@ -364,7 +364,8 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1:
         sys.exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the front
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's Ctrl-C, or its end, is for the front
+        signal.signal(number, signal.SIG_IGN)
     logs.guard()
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
     socket.set_hwm(0)
