@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -34,7 +35,11 @@ def top(
         if once or not console.is_terminal:
             console.print(view(first, speed.now))
             return
-        with Live(view(first, speed.now), console=console, screen=True, auto_refresh=False) as live:
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            Live(view(first, speed.now), console=console, screen=True, auto_refresh=False) as live,
+        ):
+            live.refresh()
             while True:
                 time.sleep(every)
                 live.update(_look(client, speed), refresh=True)
@@ -91,7 +96,7 @@ def _head(status: Status, tokens_per_second: float) -> RenderableType:
     )
     restarts = sum(counters.get("restarts", {}).values())
     if restarts:
-        table.add_row(Text(f"{restarts} engine restarts", style="yellow"))
+        table.add_row(Text(f"engine restarts: {restarts}", style="yellow"))
     return table
 
 
