@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from draftd.daemon.drafting import Drafted, Drafting
+from draftd.daemon.pulse import DRAFTING, FORWARD
 from draftd.daemon.request import Request
 from draftd.daemon.scheduler import Scheduler, Work
 from draftd.models.base import Rows, Span, Target
@@ -32,8 +33,17 @@ class Emission:
 class Engine:
     """Runs requests over a target and what drafts for it."""
 
-    def __init__(self, target: Target, drafting: Drafting | None = None, *, chunk: int = 512) -> None:
+    def __init__(
+        self,
+        target: Target,
+        drafting: Drafting | None = None,
+        *,
+        chunk: int = 512,
+        beat: Callable[[int, int, Sequence[Work]], None] = lambda stage, rows, batch: None,
+    ) -> None:
+        """`beat` hears of each piece of work before it begins: its stage, its rows, whose it is."""
         self.target = target
+        self.beat = beat
         self.drafting = drafting or Drafting()
         self.scheduler = Scheduler(target, self.drafting.forget, self.drafting.copy, chunk)
         self.dice = Dice()
@@ -59,9 +69,12 @@ class Engine:
         batch = self.scheduler.schedule()
         if not batch:
             return self._ended()
+        known = sum(len(work.request.tokens) for work in batch)  # the draft may yet have to read it all
+        self.beat(DRAFTING, known, batch)
         drafts = self.drafting.draft(batch)
         spans = [_span(work, drafted) for work, drafted in zip(batch, drafts, strict=True)]
         forwarding = time.perf_counter()
+        self.beat(FORWARD, sum(len(span.tokens) for span in spans), batch)
         rows = self.target.forward(spans)
         target_seconds = time.perf_counter() - forwarding
         unchanged = [_unchanged(work.request, each) for work, each in zip(batch, rows, strict=True)]

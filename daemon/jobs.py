@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,12 @@ from draftd.daemon.logs import content, fields
 from draftd.daemon.prefills import Prefills
 from draftd.daemon.settings import Settings
 from draftd.ipc import messages
-from draftd.ipc.errors import Cancelled, DraftdError, InvalidRequest
+from draftd.ipc.errors import Cancelled, DraftdError, EngineFailed, InvalidRequest
 
 log = logging.getLogger("draftd.front")
 NOTHING: Mapping[str, Any] = {}
+
+MAX_ENDS = 3  # engines that a request may end without a token in between; fewer than end the daemon's tries
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +39,7 @@ class Job:
     first: float | None = None  # monotonic seconds of the first token
     drafted: int = 0  # so far, and of these
     accepted: int = 0
+    ends: int = 0  # engines that ended while at work on it, since it last got tokens
 
 
 class Jobs:
@@ -147,6 +150,7 @@ class Jobs:
                 job.drafted, job.accepted = body["rounds"]
                 if self.settings.log_content:
                     job.text += body["text"]
+                job.ends = 0
                 message = messages.Tokens(
                     id=job.id,
                     text=body["text"],
@@ -174,6 +178,14 @@ class Jobs:
             self.tell_engine({"type": "cancel", "key": job.key})
 
     # ---- ends
+
+    def blame(self, keys: Sequence[int], how: str) -> None:
+        """An engine ended while at work on these requests: one that always sees that is not tried again."""
+        for job in [self.by_key[key] for key in keys if key in self.by_key]:
+            job.ends += 1
+            if job.ends == MAX_ENDS:
+                log.warning("request %s: given up after %d engines, the last one %s", job.key, job.ends, how)
+                self.fail(job, EngineFailed(f"{job.ends} engines ended at this request, the last one {how}"))
 
     def fail(self, job: Job, error: DraftdError) -> None:
         self._end(job)

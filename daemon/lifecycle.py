@@ -39,20 +39,23 @@ class Lifecycle:
 
     def start(self) -> None:
         """Start an engine; it goes on with what the last one left unfinished."""
-        self.engine.start()
+        if why_not := self.engine.start():
+            self._ended(why_not)
+            return
         self.poller.register(self.engine.socket, zmq.POLLIN)
         self.poller.register(self.engine.exit_fd, zmq.POLLIN)
         self.jobs.submit_all()
         self.clears.submit_all()
 
     def tick(self, now: float) -> float | None:
-        """Start the next engine when its time has come; when to look again."""
+        """End an engine that hangs, start the next when its time has come; when to look again."""
+        self.engine.look()
         if self.engine.restart_at is not None and now >= self.engine.restart_at:
             self.start()
         if self._leaves_by is not None and now >= self._leaves_by:
             self.engine.kill(now)
             self._leaves_by = now + STOP_SECONDS
-        return self.engine.restart_at if self._leaves_by is None else self._leaves_by
+        return self.engine.next_look() if self._leaves_by is None else self._leaves_by
 
     def gets_on(self, now: float) -> bool:
         """Whether a watchdog may be content: hangs and crashes are dealt with, unkillable engines are not."""
@@ -80,6 +83,8 @@ class Lifecycle:
     def _on_message(self, body: dict[str, Any]) -> None:
         match body["type"]:
             case "tokens" | "done" | "error":
+                if body["type"] == "tokens":
+                    self.engine.progress()
                 self.jobs.relay(body)
             case "cleared":
                 self.clears.answered(body)
@@ -116,12 +121,16 @@ class Lifecycle:
             self._leaves_by, self.engine.crashes = None, 0
             self.start()
             return
-        self.jobs.counters.restarts["crash"] += 1
+        self.jobs.blame(self.engine.aboard, how)
+        self._ended(how)
+
+    def _ended(self, how: str) -> None:
+        """Say what became of the engine and what comes now."""
+        self.jobs.counters.restarts["hang" if how.startswith("hung") else "crash"] += 1
         if self.engine.restart_at is None:
             self.state = "failed"
-            self.detail = (
-                f"the engine {how}, {len(BACKOFF) + 1} times in a row: see its log, then restart draftd"
-            )
+            times = len(BACKOFF) + 1
+            self.detail = f"the engine {how}, {times} ends in a row: see its log, then restart draftd"
             log.error("%s", self.detail)
             self.jobs.fail_all(EngineFailed(self.detail))
             self.clears.fail_all(EngineFailed(self.detail))

@@ -32,6 +32,13 @@ class Settings(BaseSettings):
     )
     slots: int = Field(4, ge=1, le=256, description="requests that run at once")
     queue: int = Field(64, ge=0, le=10_000, description="requests that may wait beyond those that run")
+    hang_seconds: float = Field(
+        60.0,
+        ge=0.5,
+        le=86_400,
+        description="what any step of the engine may take, and twenty times what its work should take, "
+        "before it counts as hung and is replaced",
+    )
     threads: int | None = Field(
         None, ge=1, le=1024, description="threads for each model; default: the cores there are"
     )

@@ -1,4 +1,8 @@
-"""The engine as a child process: start it, talk to it, notice its end, and wait longer after each crash."""
+"""The engine as a child process: start it, talk to it, notice its end or that it hangs, replace it.
+
+After each crash in a row the next start waits longer; after the last of them it is for a person to look. An
+engine that gave tokens has not crashed in a row: a request that goes on is worth a start.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,13 @@ import msgpack
 import psutil
 import zmq
 
+from draftd.daemon.pulse import Watch
+
 STOP_SECONDS = 5.0  # an engine that was asked to stop may finish its round
 UNKILLABLE_SECONDS = 10.0  # after SIGKILL; freeing a GPU takes a moment
 BACKOFF = (0.1, 0.5, 2.0, 5.0)  # seconds before each restart in a row
 HEALTHY_SECONDS = 60.0  # an engine that lived this long since it was ready has not crashed "in a row"
+KILL_SECONDS = 2.0  # from SIGABRT to SIGKILL for a hung engine: a stopped one hears nothing else
 
 
 class EngineProcess:
@@ -36,12 +43,27 @@ class EngineProcess:
         self.socket: zmq.Socket[bytes] | None = None
         self.exit_fd = -1  # readable once the child has ended
         self.killed_at: float | None = None  # monotonic seconds: SIGKILL was sent, and it is still there
+        self.aboard: tuple[int, ...] = ()  # keys of the requests at work when the last one ended
         self._ready_since: float | None = None
+        self._watch: Watch | None = None
+        self._sent = 0  # messages to this engine
+        self._hung = ""  # why the engine is being ended
+        self._kill_at: float | None = None  # monotonic seconds
 
-    def start(self) -> None:
+    def start(self) -> str:
+        """Start an engine; if the system can't (descriptors, memory) why not, and the next try is planned."""
+        try:
+            self._start()
+        except (OSError, zmq.ZMQError) as error:
+            self._release()
+            self._plan()
+            return f"could not be started ({os.strerror(error.errno or 0)})"
+        return ""
+
+    def _start(self) -> None:
         self._starts += 1
-        self.restart_at = None
-        self._ready_since = None
+        self.restart_at = self._kill_at = self._ready_since = None
+        self._hung, self._sent = "", 0
         path = Path(self._directory.name, f"engine-{self._starts}")
         self.socket = self._context.socket(zmq.PAIR)
         self.socket.set_hwm(0)  # back-pressure is per request, never here
@@ -49,14 +71,19 @@ class EngineProcess:
         # The engine binds: only a connecting socket queues what is sent before its peer is there.
         self.socket.reconnect_ivl = 20  # ms
         self.socket.connect(f"ipc://{path}")
+        self._watch = Watch(self.load["settings"]["hang_seconds"])
+        page = self._watch.file
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "draftd.daemon.worker", f"ipc://{path}"], stdin=subprocess.DEVNULL
+            [sys.executable, "-m", "draftd.daemon.worker", f"ipc://{path}", str(page)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(page,),
         )
         self.exit_fd = os.pidfd_open(self.process.pid)
         self.send(self.load)
 
     def send(self, body: dict[str, Any]) -> None:
         if self.socket is not None:
+            self._sent += 1
             self.socket.send(msgpack.packb(body), zmq.NOBLOCK)
 
     def receive(self) -> list[dict[str, Any]]:
@@ -70,16 +97,59 @@ class EngineProcess:
     def ready(self) -> None:
         self._ready_since = time.monotonic()
 
+    def progress(self) -> None:
+        """It gave tokens."""
+        self.crashes = 0
+
+    def next_look(self) -> float | None:
+        """When to look, or to start, in monotonic seconds; None: an idle engine needs no looking at."""
+        if self.process is None or self._watch is None:
+            return self.restart_at
+        if self._kill_at is not None:
+            return self._kill_at
+        return None if self._watch.read().idle(self._sent) else time.monotonic() + self._watch.every
+
+    def look(self) -> None:
+        """End an engine that hangs: by SIGABRT, at which it logs where it stands, then by SIGKILL."""
+        if self.process is None or self._watch is None:
+            return
+        if self._kill_at is not None:
+            if time.monotonic() >= self._kill_at:
+                self.kill(time.monotonic())
+                self._kill_at += KILL_SECONDS
+            return
+        if not self._watch.due():
+            return
+        loading = self._ready_since is None
+        reading = self._watch.look(self._sent, self._worked() if loading else 0.0)
+        if self._watch.stuck(reading, 2.0**self.crashes):  # were it no hang, the next would come as far
+            self._hung = f"hung ({reading.words} has not moved for {self._watch.still:.0f} s)"
+            self.process.send_signal(signal.SIGABRT)
+            self._kill_at = time.monotonic() + KILL_SECONDS
+
+    def _worked(self) -> float:
+        """Processor seconds of the engine and its children: a conversion runs in one."""
+        assert self.process is not None
+        total = 0.0
+        with contextlib.suppress(psutil.Error):
+            parent = psutil.Process(self.process.pid)
+            for process in (parent, *parent.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    total += times.user + times.system + times.children_user + times.children_system
+        return total
+
     def reap(self) -> str:
         """After the child's end: free what it held, plan the restart, and say how it ended."""
         assert self.process is not None
         status = self.process.wait()
+        self.aboard = self._watch.read().keys if self._watch is not None else ()
         self._release()
         if self._ready_since is not None and time.monotonic() - self._ready_since > HEALTHY_SECONDS:
             self.crashes = 0
-        self.crashes += 1
-        if self.crashes <= len(BACKOFF):
-            self.restart_at = time.monotonic() + BACKOFF[self.crashes - 1]
+        self._plan()
+        if self._hung:
+            return self._hung
         if status < 0:
             return f"was ended by {signal.Signals(-status).name}"
         return f"ended with status {status}"
@@ -116,9 +186,19 @@ class EngineProcess:
                 found[name] = psutil.Process(pid).memory_info().rss
         return found
 
+    def _plan(self) -> None:
+        self.crashes += 1
+        self.restart_at = None
+        if self.crashes <= len(BACKOFF):
+            self.restart_at = time.monotonic() + BACKOFF[self.crashes - 1]
+
     def _release(self) -> None:
+        if self.process is not None and self.process.poll() is None:  # it started, and what follows did not
+            self.process.kill()
+            self.process.wait()
         if self.socket is not None:
             self.socket.close()
         if self.exit_fd >= 0:
             os.close(self.exit_fd)
-        self.socket, self.process, self.exit_fd, self.killed_at = None, None, -1, None
+        self.socket, self.process, self.exit_fd, self._watch = None, None, -1, None
+        self.killed_at = None

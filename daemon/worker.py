@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,7 +24,9 @@ from draftd.daemon.control import Mode
 from draftd.daemon.engine import Emission, Engine
 from draftd.daemon.loader import Loaded, load
 from draftd.daemon.plan import Source
+from draftd.daemon.pulse import IDLE, LOADING, Pulse
 from draftd.daemon.request import Priority, Request
+from draftd.daemon.scheduler import Work
 from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
 from draftd.ipc.errors import ContextOverflow, DraftdError, InvalidRequest
@@ -61,8 +64,9 @@ class Job:
 class Worker:
     """Requests in flight by the front's key, and the engine that runs them."""
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], pulse: Pulse) -> None:
         self.socket = socket
+        self.pulse = pulse
         self.settings: Settings
         self.loaded: Loaded
         self.engine: Engine
@@ -76,11 +80,12 @@ class Worker:
 
     def load(self, settings: Settings) -> None:
         def report(fraction: float, stage: str) -> None:
+            self.pulse.beat(LOADING)
             self.say({"type": "progress", "fraction": fraction, "stage": stage})
 
         self.settings = settings
         self.loaded = load(settings, report)
-        self.engine = Engine(self.loaded.target, self.loaded.drafting)
+        self.engine = Engine(self.loaded.target, self.loaded.drafting, beat=self.beat)
         self.say({"type": "ready", "info": self.loaded.info})
 
     def save(self, every: float = SAVE_EVERY) -> None:
@@ -90,11 +95,21 @@ class Worker:
             self.saved = now
             learnt.save(self.loaded.learnt_path, self.loaded.drafting.controller.learnt)
 
+    def beat(self, stage: int, rows: int, batch: Sequence[Work]) -> None:
+        """A step of the engine begins; its draft may take what the target would."""
+        keys = [work.request.key for work in batch]
+        self.pulse.step(stage, rows, keys, self.loaded.drafting.controller.target)
+
     def run(self) -> None:
         """Rounds while there is work, a blocking wait while there is none, until told to stop."""
         while True:
             while not self.engine.busy or self.socket.poll(0):
-                if not self.handle(msgpack.unpackb(self.socket.recv())):
+                if not self.engine.busy:
+                    self.pulse.beat(IDLE)
+                frame = self.socket.recv()
+                body = msgpack.unpackb(frame)
+                self.pulse.read(len(frame), [body["key"]] if "key" in body else [])
+                if not self.handle(body):
                     return
             for emission in self.engine.step():
                 self.emit(emission)
@@ -359,7 +374,7 @@ def books(job: Job) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point of the child: the front's socket is the only argument."""
+    """Entry point of the child; arguments: the front's socket, and the file of the page it watches."""
     # The front's death must not leave a model in memory; the check closes the gap before prctl took hold.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() == 1:
@@ -372,7 +387,7 @@ def main() -> None:
     socket.bind(sys.argv[1])
     settings = Settings.model_validate(msgpack.unpackb(socket.recv())["settings"])
     logs.set_up(settings.log_level, settings.log_content)
-    worker = Worker(socket)
+    worker = Worker(socket, Pulse(int(sys.argv[2]), settings.hang_seconds))
     try:
         worker.load(settings)
     except DraftdError as error:

@@ -63,13 +63,21 @@ class Daemon:
     def wait_ready(self) -> Status:
         return self.wait_for(lambda status: status.state == "ready")
 
+    def engines(self) -> list[psutil.Process]:
+        """The engine child that there is, if there is one."""
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if "draftd.daemon.worker" in child.cmdline():
+                    found.append(child)
+        return found
+
     def engine(self) -> psutil.Process:
         """The engine child, as soon as there is one."""
         end = time.monotonic() + WAIT
         while time.monotonic() < end:
-            for child in psutil.Process(self.process.pid).children():
-                if "draftd.daemon.worker" in child.cmdline():
-                    return child
+            if found := self.engines():
+                return found[0]
             time.sleep(0.01)
         raise AssertionError("no engine process")
 
