@@ -110,10 +110,10 @@ def simulated(document: dict[str, Any]) -> str:
         "",
         f"    {document['command']}",
         "",
-        f"The logits of {document['pair']}'s target and the tokens of its draft are real and were recorded; the "
-        "time of a pass is **simulated**: the weights' bytes over the memory bandwidth that the maker publishes, "
-        "and something for each row more. Draft times are assumed. No such machine was at hand, and acceptance "
-        "is that of the small pair.",
+        f"The logits of {document['pair']}'s target and the tokens of its draft are real and were recorded; "
+        "the time of a pass is **simulated**: the weights' bytes over the memory bandwidth that the maker "
+        "publishes, and something for each row more. Draft times are assumed. No such machine was at hand, "
+        "and acceptance is that of the small pair.",
         "",
         "| simulated machine | pass ms | row ms | draft token ms | controller | model:8 | suffix:8 |",
         "|---|---|---|---|---|---|---|",
