@@ -23,6 +23,8 @@ from draftd.daemon.mask import masked
 MOST = 2000  # characters of one prompt or answer that are logged
 PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))  # syslog's
 
+HARMLESS = (ImportError, OSError, MemoryError)  # whose words are the system's, and tell what to mend
+
 log = logging.getLogger("draftd.crash")
 _content = False
 
@@ -68,10 +70,10 @@ def content(text: str) -> str | None:
 
 
 def crash(error: BaseException, where: logging.Logger = log) -> None:
-    """A crash report: the type and the frames it passed; its words only if content may be logged."""
+    """A crash report: the type and the frames it passed; its words only if they hold no content, or may."""
     frames = traceback.extract_tb(error.__traceback__)
     steps = ", ".join(f"{os.path.basename(at.filename)}:{at.lineno} {at.name}" for at in frames)
-    words = content(str(error))
+    words = str(error) if isinstance(error, HARMLESS) else content(str(error))
     where.critical("crash%s", fields(error=type(error).__name__, at=steps, message=words))
 
 

@@ -100,7 +100,8 @@ class Box:
             timeout=WAIT,
         )
         if check and done.returncode != 0:
-            raise AssertionError(f"{command}: {done.returncode}\n{done.stdout}{done.stderr}")
+            log = self.run("journalctl", "--no-pager", "-n", "30", check=False)
+            raise AssertionError(f"{command}: {done.returncode}\n{done.stdout}{done.stderr}\n{log}")
         return done.stdout
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
@@ -114,6 +115,9 @@ class Box:
         site = f"/opt/draftd/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
         self.run("mkdir", "/opt/python")  # where it is may be somebody's home, which the service does not see
         self.run("mount", "--bind", sys.base_prefix, "/opt/python")
+        for unit in ("draftd", "draftd-metrics"):  # a Python may have its library in its home
+            environment = "[Service]\nEnvironment=LD_LIBRARY_PATH=/opt/python/lib\n"
+            self.write(f"/etc/systemd/system/{unit}.service.d/python.conf", environment)
         self.run("/opt/python/bin/python3", "-m", "venv", "--without-pip", "/opt/draftd")
         outside = Path(f"/proc/{self.init}/root{site}/draftd")
         for part in ("daemon", "models", "drafts", "ipc", "systemd"):

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,29 +44,18 @@ class Manager:
         return self.until(lambda datagram: line in datagram.split("\n"))
 
 
-@pytest.fixture(params=["path", "abstract"])
-def manager(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Manager]:
-    address = str(tmp_path / "notify") if request.param == "path" else f"@draftd-test-{os.getpid()}"
-    monkeypatch.setenv("NOTIFY_SOCKET", address)
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", "300000")
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
-    made = Manager(address)
-    yield made
-    made.socket.close()
-
-
-@pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     made = Manager(str(tmp_path / "notify"))
     yield made
     made.socket.close()
 
 
 def test_the_sequence_of_a_life(manager: Manager, serve: Serve) -> None:
-    daemon = serve("--slots", "2", wait=False)
+    daemon = serve(wait=False, context="4096")
     manager.until_line("READY=1")
     assert daemon.status().state in ("loading", "ready")  # bound, whatever the models do
     manager.until(lambda text: text.startswith("STATUS=loading"))
@@ -74,85 +64,7 @@ def test_the_sequence_of_a_life(manager: Manager, serve: Serve) -> None:
     manager.until_line("WATCHDOG=1")
     assert not any("STATUS=ready" in text for text in manager.heard[: manager.heard.index("READY=1")])
     assert len([text for text in manager.heard if text == "STATUS=ready: tiny"]) == 1  # once, not each turn
-    daemon.process.send_signal(signal.SIGTERM)
-    manager.until_line("STOPPING=1")
-    assert daemon.process.wait(20) == 0
 
-
-def reload(daemon: Daemon, manager: Manager) -> None:
-    daemon.process.send_signal(signal.SIGHUP)
-    begun = manager.until_line("RELOADING=1").split("\n")
-    stamp = next(line for line in begun if line.startswith("MONOTONIC_USEC="))
-    assert int(stamp.partition("=")[2]) > 0
-    manager.until_line("READY=1")
-
-
-def test_a_reload_keeps_the_models_where_nothing_of_theirs_changed(
-    told: Manager, serve: Serve, tmp_path: Path
-) -> None:
-    config = tmp_path / "none.toml"  # what the fixture's daemons read
-    daemon = serve()
-    told.until_line("READY=1")
-    engine = daemon.engine().pid
-    with daemon.client() as client:
-        for text, outcome in (("queue = 7", "applied"), ("queue = -1", "refused"), ("qeue = 7", "refused")):
-            config.write_text(text)
-            reload(daemon, told)
-            status = client.status(full=True)
-            assert status.limits["queue"] == 7, text  # the wrong ones changed nothing
-            assert status.counters["reloads"][outcome] >= 1
-        assert client.status(full=True).counters["reloads"] == {"applied": 1, "refused": 2}
-    assert daemon.engine().pid == engine
-    assert "the old configuration stays" in daemon.lines.read_text()
-
-
-def test_a_reload_that_changes_the_engine_lets_open_requests_go_on(
-    told: Manager, serve: Serve, tmp_path: Path
-) -> None:
-    daemon = serve()
-    told.until_line("READY=1")
-    engine = daemon.engine().pid
-    options = {"prompt": PROMPT, "max_tokens": 400, "ignore_eos": True, "seed": 3, "temperature": 0.8}
-    with daemon.client() as client:
-        undisturbed = client.complete(**options)
-        stream = client.generate(**options)
-        events = [next(stream)]
-        (tmp_path / "none.toml").write_text("slots = 2")
-        reload(daemon, told)
-        events += list(stream)
-        tokens = [token for event in events if isinstance(event, Tokens) for token in event.tokens]
-        assert tokens == undisturbed.tokens
-        assert client.status(full=True).limits["slots"] == 2
-    assert daemon.wait_ready().engine["slots"] == 2
-    assert daemon.engine().pid != engine
-
-
-def test_a_reload_whose_models_do_not_load_goes_back(told: Manager, serve: Serve, tmp_path: Path) -> None:
-    daemon = serve()
-    told.until_line("READY=1")
-    (tmp_path / "none.toml").write_text('device = "cuda:9"')
-    reload(daemon, told)
-    status = daemon.wait_for(lambda status: status.state == "ready")
-    with daemon.client() as client:
-        assert client.complete(prompt=PROMPT, max_tokens=5).tokens
-        assert client.status(full=True).counters["reloads"] == {"applied": 1, "refused": 1}
-    assert status.pair == "tiny"
-
-
-def test_what_cannot_be_taken_over_is_refused_before_anything_is_touched() -> None:
-    old = Settings(pair="smollm2", endpoint="ipc:///run/a/d.sock")
-    moved = old.model_copy(update={"endpoint": "ipc:///run/b/d.sock"})
-    with pytest.raises(InvalidConfig, match="endpoint can't change while the daemon runs"):
-        read_again(old, lambda: moved)
-    with pytest.raises(ModelNotFound, match="no-such-pair"):
-        read_again(old, lambda: old.model_copy(update={"pair": "no-such-pair"}))
-    absent = old.model_copy(update={"pair": "qwen2.5-coder", "cache_dir": Path("/nonexistent")})
-    with pytest.raises(ModelNotFound, match=r"draftd models pull qwen2\.5-coder"):
-        read_again(old.model_copy(update={"cache_dir": Path("/nonexistent")}), lambda: absent)
-
-
-def test_a_stop_ends_open_streams_with_a_reason(told: Manager, serve: Serve) -> None:
-    daemon = serve(context="4096")
     ended: list[DraftdError] = []
     begun = threading.Event()
 
@@ -168,11 +80,84 @@ def test_a_stop_ends_open_streams_with_a_reason(told: Manager, serve: Serve) -> 
     thread.start()
     assert begun.wait(WAIT)
     daemon.process.send_signal(signal.SIGTERM)
+    manager.until_line("STOPPING=1")
     thread.join(WAIT)
     assert daemon.process.wait(20) == 0
-    (error,) = ended
+    (error,) = ended  # the open stream ends with a reason
     assert isinstance(error, Cancelled)
     assert "stopping" in error.message
+
+
+def reload(daemon: Daemon, manager: Manager) -> None:
+    daemon.process.send_signal(signal.SIGHUP)
+    begun = manager.until_line("RELOADING=1").split("\n")
+    stamp = next(line for line in begun if line.startswith("MONOTONIC_USEC="))
+    assert int(stamp.partition("=")[2]) > 0
+    manager.until_line("READY=1")
+
+
+def test_reloads(manager: Manager, serve: Serve, tmp_path: Path) -> None:
+    config = tmp_path / "none.toml"  # what the fixture's daemons read
+    daemon = serve()
+    manager.until_line("READY=1")
+    engine = daemon.engine().pid
+    client = daemon.client()
+
+    # Nothing of the models' changes: they stay. A wrong configuration changes nothing at all.
+    for text in ("queue = 7", "queue = -1", "qeue = 7"):
+        config.write_text(text)
+        reload(daemon, manager)
+        assert client.status(full=True).limits["queue"] == 7, text
+    assert client.status(full=True).counters["reloads"] == {"applied": 1, "refused": 2}
+    assert "the old configuration stays" in daemon.lines.read_text()
+    assert daemon.engine().pid == engine
+
+    # Something of the engine's changes: another one takes over, and open requests go on in it.
+    options: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 300, "ignore_eos": True, "seed": 3}
+    undisturbed = client.complete(**options, temperature=0.8)
+    stream = client.generate(**options, temperature=0.8)
+    events = [next(stream)]
+    config.write_text("queue = 7\nslots = 2")
+    reload(daemon, manager)
+    events += list(stream)
+    tokens = [token for event in events if isinstance(event, Tokens) for token in event.tokens]
+    assert tokens == undisturbed.tokens
+    assert daemon.wait_ready().engine["slots"] == 2
+    assert client.status(full=True).limits["slots"] == 2
+    assert daemon.engine().pid != engine
+
+    # What turns out not to load: back to the old one.
+    config.write_text('queue = 7\nslots = 2\ndevice = "cuda:9"')
+    reload(daemon, manager)
+    daemon.wait_for(lambda status: status.state == "ready")
+    assert client.complete(prompt=PROMPT, max_tokens=5).tokens
+    assert client.status(full=True).counters["reloads"] == {"applied": 3, "refused": 3}
+
+
+def test_an_abstract_address() -> None:
+    address = f"@draftd-test-{os.getpid()}"
+    manager = Manager(address)
+    try:
+        notifier = Notifier({"NOTIFY_SOCKET": address})
+        notifier.status("two\nlines")
+        notifier.ready()
+        notifier.close()
+        manager.until_line("READY=1")
+        assert manager.heard == ["STATUS=two lines", "READY=1"]
+    finally:
+        manager.socket.close()
+
+
+def test_what_cannot_be_taken_over_is_refused_before_anything_is_touched() -> None:
+    old = Settings(pair="smollm2", endpoint="ipc:///run/a/d.sock")
+    moved = old.model_copy(update={"endpoint": "ipc:///run/b/d.sock"})
+    with pytest.raises(InvalidConfig, match="endpoint can't change while the daemon runs"):
+        read_again(old, lambda: moved)
+    with pytest.raises(ModelNotFound, match="no-such-pair"):
+        read_again(old, lambda: old.model_copy(update={"pair": "no-such-pair"}))
+    absent = old.model_copy(update={"pair": "qwen2.5-coder", "cache_dir": Path("/nonexistent")})
+    with pytest.raises(ModelNotFound, match=r"draftd models pull qwen2\.5-coder"):
+        read_again(old.model_copy(update={"cache_dir": Path("/nonexistent")}), lambda: absent)
 
 
 def test_without_a_manager_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
