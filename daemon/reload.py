@@ -17,7 +17,8 @@ log = logging.getLogger("draftd.front")
 Again = Callable[[], Settings]  # reads file, environment and options anew
 
 FRONT_ONLY = {"queue", "share_history", "log_level", "log_content", "metrics"}  # not the engine's
-FIXED = {"endpoint", "state_dir", "cache_dir"}  # decided once, when the daemon takes its socket and its files
+# decided once, when the daemon takes its socket and its files
+FIXED = {"endpoint", "group", "allow_users", "curve_key", "curve_clients", "state_dir", "cache_dir"}
 ANSWERS = {"pair", "backend", "dtype", "device", "device_map", "gpu_layers"}  # what an answer is made with
 
 
