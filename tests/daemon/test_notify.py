@@ -14,7 +14,7 @@ import pytest
 
 from draftd.daemon.notify import Notifier
 from draftd.daemon.reload import read_again
-from draftd.daemon.settings import Settings
+from draftd.daemon.settings import load
 from draftd.daemon.supervisor import UNKILLABLE_SECONDS, EngineProcess
 from draftd.ipc import Tokens
 from draftd.ipc.errors import Cancelled, DraftdError, InvalidConfig, ModelNotFound
@@ -149,7 +149,7 @@ def test_an_abstract_address() -> None:
 
 
 def test_what_cannot_be_taken_over_is_refused_before_anything_is_touched() -> None:
-    old = Settings(pair="smollm2", endpoint="ipc:///run/a/d.sock")
+    old = load(pair="smollm2", endpoint="ipc:///run/a/d.sock")
     moved = old.model_copy(update={"endpoint": "ipc:///run/b/d.sock"})
     with pytest.raises(InvalidConfig, match="endpoint can't change while the daemon runs"):
         read_again(old, lambda: moved)

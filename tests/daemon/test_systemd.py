@@ -18,6 +18,8 @@ from tests.tiny import write_tiny
 from tests.tiny_gguf import write_gguf
 
 UNITS = ["draftd.service", "draftd-metrics.service"]
+DRAFTD = "/opt/draftd/bin/draftd"
+CONFIG = 'pair = "tiny"\ndtype = "float32"\ncontext = 512\nthreads = 1\n'
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="no systemd-analyze here: apt-get install systemd"
 )
@@ -120,9 +122,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
             inside = Path(f"/proc/{made.init}/root/srv/tiny") / file.relative_to(tiny)
             inside.parent.mkdir(parents=True, exist_ok=True)
             inside.write_bytes(file.read_bytes())
-        made.write(
-            "/etc/draftd/config.toml", 'pair = "tiny"\ndtype = "float32"\ncontext = 512\nthreads = 1\n'
-        )
+        made.write("/etc/draftd/config.toml", CONFIG)
         models = "".join(
             f'[models.{name}]\npath = "/srv/tiny/{file}"\n'
             for name, file in (("target", "target"), ("draft", "draft.gguf"))
@@ -132,9 +132,6 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
         yield made
     finally:
         made.close()
-
-
-DRAFTD = "/opt/draftd/bin/draftd"
 
 
 @pytest.mark.systemd
@@ -160,9 +157,7 @@ def test_the_system_service_for_real(box: Box) -> None:
     with pytest.raises(AssertionError):
         ask("status", user="nobody")
 
-    box.write(
-        "/etc/draftd/config.toml", 'pair = "tiny"\ndtype = "float32"\ncontext = 512\nthreads = 1\nqueue = 5\n'
-    )
+    box.write("/etc/draftd/config.toml", CONFIG + "queue = 5\n")
     box.run("systemctl", "reload", "draftd")
     box.write("/etc/draftd/config.toml", 'pair = "tiny"\nqueue = "many"\n')
     box.run("systemctl", "reload", "draftd")
@@ -182,6 +177,27 @@ def test_the_system_service_for_real(box: Box) -> None:
     assert show("Result") == "success"
     assert "nothing" not in box.run(DRAFTD, "service", "uninstall", "--system")
     assert not Path(f"/proc/{box.init}/root/etc/systemd/system/draftd.service").exists()
+
+
+@pytest.mark.systemd
+@pytest.mark.timeout(300)
+def test_the_user_service_for_real(box: Box) -> None:
+    box.run("systemctl", "start", "user@0.service")
+    box.run("mkdir", "-p", "/root/.config")
+    box.run("rm", "-rf", "/root/.config/draftd")
+    box.run("cp", "-r", "/etc/draftd", "/root/.config/draftd")
+    box.write("/root/.config/draftd/config.toml", CONFIG)
+
+    def user(*command: str) -> str:
+        return box.run("env", "HOME=/root", "XDG_RUNTIME_DIR=/run/user/0", *command)
+
+    user(DRAFTD, "service", "install")
+    assert user("systemctl", "--user", "is-active", "draftd").strip() == "active"
+    assert user(DRAFTD, "run", "--max-tokens", "4", "def add(a, b):")
+    assert "ready: tiny" in user(DRAFTD, "service", "status")
+    user("systemctl", "--user", "reload", "draftd")
+    user(DRAFTD, "service", "uninstall")
+    assert user("systemctl", "--user", "show", "-p", "LoadState", "draftd").strip() == "LoadState=not-found"
 
 
 def ask_when_up(box: Box) -> str:
