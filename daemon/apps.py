@@ -2,51 +2,111 @@
 
 from __future__ import annotations
 
+import os
+import time
+from dataclasses import dataclass
+from typing import Literal
+
 import zmq
 from pydantic import BaseModel
 
+from draftd.daemon.peers import Peers
 from draftd.ipc import codec, messages
-from draftd.ipc.errors import DraftdError
+from draftd.ipc.errors import DraftdError, EndpointInUse, InvalidEndpoint, Overloaded
 
-KNOWN = 4096  # connections whose app is remembered
-SEND_QUEUE = 1000  # messages a client may leave unread before its requests are cancelled
+KNOWN = 4096  # connections that are remembered
+SEND_QUEUE = 1000  # messages an app may leave unread; then what more there is waits in the front
+
+Sending = Literal["sent", "blocked", "gone"]
+
+
+@dataclass(slots=True)
+class Connection:
+    """What an app said in `hello`, and when it was heard last."""
+
+    name: str = ""
+    lease: float | None = None  # seconds; None: its requests end only with the connection
+    heard: float = 0.0  # monotonic seconds
 
 
 class Apps:
     """Every connected app, by the ROUTER's name of its connection."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], peers: Peers) -> None:
         self.socket = context.socket(zmq.ROUTER)
-        self._names: dict[bytes, str] = {}  # what the app calls itself
+        self.peers = peers
+        self._known: dict[bytes, Connection] = {}
 
     def bind(self, address: str) -> None:
-        self.socket.set_hwm(SEND_QUEUE)
-        self.socket.router_mandatory = 1  # a vanished client is an error to handle, not silence
-        self.socket.maxmsgsize = codec.MAX_FRAME
-        self.socket.linger = 500  # ms
-        self.socket.bind(address)
+        socket = self.socket
+        socket.set_hwm(SEND_QUEUE)
+        socket.router_mandatory = 1  # a vanished client is an error to handle, not silence
+        socket.maxmsgsize = codec.MAX_FRAME
+        socket.linger = 500  # ms
+        socket.heartbeat_ivl = 3000  # ms; over tcp only these find a machine that is gone
+        socket.heartbeat_timeout = 10000
+        self.peers.guard(socket)
+        mask = os.umask(0o177)  # the socket file is its owner's until peers.open_to_group
+        try:
+            socket.bind(address)
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EADDRINUSE:
+                raise EndpointInUse(
+                    f"something already listens at {address}: stop it or choose another port"
+                ) from None
+            raise InvalidEndpoint(f"cannot listen at {address}: {error.strerror}") from None
+        finally:
+            os.umask(mask)
+        self.peers.open_to_group(address)
 
     def close(self) -> None:
         self.socket.close()
 
-    def learn_name(self, client: bytes, name: str) -> None:
-        self._names[client] = name
-        while len(self._names) > KNOWN:  # connections come and go unseen: the oldest are forgotten
-            del self._names[next(iter(self._names))]
+    def receive(self) -> tuple[bytes, list[zmq.Frame]] | None:
+        """One message, from which connection; None if nothing more has come."""
+        try:
+            client = self.socket.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        frames = []
+        while self.socket.rcvmore:
+            frames.append(self.socket.recv(zmq.NOBLOCK, copy=False))
+        if client in self._known:
+            self._known[client].heard = time.monotonic()
+        return client, frames
+
+    def greet(self, client: bytes, hello: messages.Hello) -> None:
+        """Remember what an app said of itself."""
+        lease = None if hello.lease_ms is None else hello.lease_ms / 1000
+        self._known.pop(client, None)
+        self._known[client] = Connection(hello.client, lease, time.monotonic())
+        while len(self._known) > KNOWN:  # connections come and go unseen: the oldest are forgotten
+            del self._known[next(iter(self._known))]
 
     def name(self, client: bytes) -> str:
         """What `hello` said; "" for an app that gave none."""
-        return self._names.get(client, "")
+        known = self._known.get(client)
+        return known.name if known else ""
 
-    def send(self, client: bytes, message: BaseModel) -> bool:
-        """False if the client is gone or reads nothing."""
+    def expired(self, client: bytes, now: float) -> bool:
+        """Whether an app that has a lease was not heard for longer."""
+        known = self._known.get(client)
+        return known is not None and known.lease is not None and now - known.heard > known.lease
+
+    def send(self, client: bytes, message: BaseModel) -> Sending:
         try:
             self.socket.send_multipart([client, codec.encode(message)], zmq.NOBLOCK)
         except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                raise
-            return False
-        return True
+            if error.errno == zmq.EAGAIN:
+                return "blocked"
+            if error.errno == zmq.EHOSTUNREACH:
+                return "gone"
+            raise
+        return "sent"
 
     def send_error(self, client: bytes, request_id: str, error: DraftdError) -> None:
-        self.send(client, messages.Error(id=request_id, code=error.code, message=error.message))
+        retry_after = error.retry_after if isinstance(error, Overloaded) else None
+        self.send(
+            client,
+            messages.Error(id=request_id, code=error.code, message=error.message, retry_after=retry_after),
+        )

@@ -25,6 +25,7 @@ ELSEWHERE = {
     "chat": ("draftd.daemon.chat", "chat", "Talk in the terminal, turn by turn."),
     "models": ("draftd.daemon.models_cli", "models_app", "List, fetch, verify, add and remove model pairs."),
     "cache": ("draftd.daemon.cache_cli", "cache_app", "The history that repeated text is drafted from."),
+    "keys": ("draftd.daemon.keys_cli", "keys_app", "Keys for apps that connect over tcp."),
     "service": ("draftd.daemon.service", "service_app", "Have systemd run the daemon."),
     "metrics": ("draftd.daemon.exporter", "metrics", "Serve the daemon's figures to Prometheus."),
     "top": ("draftd.daemon.top", "top", "Watch requests, speeds, acceptance and memory, live."),
@@ -33,7 +34,7 @@ ELSEWHERE = {
 }
 ORDER = [
     *("serve", "run", "chat", "status", "top", "models", "cache"),
-    *("service", "metrics", "doctor", "bench"),
+    *("keys", "service", "metrics", "doctor", "bench"),
 ]
 
 

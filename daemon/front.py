@@ -2,7 +2,8 @@
 
 It imports neither torch nor llama.cpp, so it answers half a second after its start and outlives the engine.
 Here are its sockets, its turn and who handles which message; apps.py has the connections, jobs.py the
-requests, admission.py who may come in, lifecycle.py the engine. All that waits for a moment is a timer.
+requests, delivery.py what is on its way out, admission.py and peers.py who may come in, expiry.py what ends
+a request from outside, lifecycle.py the engine. All that waits for a moment is a timer.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -22,9 +24,11 @@ import zmq
 from draftd.daemon import logs
 from draftd.daemon.apps import Apps
 from draftd.daemon.clears import Clears
+from draftd.daemon.expiry import Expiry
 from draftd.daemon.jobs import Jobs
 from draftd.daemon.lifecycle import Lifecycle
 from draftd.daemon.notify import Notifier
+from draftd.daemon.peers import Peers, group_id
 from draftd.daemon.reload import Again, Reload, first_message
 from draftd.daemon.settings import Settings
 from draftd.daemon.supervisor import EngineProcess
@@ -37,8 +41,11 @@ from draftd.ipc.errors import (
     MalformedFrame,
     UnsupportedVersion,
 )
+from draftd.ipc.version import CAPABILITIES, VERSION, choose
 
 log = logging.getLogger("draftd.front")
+
+BURST = 256  # messages handled in a turn before the engine and the timers are looked at
 
 Timer = Callable[[float], float | None]  # called every turn with monotonic seconds; when it must be next
 
@@ -51,14 +58,16 @@ class Front:
         self.address = address
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.poller = zmq.Poller()
-        self.apps = Apps(self.context)
+        self.peers = Peers(settings, address)
+        self.apps = Apps(self.context, self.peers)
         self.engine = EngineProcess(self.context, first_message(settings))
         self.jobs = Jobs(settings, self.apps, self.engine.send)
         self.clears = Clears(self.apps, self.engine.send)
         self.life = Lifecycle(self.engine, self.poller, self.jobs, self.clears, settings.pair)
+        self.expiry = Expiry(self.jobs, lambda: self.life.state == "ready")
         self.notifier = Notifier()
         self.reload = Reload(again or (lambda: settings), self.jobs, self.life, self._adopt)
-        self.timers: list[Timer] = [self.life.tick, self._sign_of_life]
+        self.timers: list[Timer] = [self.life.tick, self.expiry.tick, self._sign_of_life]
         self.started = time.monotonic()
         self.stopping = False
         self.in_terminal = sys.stderr.isatty()  # when that is closed, SIGHUP means the end
@@ -72,6 +81,8 @@ class Front:
         self.notifier.ready()
         self.poller.register(self.apps.socket, zmq.POLLIN)
         self.poller.register(self.wake.fileno(), zmq.POLLIN)
+        if self.peers.zap is not None:
+            self.poller.register(self.peers.zap, zmq.POLLIN)
         self.life.start()
         try:
             while not self.stopping and self.life.failure is None:
@@ -82,6 +93,7 @@ class Front:
         finally:
             self.engine.stop()
             self.apps.close()
+            self.peers.close()
             self.context.term()
             signal.set_wakeup_fd(-1)
             self.wake.close()
@@ -93,8 +105,10 @@ class Front:
     def _turn(self) -> None:
         """Wait for whatever comes first and handle it."""
         ready = dict(self.poller.poll(self._run_timers()))
+        if self.peers.zap in ready:
+            self.peers.answer_zap()
         if self.apps.socket in ready:
-            self._on_frames(self.apps.socket.recv_multipart())
+            self._hear_apps()
         if self.engine.socket in ready:
             self.life.hear()
         if self.engine.exit_fd in ready:
@@ -135,12 +149,23 @@ class Front:
     def _adopt(self, settings: Settings) -> None:
         self.settings = self.jobs.settings = settings
 
-    def _on_frames(self, frames: list[bytes]) -> None:
-        client, request_id = frames[0], ""
+    def _hear_apps(self) -> None:
+        """Take what has come, a bounded number. The socket gives each peer its turn, so that every app of a
+        few hundred is heard before a timer judges its silence, also after the front itself was held up.
+        """
+        for _ in range(BURST):
+            received = self.apps.receive()
+            if received is None:
+                return
+            self._on_frames(*received)
+
+    def _on_frames(self, client: bytes, frames: list[zmq.Frame]) -> None:
+        request_id = ""
         try:
-            if len(frames) != 2:
-                raise MalformedFrame(f"a message is one frame, this one had {len(frames) - 1}")
-            body = codec.decode(frames[1])
+            self.peers.check(client, frames[-1])
+            if len(frames) != 1:
+                raise MalformedFrame(f"a message is one frame, this one had {len(frames)}")
+            body = codec.decode(frames[0].bytes)
             request_id = messages.request_id(body)
             self._on_message(client, messages.parse_client(body))
         except DraftdError as error:
@@ -162,9 +187,11 @@ class Front:
             case messages.Cancel():
                 job = self.jobs.by_client.get((client, message.id))
                 if job is not None:
-                    self.jobs.cancel(job, answerable=self.life.state == "ready")
+                    self.jobs.stop(job, "cancelled", answerable=self.life.state == "ready")
                 else:
                     self.jobs.prefills.cancel(client, message.id)
+            case messages.Credit():
+                self.jobs.pay(client, message)
             case messages.Clear():
                 if self.life.state == "failed":
                     raise EngineFailed(self.life.detail)
@@ -175,12 +202,19 @@ class Front:
                 self._hello(client, message)
 
     def _hello(self, client: bytes, message: messages.Hello) -> None:
-        if messages.VERSION not in message.versions:
-            theirs = ", ".join(message.versions)
-            raise UnsupportedVersion(f"this daemon speaks protocol {messages.VERSION}, not {theirs}")
-        self.apps.learn_name(client, message.client)
+        chosen = choose(message.versions)
+        if chosen is None:
+            theirs = ", ".join(message.versions) or "none"
+            raise UnsupportedVersion(
+                f"this daemon speaks protocol {VERSION}, the app {theirs}: update the older one"
+            )
+        self.apps.greet(client, message)
         welcome = messages.Welcome(
-            id=message.id, version=messages.VERSION, daemon=version("draftd"), capabilities=["generate"]
+            id=message.id,
+            version=chosen,
+            daemon=version("draftd"),
+            capabilities=list(CAPABILITIES),
+            lease_ms=message.lease_ms,
         )
         self.apps.send(client, welcome)
 
@@ -219,7 +253,9 @@ def serve(again: Again) -> None:
     if missing:
         raise InvalidConfig(f"serving needs {', '.join(missing)}: run `pip install 'draftd[engine]'`")
     address = endpoint.resolve(settings.endpoint)
-    with endpoint.prepare(address):
+    # A tcp endpoint's port is its lock, and keys are its guard.
+    claim = nullcontext() if endpoint.is_tcp(address) else endpoint.prepare(address, group_id(settings.group))
+    with claim:
         try:
             Front(settings, address, again).run()
         except DraftdError:

@@ -7,23 +7,24 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel
-
-from draftd.daemon.admission import admit
+from draftd.daemon.admission import Admission
 from draftd.daemon.apps import Apps
 from draftd.daemon.counters import Counters
+from draftd.daemon.delivery import Delivery
 from draftd.daemon.logs import content, fields
 from draftd.daemon.prefills import Prefills
 from draftd.daemon.settings import Settings
 from draftd.ipc import messages
-from draftd.ipc.errors import Cancelled, DraftdError, EngineFailed, InvalidRequest
+from draftd.ipc.errors import Cancelled, DraftdError, EngineFailed, InvalidRequest, from_code
 
 log = logging.getLogger("draftd.front")
 NOTHING: Mapping[str, Any] = {}
 
 MAX_ENDS = 3  # engines that a request may end without a token in between; fewer than end the daemon's tries
+
+Reason = Literal["cancelled", "deadline"]
 
 
 @dataclass(slots=True, eq=False)
@@ -31,15 +32,22 @@ class Job:
     """A request: enough to send it to another engine where the last one left it."""
 
     key: int
-    client: bytes  # the ROUTER's name of the connection
-    id: str
+    delivery: Delivery
     body: dict[str, Any]  # the generate message for the engine
-    emitted: list[int] = field(default_factory=list)  # tokens the client has been sent
+    deadline: float | None  # monotonic seconds
+    emitted: list[int] = field(default_factory=list)  # tokens of the answer so far
+    characters: int = 0  # of its text
+    told: bool = False  # the engine knows that the deadline has passed
     text: str = ""  # of the answer, kept only to be logged
     first: float | None = None  # monotonic seconds of the first token
     drafted: int = 0  # so far, and of these
     accepted: int = 0
     ends: int = 0  # engines that ended while at work on it, since it last got tokens
+
+    @property
+    def ended(self) -> bool:
+        """The engine has no more to do with it; its app has yet to take the end."""
+        return self.delivery.last is not None
 
 
 class Jobs:
@@ -49,19 +57,21 @@ class Jobs:
         self.settings = settings
         self.apps = apps
         self.tell_engine = tell_engine
+        self.admission = Admission()
+        self.counters = Counters()
         self.by_key: dict[int, Job] = {}
         self.by_client: dict[tuple[bytes, str], Job] = {}
         self.prefills = Prefills(apps, tell_engine)
         self.finished = 0
-        self.counters = Counters()
         self._next_key = 0
 
     def __len__(self) -> int:
-        return len(self.by_key)
+        return sum(not job.ended for job in self.by_key.values())
 
     def counts(self) -> dict[str, int]:
-        running = min(len(self), self.settings.slots)
-        return {"running": running, "waiting": len(self) - running, "finished": self.finished}
+        count = len(self)
+        running = min(count, self.settings.slots)
+        return {"running": running, "waiting": count - running, "finished": self.finished}
 
     def active(self) -> list[dict[str, Any]]:
         """Each open request, the oldest first: the `active` of a full status."""
@@ -69,7 +79,7 @@ class Jobs:
         return [
             {
                 "request": job.key,
-                "app": self.apps.name(job.client),
+                "app": self.apps.name(job.delivery.client),
                 "state": "running" if index < self.settings.slots else "waiting",
                 "seconds": now - job.body["received"],
                 "tokens": len(job.emitted),
@@ -77,7 +87,7 @@ class Jobs:
                 "drafted": job.drafted,
                 "accepted": job.accepted,
             }
-            for index, job in enumerate(self.by_key.values())
+            for index, job in enumerate(job for job in self.by_key.values() if not job.ended)
         ]
 
     # ---- from the apps
@@ -87,13 +97,22 @@ class Jobs:
         if (client, message.id) in self.by_client:
             raise InvalidRequest(f"request id {message.id} is in use on this connection: choose another")
         self.prefills.check_id(client, message.id)
-        admit(message, self.settings, len(self))
+        self.admission.admit(message, self.settings, len(self))
+        now = time.monotonic()
+        resume = message.resume or messages.Resume()
         self._next_key += 1
-        body = message.model_dump(exclude={"type", "id", "model"})
+        body = message.model_dump(exclude={"type", "id", "model", "credit", "deadline_ms", "resume"})
         body["seed"] = secrets.randbits(63) if message.seed is None else message.seed
         body |= self._whose(client)
-        body["received"] = time.monotonic()
-        job = Job(self._next_key, client, message.id, body)
+        body["received"] = now
+        job = Job(
+            key=self._next_key,
+            delivery=Delivery(client, message.id, message.credit),
+            body=body,
+            deadline=None if message.deadline_ms is None else now + message.deadline_ms / 1000,
+            emitted=list(resume.tokens),
+            characters=resume.characters,
+        )
         self.by_key[job.key] = self.by_client[client, message.id] = job
         if self.settings.log_content:
             log.info("request%s", fields(request=job.key, app=self.apps.name(client), prompt=prompt(message)))
@@ -104,7 +123,7 @@ class Jobs:
         """Take a prefill on; DraftdError if it can't be taken."""
         if (client, message.id) in self.by_client:
             raise InvalidRequest(f"request id {message.id} is in use on this connection: choose another")
-        admit(message, self.settings, len(self.prefills))
+        self.admission.admit(message, self.settings, len(self.prefills))
         body = message.model_dump(exclude={"type", "id", "model"}) | self._whose(client)
         self.prefills.open(client, message.id, body)
 
@@ -117,97 +136,146 @@ class Jobs:
             "cache_owner": "" if self.settings.share_prefixes else f"app {name}" if name else connection,
         }
 
-    def cancel(self, job: Job, *, answerable: bool) -> None:
-        """End a request: the engine answers with `done` and what there was, unless it can't answer yet."""
-        self.tell_engine({"type": "cancel", "key": job.key})
+    def pay(self, client: bytes, message: messages.Credit) -> None:
+        """An app takes more of an answer; unknown ids are ignored, for the request may have just ended."""
+        job = self.by_client.get((client, message.id))
+        if job is not None and job.delivery.credit is not None:
+            job.delivery.credit += message.credit
+            job.delivery.since = None
+            self.push(job)
+
+    def stop(self, job: Job, reason: Reason, *, answerable: bool) -> None:
+        """End a request before its time; the engine answers with `done` and what there was, if it can."""
+        if job.ended:
+            return
+        self.tell_engine({"type": "cancel", "key": job.key, "reason": reason})
         if not answerable:
-            self.fail(job, Cancelled("cancelled while the models were loading"))
+            self._end_here(job, reason)
 
     # ---- towards the engine
 
     def submit(self, job: Job) -> None:
         """Give a request to the engine there is; without one it waits here for the next."""
-        self.tell_engine({"type": "generate", "key": job.key, "emitted": job.emitted, **job.body})
+        self.tell_engine(
+            {
+                "type": "generate",
+                "key": job.key,
+                "emitted": job.emitted,
+                "characters": job.characters,
+                **job.body,
+            }
+        )
 
     def submit_all(self) -> None:
         """A new engine goes on with what the last one left unfinished."""
         for job in self.by_key.values():
-            self.submit(job)
+            if not job.ended:
+                self.submit(job)
         self.prefills.submit_all()
 
     # ---- from the engine
 
     def relay(self, body: dict[str, Any]) -> None:
-        """The engine's `tokens`, `done` or `error` to the app that asked."""
-        job = self.by_key.get(body["key"])
-        if job is None:
-            return  # cancelled, or its app is gone
-        message: BaseModel
-        match body["type"]:
+        """The engine's `tokens`, `done` or `error` on their way to the app that asked."""
+        kind, key = body.pop("type"), body.pop("key")
+        job = self.by_key.get(key)
+        if job is None or job.ended:
+            return  # ended from outside
+        match kind:
             case "tokens":
                 job.emitted += body["tokens"]
+                job.characters += len(body["text"])
                 job.first = job.first or time.monotonic()
-                job.drafted, job.accepted = body["rounds"]
+                job.drafted, job.accepted = body.pop("rounds")
                 if self.settings.log_content:
                     job.text += body["text"]
                 job.ends = 0
-                message = messages.Tokens(
-                    id=job.id,
-                    text=body["text"],
-                    tokens=body["tokens"],
-                    drafted=body["drafted"],
-                    lengths=body["lengths"],
-                    logprobs=body["logprobs"],
-                )
+                job.delivery.add(body)
+                self.push(job)
             case "done":
-                self._end(job)
-                self.counters.done(body["finish_reason"], body["usage"], body["stats"], body["books"])
-                self._log_end(job, body["finish_reason"], body)
-                message = messages.Done(
-                    id=job.id, finish_reason=body["finish_reason"], usage=body["usage"], stats=body["stats"]
-                )
+                self.counters.done(body["finish_reason"], body["usage"], body["stats"], body.pop("books"))
+                self._end(job, messages.Done(id=job.delivery.id, **body))
             case _:
-                self._end(job)
                 self.counters.failed(body["code"])
-                self._log_end(job, body["code"])
-                message = messages.Error(id=job.id, code=body["code"], message=body["message"])
-        if not self.apps.send(job.client, message) and job.key in self.by_key:
-            self._end(job)
-            self.counters.failed("client_gone")
-            self._log_end(job, "client_gone")
-            self.tell_engine({"type": "cancel", "key": job.key})
+                self._end(job, messages.Error(id=job.delivery.id, **body))
+
+    def push(self, job: Job) -> None:
+        """Send what there is, and forget the request once its end is sent or its app is gone."""
+        outcome = job.delivery.push(self.apps)
+        if outcome == "gone" and not job.ended:
+            self.drop(job, "client_gone")
+        elif outcome == "gone" or (outcome == "sent" and job.ended):
+            self._forget(job)
 
     # ---- ends
 
     def blame(self, keys: Sequence[int], how: str) -> None:
         """An engine ended while at work on these requests: one that always sees that is not tried again."""
         for job in [self.by_key[key] for key in keys if key in self.by_key]:
+            if job.ended:
+                continue
             job.ends += 1
             if job.ends == MAX_ENDS:
                 log.warning("request %s: given up after %d engines, the last one %s", job.key, job.ends, how)
                 self.fail(job, EngineFailed(f"{job.ends} engines ended at this request, the last one {how}"))
 
-    def fail(self, job: Job, error: DraftdError) -> None:
-        self._end(job)
-        self.counters.failed(error.code)
-        self._log_end(job, error.code)
-        self.apps.send_error(job.client, job.id, error)
+    def drop(self, job: Job, code: str, sentence: str = "") -> None:
+        """End a request whose app takes nothing more; the sentence is said as far as it still listens."""
+        if not job.ended:
+            self.tell_engine({"type": "cancel", "key": job.key, "reason": "cancelled"})
+            self.counters.failed(code)
+            self._close_books(job, code, NOTHING)
+        self._forget(job)
+        if sentence:
+            self.apps.send_error(job.delivery.client, job.delivery.id, from_code(code, sentence))
 
     def fail_all(self, error: DraftdError) -> None:
         for job in list(self.by_key.values()):
-            self.fail(job, error)
+            if not job.ended:
+                self.fail(job, error)
         self.prefills.fail_all(error)
 
-    def _log_end(self, job: Job, reason: str, body: Mapping[str, Any] = NOTHING) -> None:
-        """One line a request: how it ended, and never what it said unless the operator wants that."""
+    def fail(self, job: Job, error: DraftdError) -> None:
+        self.counters.failed(error.code)
+        self._end(job, messages.Error(id=job.delivery.id, code=error.code, message=error.message))
+
+    def _end_here(self, job: Job, reason: Reason) -> None:
+        """End it without the engine's books, which it does not have or can't send."""
+        if reason == "cancelled" and not job.emitted:
+            self.fail(job, Cancelled("cancelled before the engine had begun"))
+            return
+        self.counters.failed(reason)
+        self._end(
+            job,
+            messages.Done(
+                id=job.delivery.id,
+                finish_reason=reason,
+                usage=messages.Usage(prompt_tokens=0, completion_tokens=len(job.emitted)),
+                stats=messages.Stats.nothing(seed=job.body["seed"]),
+            ),
+        )
+
+    def _end(self, job: Job, last: messages.Done | messages.Error) -> None:
+        job.delivery.last = last
+        if isinstance(last, messages.Done):
+            self._close_books(job, last.finish_reason, {"prompt_tokens": last.usage.prompt_tokens})
+        else:
+            self._close_books(job, last.code, NOTHING)
+        self.push(job)
+
+    def _close_books(self, job: Job, reason: str, more: Mapping[str, Any]) -> None:
+        """Count it, and one line: how it ended, and what it said only if the operator wants that."""
+        self.finished += 1
+        now = time.monotonic()
+        self.admission.ended(now)
         log.info(
             "request ended%s",
             fields(
                 request=job.key,
-                app=self.apps.name(job.client),
+                app=self.apps.name(job.delivery.client),
                 reason=reason,
-                seconds=time.monotonic() - job.body["received"],
-                prompt_tokens=body.get("usage", NOTHING).get("prompt_tokens"),
+                seconds=now - job.body["received"],
+                **more,
                 tokens=len(job.emitted),
                 drafted=job.drafted,
                 accepted=job.accepted,
@@ -215,10 +283,9 @@ class Jobs:
             ),
         )
 
-    def _end(self, job: Job) -> None:
+    def _forget(self, job: Job) -> None:
         del self.by_key[job.key]
-        del self.by_client[job.client, job.id]
-        self.finished += 1
+        del self.by_client[job.delivery.client, job.delivery.id]
 
 
 def prompt(message: messages.Generate) -> str | None:

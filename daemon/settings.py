@@ -39,6 +39,22 @@ class Settings(BaseSettings):
         description="what any step of the engine may take, and twenty times what its work should take, "
         "before it counts as hung and is replaced",
     )
+    credit_wait: float = Field(
+        60.0, gt=0, description="seconds an app may take nothing of its answer before it is cut off"
+    )
+    group: str | None = Field(
+        None,
+        description="a group whose members may enter the socket's directory and use the daemon",
+    )
+    allow_users: list[str] = Field(
+        [], description="users who may use the daemon; empty: the one it runs as, and root"
+    )
+    curve_key: Path | None = Field(
+        None, description="the daemon's secret key file for tcp; default: the systemd credential"
+    )
+    curve_clients: Path | None = Field(
+        None, description="a directory with the public key files of the apps that may connect over tcp"
+    )
     threads: int | None = Field(
         None, ge=1, le=1024, description="threads for each model; default: the cores there are"
     )

@@ -14,11 +14,22 @@ class Answer:
         self._stream = stream
         self._stops = stops
         self._held = ""
+        self._again = 0  # characters that are out already and will be released again
         self.stopped = False
+
+    def resume(self, tokens: Sequence[int], characters: int) -> None:
+        """Go on behind tokens that are out already, with so many characters of text.
+
+        These can be more than the tokens release: an end that was lost on its way had flushed the rest.
+        """
+        released = 0
+        for token in tokens:
+            released += len(self.push(token))
+        self._again = max(0, characters - released)
 
     def push(self, token: int) -> str:
         """The text this token released; a complete stop string sets `stopped` and the text ends before it."""
-        return self._release(self._stream.push(token))
+        return self._new(self._release(self._stream.push(token)))
 
     def flush(self) -> str:
         """What was held back, at the end of an answer that met no stop string."""
@@ -26,7 +37,12 @@ class Answer:
             return ""
         text = self._release(self._stream.flush())
         rest, self._held = self._held, ""
-        return text if self.stopped else text + rest
+        return self._new(text if self.stopped else text + rest)
+
+    def _new(self, text: str) -> str:
+        known = min(self._again, len(text))
+        self._again -= known
+        return text[known:]
 
     def _release(self, new: str) -> str:
         text = self._held + new

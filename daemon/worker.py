@@ -133,7 +133,7 @@ class Worker:
             case "cancel_prefill" if body["key"] in self.prefills:
                 self.engine.remove(self.prefills.pop(body["key"]))
             case "cancel" if body["key"] in self.jobs:
-                self.finish(self.jobs[body["key"]], "cancelled")
+                self.finish(self.jobs[body["key"]], body["reason"])
             case "clear":
                 self.clear(body)
             case "stop":
@@ -144,9 +144,10 @@ class Worker:
         tokenizer, target = self.loaded.tokenizer, self.loaded.target
         prompt = self.prompt(body)
         emitted = body["emitted"]
+        if wrong := [token for token in emitted if token >= target.vocab]:
+            raise InvalidRequest(f"token {wrong[0]} of resume is outside the vocabulary of {target.vocab}")
         answer = Answer(tokenizer.stream(), body["stop"])
-        for token in emitted:  # a request sent again goes on where the last engine left it
-            answer.push(token)
+        answer.resume(emitted, body["characters"])  # sent again: it goes on where the last engine left it
         request = Request(
             key=body["key"],
             tokens=prompt + emitted,
@@ -168,8 +169,14 @@ class Worker:
         )
         if request.processors is not None:
             request.processors.accept(emitted)
-        self.jobs[request.key] = Job(request, answer, body["received"])
-        self.engine.add(request)
+        job = self.jobs[request.key] = Job(request, answer, body["received"])
+        # Only the end of an answer may have been lost with the last engine or front.
+        if answer.stopped or (request.processors is not None and request.processors.ended):
+            self.finish(job, "stop")
+        elif len(request.tokens) >= request.end:
+            self.finish(job, "length")
+        else:
+            self.engine.add(request)
 
     def prompt(self, body: dict[str, Any]) -> list[int]:
         """The tokens of a request's prompt; DraftdError if they can't be used."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 for name in [name for name in os.environ if name.startswith(("XDG_", "DRAFTD_"))]:
     del os.environ[name]  # the defaults are everybody's, not this shell's
@@ -59,6 +59,8 @@ def setting(name: str, info: FieldInfo) -> str:
 
 
 def type_name(annotation: Any) -> str:
+    if get_origin(annotation) is list:
+        return f"list of {type_name(get_args(annotation)[0])}"
     parts = [part for part in get_args(annotation) if part is not type(None)]
     if not parts:
         return NAMES[annotation]

@@ -1,4 +1,4 @@
-"""The asyncio client: the same calls as Client, on the running loop and without a task of its own."""
+"""The asyncio client: the same calls as Client, on the running loop."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any
 
-import zmq
-
 from draftd.ipc import link
-from draftd.ipc.codec import encode
+from draftd.ipc.aio_connection import AsyncConnection
 from draftd.ipc.endpoint import resolve
-from draftd.ipc.errors import Cancelled, DraftdError
+from draftd.ipc.errors import Cancelled, DraftdError, LeaseExpired, Unreachable
+from draftd.ipc.keys import ClientKeys
 from draftd.ipc.messages import (
     Clear,
     Cleared,
     Done,
     Generate,
     GetStatus,
-    Hello,
-    Message,
     Ping,
     Prefill,
     Prefilled,
     Status,
     Tokens,
 )
-from draftd.ipc.session import Event, Reply, Session, cancel, check, reply
+from draftd.ipc.progress import Progress
+from draftd.ipc.session import Reply, check, reply
 
 
 class AsyncClient:
@@ -37,14 +35,25 @@ class AsyncClient:
     `timeout`: seconds to wait for the daemon to take the connection and to answer hello, status and ping.
     A generation may take as long as the daemon shows signs of life. `name`: the app's, by default its
     program's; requests of one name may draft from earlier ones, those of the name "" from themselves only.
+    `patience`: seconds in which a stream whose daemon went away looks for the next and goes on; 0: none.
+    `keys`: for tcp; by default from the files DRAFTD_SERVER_KEY and DRAFTD_CLIENT_KEY name.
     """
 
-    def __init__(self, endpoint: str | None = None, timeout: float = 5.0, name: str | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        timeout: float = 5.0,
+        name: str | None = None,
+        patience: float = 30.0,
+        keys: ClientKeys | None = None,
+    ) -> None:
         self.endpoint = resolve(endpoint)
         self.timeout = timeout
         self.name = link.program_name() if name is None else name
+        self.patience = patience
+        self.keys = link.keys_for(self.endpoint, keys)
         self._lock = asyncio.Lock()
-        self._connection: _Connection | None = None
+        self._connection: AsyncConnection | None = None
         self._closed = False
 
     def generate(self, **params: Any) -> AsyncGenerator[Tokens | Done, None]:
@@ -129,22 +138,45 @@ class AsyncClient:
         await self.close()
 
     async def _stream(self, params: dict[str, Any]) -> AsyncGenerator[Tokens | Done, None]:
+        progress = Progress(params)
         connection = await self._connect()
-        request = connection.open(Generate, params)
-        finished = False
-        try:
-            while not finished:
-                event = await connection.wait(request, None)
-                finished = isinstance(event, Done)
-                if isinstance(event, Tokens | Done):
-                    yield event
-        except DraftdError:
-            finished = True  # the error ended it
-            raise
-        finally:
-            connection.leave(request, finished)
+        while True:
+            request, finished = "", False
+            try:
+                request = connection.open(Generate, progress.fields())
+                while not finished:
+                    event = await connection.wait(request, None)
+                    finished = isinstance(event, Done)
+                    progress.saw(event)
+                    if isinstance(event, Tokens | Done):
+                        yield event
+                    if more := progress.owed():
+                        connection.give(request, more)
+                return
+            except (Unreachable, LeaseExpired) as lost:
+                finished, error = True, lost
+            except DraftdError:
+                finished = True  # the error ended it
+                raise
+            finally:
+                if request:
+                    connection.leave(request, finished)
+            connection = await self._connect_again(error, progress.lost() + self.patience)
 
-    async def _connect(self) -> _Connection:
+    async def _connect_again(self, lost: DraftdError, end: float) -> AsyncConnection:
+        """A connection to the daemon that comes after a lost one; raises what was lost if none comes."""
+        pause = 0.0
+        while time.monotonic() + pause < end:
+            await asyncio.sleep(pause)
+            if self._closed:
+                raise Cancelled("the client was closed")
+            try:
+                return await self._connect()
+            except Unreachable:
+                pause = min(1.0, pause * 2 + 0.05)
+        raise lost
+
+    async def _connect(self) -> AsyncConnection:
         async with self._lock:
             if self._closed:
                 raise RuntimeError("this AsyncClient is closed: make another")
@@ -152,7 +184,7 @@ class AsyncClient:
                 await self._connection.close()
                 self._connection = None
             if self._connection is None:
-                connection = _Connection(self.endpoint)
+                connection = AsyncConnection(self.endpoint, self.keys)
                 try:
                     await connection.shake_hands(self.timeout, self.name)
                 except BaseException:
@@ -160,129 +192,3 @@ class AsyncClient:
                     raise
                 self._connection = connection
             return self._connection
-
-
-class _Connection:
-    """One DEALER socket, read in a callback whenever its file descriptor or its monitor's stirs."""
-
-    def __init__(self, endpoint: str) -> None:
-        self.down: DraftdError | None = None  # why it is of no more use
-        self._endpoint = endpoint
-        self._session = Session()
-        self._news: dict[str, asyncio.Event] = {}  # by open request
-        self._changed = asyncio.Event()  # the connection came up or went down
-        self._heard = time.monotonic()  # when a frame came last, or was first awaited
-        link.look(endpoint)
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        link.configure(self._socket)
-        self._monitor = self._socket.get_monitor_socket(link.WATCHED)
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._socket.FD, self._read)
-        self._loop.add_reader(self._monitor.FD, self._read)
-
-    async def shake_hands(self, timeout: float, name: str) -> None:
-        """Connect and say hello; Unreachable or UnsupportedVersion."""
-        self._socket.connect(self._endpoint)
-        self._read()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._changed.wait()
-        except TimeoutError:
-            raise link.absent(self._endpoint) from None
-        if self.down is not None:
-            raise link.absent(self._endpoint)
-        link.check_welcome(await self.ask(Hello, {"client": name}, timeout))
-
-    async def ask(self, kind: type[Message], fields: dict[str, Any], limit: float) -> Event:
-        """Send a message that has one answer, and wait for it, `limit` seconds at most."""
-        request = self.open(kind, fields)
-        try:
-            return await self.wait(request, limit)
-        finally:
-            self.leave(request, finished=True)
-
-    def open(self, kind: type[Message], fields: dict[str, Any]) -> str:
-        if self.down is not None:
-            raise self.down
-        request, frame = self._session.open(kind, fields)
-        self._news[request] = asyncio.Event()
-        self._heard = time.monotonic()
-        self._send(frame)
-        return request
-
-    def leave(self, request: str, finished: bool) -> None:
-        """Forget a request, and cancel it unless it is finished."""
-        self._session.close(request)
-        del self._news[request]
-        if not finished and self.down is None:
-            self._send(cancel(request))
-
-    async def wait(self, request: str, limit: float | None) -> Event:
-        """The request's next event; raises its error. No limit: as long as the daemon shows signs of life."""
-        start = time.monotonic()
-        news = self._news[request]
-        while (event := self._session.take(request)) is None:
-            news.clear()
-            try:
-                async with asyncio.timeout(link.PING_EVERY if limit is None else limit):
-                    await news.wait()
-            except TimeoutError:
-                if limit is not None:
-                    raise link.silent(self._endpoint, limit) from None
-                quiet = time.monotonic() - max(self._heard, start)
-                if quiet > link.SILENCE:
-                    self._fail(link.silent(self._endpoint, quiet))
-                else:
-                    self._send(encode(Ping(id=link.PING_ID)))
-        return event
-
-    async def close(self) -> None:
-        if self._socket.closed:
-            return
-        if self.down is None:
-            for request in self._session.unfinished():
-                self._send(cancel(request))
-        self._fail(Cancelled("the client was closed"))
-        self._loop.remove_reader(self._socket.FD)
-        self._loop.remove_reader(self._monitor.FD)
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
-        self._socket.close()
-        await asyncio.to_thread(self._context.term)  # waits for what LINGER allows
-
-    def _send(self, frame: bytes) -> None:
-        try:
-            self._socket.send(frame, zmq.NOBLOCK)
-        except zmq.Again:  # no connection any more, or a daemon that does not read
-            self._fail(link.gone(self._endpoint))
-        self._read()  # sending can take the news off the file descriptor
-
-    def _read(self) -> None:
-        lost = False
-        while _readable(self._monitor):
-            up = link.change(self._monitor.recv_multipart(zmq.NOBLOCK))
-            lost = lost or up is False
-            if up:
-                self._changed.set()
-        try:
-            while _readable(self._socket):
-                self._heard = time.monotonic()
-                for request in self._session.feed(self._socket.recv(zmq.NOBLOCK)):
-                    self._news[request].set()
-        except DraftdError as error:
-            self._fail(error)
-        if lost:
-            self._loop.call_later(link.LAST_WORDS / 1000, self._fail, link.gone(self._endpoint))
-
-    def _fail(self, error: DraftdError) -> None:
-        if self.down is None:
-            self.down = error
-            self._session.fail(error)
-            self._changed.set()
-            for news in self._news.values():
-                news.set()
-
-
-def _readable(socket: zmq.Socket[bytes]) -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)

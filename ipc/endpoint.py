@@ -18,8 +18,15 @@ MAX_PATH = 107  # bytes that fit in a Unix socket's address
 def resolve(endpoint: str | None = None) -> str:
     """The endpoint to use: the argument, else $DRAFTD_ENDPOINT, else draftd.sock in the runtime directory."""
     chosen = endpoint or os.environ.get("DRAFTD_ENDPOINT") or f"ipc://{_default_path()}"
-    socket_path(chosen)
+    if is_tcp(chosen):
+        _check_port(chosen)
+    else:
+        socket_path(chosen)
     return chosen
+
+
+def is_tcp(endpoint: str) -> bool:
+    return endpoint.startswith("tcp://")
 
 
 def socket_path(endpoint: str) -> Path:
@@ -28,9 +35,6 @@ def socket_path(endpoint: str) -> Path:
     if not separator:
         hint = f"ipc://{endpoint}" if endpoint.startswith("/") else "ipc:///path/to/draftd.sock"
         raise InvalidEndpoint(f"endpoint {endpoint!r} has no scheme: write {hint}")
-    if scheme == "tcp":
-        _check_port(endpoint, rest)
-        raise InvalidEndpoint(f"endpoint {endpoint!r}: tcp needs CURVE, not available yet: use ipc://")
     if scheme != "ipc":
         raise InvalidEndpoint(f"endpoint {endpoint!r}: {scheme}:// is not supported: use ipc://")
     if not rest.startswith("/") or rest.endswith("/") or "\0" in rest:
@@ -45,13 +49,14 @@ def socket_path(endpoint: str) -> Path:
     return Path(rest)
 
 
-def prepare(endpoint: str) -> Hold:
+def prepare(endpoint: str, group: int | None = None) -> Hold:
     """Make an endpoint safe and free to bind: private directory, this process's lock, no stale socket file.
 
-    InvalidEndpoint if the directory can't be used, EndpointInUse if another daemon holds the endpoint.
+    `group`: may enter the directory. InvalidEndpoint if the directory can't be used, EndpointInUse if another
+    daemon holds the endpoint.
     """
     path = socket_path(endpoint)
-    _private_directory(path.parent)
+    _private_directory(path.parent, group)
     hold = Hold(path)
     if path.exists() and not path.is_socket():
         hold.release()
@@ -110,15 +115,19 @@ def _same_file(file: int, path: Path) -> bool:
         return False
 
 
-def _private_directory(directory: Path) -> None:
-    """Make it (mode 0700), or refuse one that people outside its owner and group can enter."""
+def _private_directory(directory: Path, group: int | None) -> None:
+    """Make it (mode 0700, 0750 for a group), or refuse one that people outside owner and group can enter."""
     try:
         for part in (*reversed(directory.parents), directory):  # parents=True would not make them all private
             if not part.exists():
                 part.mkdir(mode=0o700, exist_ok=True)
         found = directory.stat()
+        if group is not None and found.st_uid == os.getuid() and not found.st_mode & 0o007:
+            os.chown(directory, -1, group)
+            directory.chmod(0o750)
+            found = directory.stat()
     except OSError as error:
-        raise InvalidEndpoint(f"cannot make the socket directory {directory}: {error.strerror}") from None
+        raise InvalidEndpoint(f"cannot make {directory} the socket directory: {error.strerror}") from None
     if not stat.S_ISDIR(found.st_mode):
         raise InvalidEndpoint(f"{directory} is not a directory: choose another endpoint")
     if not os.access(directory, os.W_OK | os.X_OK):
@@ -131,8 +140,8 @@ def _private_directory(directory: Path) -> None:
     raise InvalidEndpoint(f"everyone on this machine can enter the socket directory {directory}: {mend}")
 
 
-def _check_port(endpoint: str, rest: str) -> None:
-    port = re.fullmatch(r".+:(\d+)", rest)
+def _check_port(endpoint: str) -> None:
+    port = re.fullmatch(r"tcp://.+:(\d+)", endpoint)
     if port is None or not 1 <= int(port[1]) <= 65535:
         raise InvalidEndpoint(
             f"endpoint {endpoint!r}: give a port from 1 to 65535, as in tcp://127.0.0.1:5555"

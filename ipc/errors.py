@@ -15,8 +15,11 @@
     ├── EndpointInUse           endpoint_in_use     5
     ├── InvalidEndpoint         invalid_endpoint    2
     ├── Unreachable             unreachable         3
+    ├── NotPermitted            not_permitted       3
     ├── EngineFailed            engine_failed       6
     ├── Overloaded              overloaded          6
+    ├── SlowClient              slow_client         6
+    ├── LeaseExpired            lease_expired       6
     └── Cancelled               cancelled           130
 
 A code is stable: apps may compare it. A message is one sentence for a person and may change.
@@ -110,8 +113,29 @@ class EngineFailed(DraftdError):
     exit_status = 6
 
 
+class NotPermitted(DraftdError):
+    code = "not_permitted"
+    exit_status = 3
+
+
 class Overloaded(DraftdError):
+    """`retry_after`: seconds after which a place is likely to be free; None: not known."""
+
     code = "overloaded"
+    exit_status = 6
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class SlowClient(DraftdError):
+    code = "slow_client"
+    exit_status = 6
+
+
+class LeaseExpired(DraftdError):
+    code = "lease_expired"
     exit_status = 6
 
 
@@ -130,8 +154,10 @@ def _tree(base: type[DraftdError]) -> dict[str, type[DraftdError]]:
 CODES = _tree(DraftdError)
 
 
-def from_code(code: str, message: str) -> DraftdError:
+def from_code(code: str, message: str, retry_after: float | None = None) -> DraftdError:
     """The exception that a received `error` message stands for; unknown codes keep theirs."""
+    if code == Overloaded.code:
+        return Overloaded(message, retry_after)
     kind = CODES.get(code)
     error = kind(message) if kind else DraftdError(message)
     if kind is None:

@@ -9,17 +9,18 @@ from pathlib import Path
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from draftd.ipc.codec import MAX_FRAME
-from draftd.ipc.endpoint import socket_path
-from draftd.ipc.errors import Unreachable, UnsupportedVersion
-from draftd.ipc.messages import VERSION, Welcome
+from draftd.ipc.codec import MAX_FRAME, encode
+from draftd.ipc.endpoint import is_tcp, socket_path
+from draftd.ipc.errors import InvalidEndpoint, Unreachable, UnsupportedVersion
+from draftd.ipc.keys import ClientKeys
+from draftd.ipc.messages import Ping, Welcome
+from draftd.ipc.version import VERSION
 
-PING_EVERY = (
-    5.0  # seconds without a frame, while one is awaited, after which the client asks for a sign of life
-)
+PING_EVERY = 5.0  # seconds between the signs of life of a client that has requests open, and of its daemon
+LEASE_MS = 15_000  # how long the daemon keeps the requests of a client that gives none
 SILENCE = 20.0  # seconds without any frame after which the daemon counts as gone
 LAST_WORDS = 50  # milliseconds: libzmq reports a lost connection before it hands over its last frames
-PING_ID = "alive"  # no request has it, so that the pong goes to none
+ALIVE = encode(Ping(id="alive"))  # no request has this id, so that the pong goes to none
 
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = (
@@ -38,8 +39,17 @@ def program_name() -> str:
     return Path(sys.argv[0]).name[:128] if sys.argv else ""
 
 
-def configure(socket: zmq.Socket[bytes]) -> None:
+def hello(name: str) -> dict[str, object]:
+    """What a client says of itself."""
+    return {"client": name, "lease_ms": LEASE_MS}
+
+
+def configure(socket: zmq.Socket[bytes], keys: ClientKeys | None) -> None:
     """Options for a client's DEALER socket: it fails soon, and a lost connection stays lost."""
+    if keys is not None:
+        socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.LINGER, 500)  # ms: a cancel sent just before close() still leaves
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
     # A new connection says hello again, so it is a new socket: reconnect after an hour, that is never.
@@ -57,6 +67,8 @@ def change(event: Sequence[bytes]) -> bool | None:
 
 def look(endpoint: str) -> None:
     """Unreachable if there is no socket file, or none that this user may reach; costs microseconds."""
+    if is_tcp(endpoint):
+        return
     try:
         socket_path(endpoint).stat()
     except PermissionError:
@@ -66,6 +78,10 @@ def look(endpoint: str) -> None:
 
 
 def absent(endpoint: str) -> Unreachable:
+    if is_tcp(endpoint):
+        return Unreachable(
+            f"no daemon answers at {endpoint}, or it does not know this app's key: compare the keys of both"
+        )
     return Unreachable(f"no daemon answers at {endpoint}; start it with `draftd serve`")
 
 
@@ -78,9 +94,22 @@ def silent(endpoint: str, seconds: float) -> Unreachable:
 
 
 def check_welcome(welcome: object) -> None:
-    """UnsupportedVersion unless the daemon chose a version this client offered."""
-    if not isinstance(welcome, Welcome) or welcome.version != VERSION:
-        other = welcome.version if isinstance(welcome, Welcome) else "no version"
+    """UnsupportedVersion unless the daemon chose a version of the major number this client speaks."""
+    version = welcome.version if isinstance(welcome, Welcome) else "no version"
+    if version.partition(".")[0] != VERSION.partition(".")[0]:
         raise UnsupportedVersion(
-            f"the daemon speaks protocol {other}, this client {VERSION}: update the older one"
+            f"the daemon speaks protocol {version}, this client {VERSION}: update the older one"
         )
+
+
+def keys_for(endpoint: str, keys: ClientKeys | None) -> ClientKeys | None:
+    """The keys a connection takes: for tcp the given ones or the environment's, for ipc none."""
+    if not is_tcp(endpoint):
+        return None
+    found = keys or ClientKeys.from_environment()
+    if found is None:
+        raise InvalidEndpoint(
+            f"endpoint {endpoint!r}: tcp needs keys: give keys=ClientKeys.load(...) or set DRAFTD_SERVER_KEY "
+            "and DRAFTD_CLIENT_KEY to key files"
+        )
+    return found

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from draftd.ipc.errors import InvalidRequest
-
-VERSION = "0.1"  # of the protocol, apart from the package's
+from draftd.ipc.version import VERSION
 
 MAX_ID = 64  # characters of a request id
 MAX_FAULTS = 5  # wrong fields named in one sentence
@@ -34,8 +33,11 @@ class Message(Fields):
 
 class Hello(Message):
     type: Literal["hello"] = "hello"
-    versions: list[str] = [VERSION]
+    versions: list[Annotated[str, Field(min_length=1, max_length=16)]] = Field(
+        default=[VERSION], max_length=16
+    )
     client: str = Field(default="", max_length=128)
+    lease_ms: int | None = Field(default=None, ge=100, le=600_000)  # None: none
 
 
 class ChatMessage(Fields):
@@ -46,6 +48,13 @@ class ChatMessage(Fields):
 class Grammar(Fields):
     kind: Literal["json_schema", "regex", "lark", "gbnf"]
     source: str | dict[str, Any]  # a schema may be a map; the others are text
+
+
+class Resume(Fields):
+    """What an app already has of an answer that another daemon began."""
+
+    tokens: list[Tokens32] = Field(default=[], fail_fast=True)
+    characters: int = Field(default=0, ge=0)  # of text
 
 
 class Prompt(Message):
@@ -93,6 +102,9 @@ class Generate(Prompt):
     # how drafts are checked: against the seed's own answer, or by dice, blocks or tokens at a time
     verify: Literal["coupled", "rejection", "rejection-token"] = "coupled"
     cache_prompt: bool = True  # start from what is already computed or was answered
+    deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)  # from the daemon's receipt
+    credit: int | None = Field(default=None, ge=1, le=1_000_000)  # `tokens` messages; None: no limit
+    resume: Resume | None = None
 
 
 class Prefill(Prompt):
@@ -101,6 +113,11 @@ class Prefill(Prompt):
 
 class Cancel(Message):
     type: Literal["cancel"] = "cancel"  # id: the request to cancel
+
+
+class Credit(Message):
+    type: Literal["credit"] = "credit"  # id: the request whose app will take more
+    credit: int = Field(ge=1, le=1_000_000)
 
 
 class GetStatus(Message):
@@ -117,7 +134,7 @@ class Clear(Message):
     learnt: bool = False  # also what was learnt of the pairs: acceptance and costs
 
 
-ClientMessage = Hello | Generate | Prefill | Cancel | GetStatus | Ping | Clear
+ClientMessage = Hello | Generate | Prefill | Cancel | Credit | GetStatus | Ping | Clear
 
 # ---- daemon to client
 
@@ -127,6 +144,7 @@ class Welcome(Message):
     version: str
     daemon: str
     capabilities: list[str] = []
+    lease_ms: int | None = None  # what `hello` asked for
 
 
 class Accepted(Message):
@@ -178,10 +196,27 @@ class Stats(Fields):
     time_to_first_token: float  # seconds from the daemon's receipt of the request
     tokens_per_second: float  # after the first token
 
+    @classmethod
+    def nothing(cls, seed: int) -> Stats:
+        """Of a request that ended where there was no engine to count."""
+        return cls(
+            seed=seed,
+            rounds=0,
+            drafted=0,
+            accepted=0,
+            accepted_by_position=[],
+            draft_seconds=0.0,
+            verify_seconds=0.0,
+            prefill_seconds=0.0,
+            overhead_seconds=0.0,
+            time_to_first_token=0.0,
+            tokens_per_second=0.0,
+        )
+
 
 class Done(Message):
     type: Literal["done"] = "done"
-    finish_reason: Literal["stop", "length", "cancelled"]
+    finish_reason: Literal["stop", "length", "cancelled", "deadline"]
     usage: Usage
     stats: Stats
 
@@ -199,6 +234,7 @@ class Error(Message):
     id: str = ""  # empty when the frame named none
     code: str
     message: str
+    retry_after: float | None = None  # seconds, with `overloaded`
 
 
 class Status(Message):

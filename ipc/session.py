@@ -65,7 +65,7 @@ class Session:
         except (MalformedFrame, InvalidRequest) as error:
             raise MalformedFrame(f"the daemon sent what draftd does not read: {error}") from None
         if isinstance(message, messages.Error):
-            return self._put(message.id, from_code(message.code, message.message))
+            return self._put(message.id, from_code(message.code, message.message, message.retry_after))
         return self._put(message.id, message)
 
     def fail(self, error: DraftdError) -> None:
@@ -126,3 +126,8 @@ def _build(kind: type[Message], request: str, fields: dict[str, Any]) -> Message
 def cancel(request: str) -> bytes:
     """The frame that cancels a request."""
     return encode(messages.Cancel(id=request))
+
+
+def credit(request: str, messages_more: int) -> bytes:
+    """The frame that lets the daemon send so many `tokens` messages more."""
+    return encode(messages.Credit(id=request, credit=messages_more))

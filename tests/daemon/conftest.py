@@ -40,7 +40,12 @@ class Daemon:
     process: subprocess.Popen[str]
     endpoint: str
     lines: Path
+    launch: Callable[[], subprocess.Popen[str]]
     clients: list[Client] = field(default_factory=list)
+
+    def start_again(self) -> None:
+        """Another front at the same endpoint, as systemd starts one after a crash."""
+        self.process = self.launch()
 
     def client(self) -> Client:
         self.clients.append(Client(self.endpoint))
@@ -142,16 +147,20 @@ def serving(tmp_path: Path, tiny_files: Path) -> Iterator[Serve]:
             endpoint,
         ]
         lines = tmp_path / f"log{number}"
-        with lines.open("w") as out:
-            process = subprocess.Popen(
-                [*command, *options],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                text=True,
-            )
-        daemon = Daemon(process, endpoint, lines)
+        lines.touch()
+
+        def launch() -> subprocess.Popen[str]:
+            with lines.open("a") as out:
+                return subprocess.Popen(
+                    [*command, *options],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    text=True,
+                )
+
+        daemon = Daemon(launch(), endpoint, lines, launch)
         daemons.append(daemon)
         if wait:
             daemon.wait_ready()

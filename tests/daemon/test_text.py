@@ -51,3 +51,24 @@ def test_text_is_not_held_longer_than_needed() -> None:
     answer = Answer(Letters(), ["\n\n"])
     assert [answer.push(ord(c)) for c in "a\nb\n"] == ["a", "", "\nb", ""]
     assert answer.flush() == "\n"
+
+
+@given(
+    st.text("abc", max_size=20),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    st.integers(0, 20),
+)
+def test_an_answer_resumed_anywhere_repeats_and_loses_nothing(text: str, stops: list[str], cut: int) -> None:
+    released, stopped = run(text, stops)
+    sent = "".join(released[:cut])
+    tokens = [ord(character) for character in text[:cut]]  # a cut behind the end: only `done` was lost
+    answer = Answer(Letters(), stops)
+    answer.resume(tokens, len(sent))
+    rest = ""
+    for character in text[cut:]:
+        if answer.stopped:
+            break
+        rest += answer.push(ord(character))
+    rest += answer.flush()
+    assert sent + rest == "".join(released)
+    assert answer.stopped == stopped

@@ -12,6 +12,7 @@ from typing import Any
 import zmq
 
 from draftd.ipc import codec, messages
+from draftd.ipc.version import VERSION
 
 Say = Callable[[messages.Message], object]  # sends a message to the client that asked
 Script = Callable[[messages.ClientMessage, Say], object]
@@ -36,7 +37,7 @@ def answer(message: messages.ClientMessage, say: Say) -> None:
     """What a daemon says whose model always answers "Hello, Wörld!"."""
     match message:
         case messages.Hello():
-            say(messages.Welcome(id=message.id, version=messages.VERSION, daemon="scripted"))
+            say(messages.Welcome(id=message.id, version=VERSION, daemon="scripted"))
         case messages.Ping():
             say(messages.Pong(id=message.id))
         case messages.GetStatus():

@@ -28,6 +28,7 @@ from draftd.ipc.errors import (
     UnsupportedVersion,
 )
 from draftd.ipc.messages import Generate, Hello
+from draftd.ipc.version import VERSION
 from tests.ipc import scripted
 from tests.ipc.scripted import Say, ScriptedDaemon
 
@@ -35,9 +36,9 @@ from tests.ipc.scripted import Say, ScriptedDaemon
 class Sync:
     """The calls of AsyncClient as blocking ones, so that a test reads the same for both."""
 
-    def __init__(self, endpoint: str, timeout: float = 5.0) -> None:
+    def __init__(self, endpoint: str, **options: Any) -> None:
         self._runner = asyncio.Runner()
-        self._client = self._runner.run(_make(endpoint, timeout))
+        self._client = self._runner.run(_make(endpoint, **options))
 
     def generate(self, **params: Any) -> Iterator[Tokens | Done]:
         stream = self._client.generate(**params)
@@ -73,8 +74,8 @@ class Sync:
         self._runner.close()
 
 
-async def _make(endpoint: str, timeout: float) -> AsyncClient:
-    return AsyncClient(endpoint, timeout)
+async def _make(endpoint: str, **options: Any) -> AsyncClient:
+    return AsyncClient(endpoint, **options)
 
 
 Connect = Callable[..., Any]
@@ -106,7 +107,7 @@ def test_streams_tokens_then_done(daemon: ScriptedDaemon, connect: Connect) -> N
     assert events[0].drafted == [True, False]
     assert events[2].stats == scripted.STATS
     hello = daemon.wait_for(Hello)
-    assert hello.versions == [messages.VERSION]
+    assert hello.versions == [VERSION]
     sent = daemon.wait_for(Generate)
     assert (sent.prompt, sent.max_tokens, sent.stop) == ("Hi", 8, ["\n"])
 
@@ -305,7 +306,7 @@ def test_a_daemon_that_never_answers(daemon: ScriptedDaemon, connect: Connect) -
 
 def test_a_daemon_that_goes_away_in_mid_stream(daemon: ScriptedDaemon, connect: Connect) -> None:
     daemon.script = _first_tokens_only
-    stream = connect(daemon.endpoint).generate(prompt="Hi")
+    stream = connect(daemon.endpoint, patience=0).generate(prompt="Hi")
     next(stream)
     daemon.stop()
     start = time.monotonic()
@@ -342,7 +343,7 @@ def test_a_stuck_daemon_is_noticed(
     monkeypatch.setattr(link, "SILENCE", 0.3)
     daemon.script = lambda message, say: scripted.answer(message, say) if isinstance(message, Hello) else None
     with pytest.raises(Unreachable, match="has not answered"):
-        connect(daemon.endpoint).complete(prompt="Hi")
+        connect(daemon.endpoint, patience=0).complete(prompt="Hi")
     daemon.wait_for(messages.Ping)
 
 
@@ -414,6 +415,8 @@ def test_a_daemon_that_speaks_nonsense(daemon: ScriptedDaemon, connect: Connect)
 def test_a_wrong_endpoint_is_refused_before_connecting() -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(InvalidEndpoint):
+            kind("tcp://127.0.0.1:0")
+        with pytest.raises(InvalidEndpoint, match="tcp needs keys"):
             kind("tcp://127.0.0.1:5555")
 
 

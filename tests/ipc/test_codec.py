@@ -24,6 +24,7 @@ ALL: list[messages.Message] = [
     messages.Cleared(id="3", files=2),
     messages.Prefill(id="3", prompt="to be or n"),
     messages.Prefilled(id="3", state="complete", prompt_tokens=4, cached_tokens=1, computed_tokens=3),
+    messages.Credit(id="3", credit=8),
     messages.GetStatus(id="4"),
     messages.Ping(id="5"),
     messages.Welcome(id="1", version="0.1", daemon="0.1.0", capabilities=["generate"]),

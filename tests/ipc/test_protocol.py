@@ -12,12 +12,13 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from draftd.ipc import codec, endpoint, errors, messages
+from draftd.ipc import codec, endpoint, errors, messages, version
 
 PAGE = (Path(__file__).parents[2] / "ipc" / "PROTOCOL.md").read_text("utf-8")
 _PARTS = (
     messages.ChatMessage,
     messages.Grammar,
+    messages.Resume,
     messages.Logprob,
     messages.Alternative,
     messages.Usage,
@@ -161,7 +162,7 @@ def test_the_errors_tree_is_drawn_as_it_is() -> None:
 
 
 def test_version_and_limits() -> None:
-    assert PAGE.startswith(f"# draftd's protocol, version {messages.VERSION}\n")
+    assert PAGE.startswith(f"# draftd's protocol, version {version.VERSION}\n")
     assert f"at most {codec.MAX_FRAME} bytes and {codec.MAX_ITEMS} list and map items" in PAGE
     assert f"an absolute path of at most {endpoint.MAX_PATH} bytes" in PAGE
 
@@ -175,3 +176,21 @@ def test_the_example_frame_is_one() -> None:
 def test_the_flows_name_real_messages() -> None:
     named = re.findall(r"[→←] ([a-z]+) ", _section(2))
     assert set(named) == {*messages.CLIENT_TYPES, *messages.DAEMON_TYPES}
+
+
+def test_the_capabilities_are_on_the_page() -> None:
+    assert tuple(re.findall(r"^\| ([a-z]+) \| ", _section(7), re.MULTILINE)[1:]) == version.CAPABILITIES
+
+
+def test_versions_are_chosen_as_the_page_says() -> None:
+    rows = re.findall(r"^\| ([0-9., ]+?)(?:, being \w+| alone)? \| (.+?) \|$", _section(7), re.MULTILINE)
+    assert len(rows) == 5
+    for offered, answer in rows:
+        chosen = version.choose(offered.split(", "))
+        assert answer.startswith(str(chosen)) or (chosen is None and "unsupported_version" in answer)
+
+
+@pytest.mark.parametrize("wrong", ["", "1", "one.two", "1.x", "-1.0", "1.0.0", "99999999.1"])
+def test_a_version_that_is_none_is_passed_over(wrong: str) -> None:
+    assert version.choose([wrong]) is None
+    assert version.choose([wrong, "1.0"]) == "1.0"

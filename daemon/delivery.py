@@ -1,0 +1,50 @@
+"""What a request's app has yet to be sent: tokens add up while it takes no more, and wait in one message."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from draftd.daemon.apps import Apps, Sending
+from draftd.ipc import messages
+
+
+@dataclass(slots=True)
+class Delivery:
+    """The way out of one request; it never waits, so no app holds up another."""
+
+    client: bytes
+    id: str
+    credit: int | None  # `tokens` messages the app will take; None: as many as its connection does
+    held: dict[str, Any] | None = None  # the fields of the next `tokens` message
+    last: messages.Done | messages.Error | None = None  # behind it, then nothing more
+    since: float | None = None  # monotonic seconds from when the app has taken nothing
+
+    def add(self, fields: dict[str, Any]) -> None:
+        """Put a round's tokens behind those that wait."""
+        if self.held is None:
+            self.held = fields
+            return
+        for name, value in fields.items():
+            if isinstance(value, str | list):
+                self.held[name] += value
+
+    def push(self, apps: Apps) -> Sending:
+        """Send what credit and connection allow: "sent" if that is all there was."""
+        outcome: Sending = "sent"
+        if self.held is not None:
+            if self.credit == 0 and self.last is None:  # the last tokens come with the end
+                outcome = "blocked"
+            else:
+                outcome = apps.send(self.client, messages.Tokens(id=self.id, **self.held))
+            if outcome == "sent":
+                self.held = None
+                self.credit = self.credit - 1 if self.credit else self.credit
+        if outcome == "sent" and self.last is not None:
+            outcome = apps.send(self.client, self.last)
+        if outcome != "blocked":
+            self.since = None
+        elif self.since is None:
+            self.since = time.monotonic()
+        return outcome

@@ -1,0 +1,253 @@
+"""Credit, slow apps, leases, deadlines and a full queue, over real sockets and without an engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from draftd.daemon import apps as apps_module
+from draftd.daemon import expiry
+from draftd.daemon.admission import LONGEST, UNKNOWN, Admission
+from draftd.daemon.settings import Settings
+from draftd.ipc.errors import Overloaded
+from draftd.ipc.messages import Generate
+from draftd.ipc.version import CAPABILITIES
+from tests.daemon.desk import Desk, desk
+
+
+@pytest.fixture
+def front(tmp_path: Path) -> Iterator[Desk]:
+    with desk(tmp_path, slots=2, queue=1, credit_wait=60.0) as made:
+        yield made
+
+
+def _cancelled(desk: Desk) -> list[int]:
+    return [body["key"] for body in desk.told if body["type"] == "cancel"]
+
+
+# ---- hello
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"), [(["1.0"], "1.0"), (["3.0", "1.9"], "1.0"), (["0.1"], "0.1")], ids=str
+)
+def test_hello_is_answered_with_a_version_capabilities_and_the_lease(
+    front: Desk, offered: list[str], chosen: str
+) -> None:
+    welcome = front.ask(front.app(), "hello", versions=offered, lease_ms=500, new_field=[1])
+    assert welcome["version"] == chosen
+    assert tuple(welcome["capabilities"]) == CAPABILITIES
+    assert welcome["lease_ms"] == 500
+
+
+@pytest.mark.parametrize("offered", [[], ["2.0"], ["x"]])
+def test_a_peer_without_a_common_version_is_told_both(front: Desk, offered: list[str]) -> None:
+    error = front.ask(front.app(), "hello", versions=offered)
+    assert error["code"] == "unsupported_version"
+    assert "speaks protocol 1.0" in error["message"]
+
+
+# ---- credit
+
+
+def test_without_credit_tokens_wait_and_come_in_one_message(front: Desk) -> None:
+    slow, quick = front.app(), front.app()
+    first = front.generate(slow, credit=2)
+    second = front.generate(quick)
+    for token in range(5):
+        front.tokens(first, token)
+        front.tokens(second, token)
+    assert [quick.hear()["tokens"] for _ in range(5)] == [[0], [1], [2], [3], [4]]
+    assert [slow.hear()["tokens"] for _ in range(2)] == [[0], [1]]
+    assert front.ask(slow, "ping", "p")["type"] == "pong", "a third message came before more credit"
+    message = front.ask(slow, "credit", credit=1)
+    assert (message["tokens"], message["text"], message["lengths"]) == ([2, 3, 4], "cde", [1, 1, 1])
+    front.tokens(first, 5, 6)
+    front.done(first)
+    assert slow.hear()["tokens"] == [5, 6]
+    assert slow.hear()["type"] == "done"
+    assert first not in front.front.jobs.by_key
+
+
+def test_credit_for_an_unknown_request_is_ignored(front: Desk) -> None:
+    app = front.app()
+    app.say("credit", "gone", credit=1)
+    assert front.ask(app, "ping", "p")["type"] == "pong"
+
+
+def test_an_app_that_gives_no_credit_is_cut_off_after_a_bounded_wait(front: Desk) -> None:
+    app = front.app()
+    key = front.generate(app, credit=1)
+    front.tokens(key, 1)
+    front.tokens(key, 2)
+    assert app.hear()["tokens"] == [1]
+    now = time.monotonic()
+    front.front.expiry.tick(now + 59)
+    assert key in front.front.jobs.by_key
+    front.front.expiry.tick(now + 62)
+    error = app.hear()
+    assert (error["type"], error["code"]) == ("error", "slow_client")
+    assert _cancelled(front) == [key]
+    assert not front.front.jobs.by_key
+    assert not front.front.jobs.by_client
+
+
+def test_an_app_with_nothing_to_take_is_not_slow(front: Desk) -> None:
+    app = front.app()
+    key = front.generate(app, credit=1)
+    front.tokens(key, 1)  # its credit is spent, and nothing waits
+    front.front.expiry.tick(time.monotonic() + 1000)
+    assert key in front.front.jobs.by_key
+
+
+def test_an_app_that_does_not_read_loses_nothing_and_holds_up_nobody(
+    front: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, quick = front.app(rcvhwm=1, rcvbuf=4096), front.app()
+    key, other = front.generate(stuck), front.generate(quick)
+    count = 0
+    while front.front.jobs.by_key[key].delivery.since is None:
+        front.tokens(key, count)
+        count += 1
+        assert count < 1_000_000
+    assert count >= apps_module.SEND_QUEUE
+    for extra in range(count, count + 100):
+        front.tokens(key, extra)
+    front.tokens(other, 7)
+    assert quick.hear()["tokens"] == [7]
+    front.done(key)
+    got: list[int] = []
+    now = time.monotonic()
+    while (message := _hear(front, stuck, now))["type"] == "tokens":
+        got += message["tokens"]
+    assert got == list(range(count + 100))
+    assert message["type"] == "done"
+
+
+def _hear(front: Desk, app: Any, now: float) -> Any:
+    """The next message, while the front looks now and then whether the app's connection has room."""
+    for look in range(2000):
+        if app.socket.poll(5):
+            return app.hear()
+        front.front.expiry.tick(now + look / 100)
+    raise AssertionError("nothing came")
+
+
+def test_an_app_that_is_gone_loses_its_request(front: Desk) -> None:
+    app = front.app()
+    key = front.generate(app)
+    app.close()
+    for token in range(100_000):
+        front.tokens(key, token)
+        if key not in front.front.jobs.by_key:
+            break
+        time.sleep(0.001)  # the connection's end travels through ZeroMQ's own thread
+    assert _cancelled(front) == [key]
+
+
+# ---- leases
+
+
+def test_a_silent_app_loses_all_its_requests_and_a_talking_one_none(front: Desk) -> None:
+    silent, alive, old = front.app(), front.app(), front.app()
+    for app in (silent, alive):
+        front.ask(app, "hello", lease_ms=10_000)
+    keys = [front.generate(silent, "1"), front.generate(silent, "2")]
+    kept = [front.generate(alive)]
+    known = list(front.front.apps._known.values())
+    for connection in known:
+        connection.heard -= 11
+    assert front.ask(alive, "ping", "p")["type"] == "pong"
+    front.front.expiry.tick(time.monotonic())
+    assert [silent.hear()["code"] for _ in keys] == ["lease_expired"] * 2
+    assert _cancelled(front) == keys
+    assert list(front.front.jobs.by_key) == kept
+    kept.append(front.generate(old))  # it said no hello, so it has no lease
+    front.front.expiry.tick(time.monotonic() + 5)
+    assert list(front.front.jobs.by_key) == kept
+    assert front.generate(silent, "3")  # the connection goes on
+
+
+# ---- deadlines and cancels
+
+
+def test_a_deadline_is_the_engines_to_keep_and_the_fronts_if_it_does_not(front: Desk) -> None:
+    app = front.app()
+    key = front.generate(app, deadline_ms=1000)
+    front.tokens(key, 1, 2)
+    now = time.monotonic()
+    front.front.expiry.tick(now + 0.3)
+    assert _cancelled(front) == []
+    front.front.expiry.tick(now + 1.1)
+    assert front.told[-1] == {"type": "cancel", "key": key, "reason": "deadline"}
+    assert key in front.front.jobs.by_key
+    front.front.expiry.tick(now + 1.5 + expiry.GRACE)
+    assert app.hear()["tokens"] == [1, 2]
+    done = app.hear()
+    assert (done["type"], done["finish_reason"]) == ("done", "deadline")
+    assert done["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize("state", ["loading", "restarting"])
+def test_a_deadline_and_a_cancel_where_there_is_no_engine(front: Desk, state: Any) -> None:
+    front.front.life.state = state
+    app = front.app()
+    front.generate(app, "late", deadline_ms=1)
+    front.front.expiry.tick(time.monotonic() + 0.01)
+    done = app.hear()
+    assert (done["id"], done["finish_reason"], done["usage"]["completion_tokens"]) == ("late", "deadline", 0)
+    key = front.generate(app, "begun", resume={"tokens": [5], "characters": 1})
+    assert front.told[-1]["emitted"] == [5]
+    assert front.told[-1]["characters"] == 1
+    assert front.ask(app, "cancel", "begun")["finish_reason"] == "cancelled"
+    front.generate(app, "new")
+    assert front.ask(app, "cancel", "new")["code"] == "cancelled"
+    assert key not in front.front.jobs.by_key
+
+
+def test_a_new_engine_gets_the_tokens_and_the_text_that_are_out(front: Desk) -> None:
+    app = front.app()
+    key = front.generate(app, credit=1, seed=3)
+    front.tokens(key, 1, 2)
+    front.tokens(key, 3)  # waits for credit, and is as good as out
+    front.front.jobs.submit_all()
+    again = front.told[-1]
+    assert (again["emitted"], again["characters"], again["seed"]) == ([1, 2, 3], 3, 3)
+
+
+# ---- admission
+
+
+def test_a_full_queue_is_refused_with_a_hint(front: Desk) -> None:
+    app = front.app()
+    for request in "123":
+        front.generate(app, request)
+    error = front.ask(app, "generate", "4", prompt="x")
+    assert (error["code"], error["retry_after"]) == ("overloaded", UNKNOWN)
+    front.done(1)
+    assert app.hear()["type"] == "done"
+    assert front.generate(app, "4")
+
+
+def test_the_hint_is_the_pace_of_recent_ends() -> None:
+    admission, settings = Admission(), Settings.model_validate({"slots": 1, "queue": 0})
+    for moment in (0.0, 2.0, 4.0, 6.0):
+        admission.ended(moment)
+    request = Generate(id="1", prompt="x")
+
+    def refused() -> None:
+        with pytest.raises(Overloaded):
+            admission.admit(request, settings, 1)
+
+    refused()
+    assert admission.retry_after(6.5) == 2.0
+    refused()
+    assert admission.retry_after(6.5) == 4.0, "the second refused comes after the first"
+    assert admission.retry_after(16.0) == 20.0, "nothing has ended for longer than the pace"
+    assert admission.retry_after(1000.0) == LONGEST
+    admission.ended(1001.0)
+    admission.admit(request, settings, 0)

@@ -1,0 +1,120 @@
+"""The real front killed in mid-stream: both clients find the next one and go on where they were."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from draftd.ipc import AsyncClient, Client, Tokens
+from tests.daemon.conftest import Daemon, Serve
+
+PROMPT = "def add(a, b):"
+OPTIONS: dict[str, Any] = {
+    "prompt": PROMPT,
+    "max_tokens": 120,
+    "temperature": 1.0,
+    "seed": 9,
+    "ignore_eos": True,
+    "credit": 4,  # so that the daemon can't have sent it all before it dies
+}
+
+
+class Reader:
+    """Reads a stream in a thread, and stops after 20 tokens until it may go on."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.tokens: list[int] = []
+        self.text = ""
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.failed: list[BaseException] = []
+        self.thread = threading.Thread(target=self._guarded)
+        self.thread.start()
+
+    def take(self, event: object) -> None:
+        if isinstance(event, Tokens):
+            self.tokens += event.tokens
+            self.text += event.text
+        if len(self.tokens) > 20 and not self.begun.is_set():
+            self.begun.set()
+            assert self.go_on.wait(100)
+
+    def _guarded(self) -> None:
+        try:
+            self.run()
+        except BaseException as error:
+            self.failed.append(error)
+            self.begun.set()
+
+    def run(self) -> None:
+        with Client(self.address, patience=100) as client:
+            for event in client.generate(**OPTIONS):
+                self.take(event)
+
+
+class AsyncReader(Reader):
+    def run(self) -> None:
+        asyncio.run(self.read())
+
+    async def read(self) -> None:
+        async with AsyncClient(self.address, patience=100) as client:
+            async for event in client.generate(**OPTIONS):
+                self.take(event)
+
+
+def test_the_front_killed_in_mid_stream_and_started_again(serve: Serve) -> None:
+    daemon = serve("--slots", "2")
+    undisturbed = daemon.client().complete(**OPTIONS)
+    assert len(undisturbed.tokens) == OPTIONS["max_tokens"]
+    readers = [Reader(daemon.endpoint), AsyncReader(daemon.endpoint)]
+    for reader in readers:
+        assert reader.begun.wait(60)
+    daemon.process.send_signal(signal.SIGKILL)
+    daemon.process.wait(20)
+    for reader in readers:
+        assert len(reader.tokens) < OPTIONS["max_tokens"]
+        reader.go_on.set()
+    daemon.start_again()
+    for reader in readers:
+        reader.thread.join(100)
+        assert reader.failed == []
+        assert reader.tokens == undisturbed.tokens
+        assert reader.text == undisturbed.text
+
+
+def test_resuming_by_hand_and_a_deadline(shared: Daemon) -> None:
+    client = shared.client()
+    whole = client.complete(**OPTIONS)
+    events = [event for event in client.generate(**OPTIONS) if isinstance(event, Tokens)]
+    for cut in (1, len(events) // 2, len(events)):
+        had = [token for event in events[:cut] for token in event.tokens]
+        text = "".join(event.text for event in events[:cut])
+        rest = client.complete(**OPTIONS, resume={"tokens": had, "characters": len(text)})
+        assert had + rest.tokens == whole.tokens
+        assert text + rest.text == whole.text
+        assert rest.usage == whole.usage.model_copy(update={"cached_tokens": rest.usage.cached_tokens})
+    late = client.complete(**{**OPTIONS, "max_tokens": 450}, deadline_ms=1)
+    assert late.finish_reason == "deadline"
+    assert late.tokens == whole.tokens[: len(late.tokens)]
+
+
+def test_the_minimal_client(shared: Daemon) -> None:
+    reply = shared.client().complete(messages=[{"role": "user", "content": "Hi"}], max_tokens=200)
+    example = Path(__file__).parents[2] / "examples" / "minimal_client.py"
+    done = subprocess.run(
+        [sys.executable, str(example), "Hi"],
+        env={**os.environ, "DRAFTD_ENDPOINT": shared.endpoint},
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.stdout.decode() == reply.text + "\n"
+    assert (
+        done.stderr.decode().startswith(f"({reply.usage.completion_tokens} tokens, ") or b"\n(" in done.stderr
+    )
+    assert len(example.read_text().splitlines()) <= 40

@@ -1,0 +1,184 @@
+"""The engine process's side of the front's messages, turned in this process over a real socket."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+
+from draftd.daemon.drafting import Drafting
+from draftd.daemon.engine import Engine
+from draftd.daemon.loader import Loaded
+from draftd.daemon.pulse import SIZE, Pulse
+from draftd.daemon.worker import Worker
+from draftd.models.base import Rows, Span
+from tests.fakes import TableTarget
+
+VOCAB = 8
+GENERATE: dict[str, Any] = {
+    "type": "generate",
+    "key": 1,
+    "emitted": [],
+    "characters": 0,
+    "messages": None,
+    "prompt": None,
+    "tokens": [1, 2, 3],
+    "max_tokens": 100,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logit_bias": {},
+    "seed": 5,
+    "stop": [],
+    "stop_tokens": [],
+    "grammar": None,
+    "logprobs": None,
+    "ignore_eos": True,
+    "speculate": False,
+    "verify": "coupled",
+    "cache_prompt": True,
+    "priority": "interactive",
+    "client": "",
+    "cache_owner": "",
+    "scope": "",
+    "received": 0.0,
+}
+
+
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    stop_ids = frozenset[int]()
+
+    def stream(self) -> Letters:
+        return self
+
+    def push(self, token: int) -> str:
+        return chr(97 + token)
+
+    def flush(self) -> str:
+        return ""
+
+
+class Interrupted(TableTarget):
+    """Runs a function in the middle of its n-th pass, when a message of the front may well come."""
+
+    at = 0
+
+    def interrupt(self) -> None: ...
+
+    def forward(self, spans: Sequence[Span]) -> list[Rows]:
+        if self.passes + 1 == self.at:
+            self.interrupt()
+        return super().forward(spans)
+
+
+class Bench:
+    def __init__(self, directory: Path) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.front = self.context.socket(zmq.PAIR)
+        socket = self.context.socket(zmq.PAIR)
+        socket.bind("inproc://engine")
+        self.front.connect("inproc://engine")
+        self.target = Interrupted(VOCAB)
+        page = os.memfd_create("pulse")
+        os.truncate(page, SIZE)
+        self.worker = Worker(socket, Pulse(page, 60.0))
+        drafting = Drafting()
+        tokenizer: Any = Letters()
+        self.worker.loaded = Loaded(self.target, tokenizer, drafting, directory / "learnt.json", {})
+        self.worker.engine = Engine(self.target, drafting)
+        self.worker.saved = time.monotonic()
+
+    def say(self, body: dict[str, Any]) -> None:
+        self.front.send(msgpack.packb(body))
+
+    def run(self, *bodies: dict[str, Any]) -> list[dict[str, Any]]:
+        """Work until told to stop; what the engine said."""
+        for body in bodies:
+            self.say(body)
+        self.worker.run()
+        said = []
+        while self.front.poll(0):
+            said.append(msgpack.unpackb(self.front.recv()))
+        return [body for body in said if body["type"] != "learnt"]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.context.destroy(linger=0)
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "deadline"])
+def test_a_cancel_takes_effect_before_the_next_pass(bench: Bench, reason: str) -> None:
+    def cancel() -> None:
+        bench.say({"type": "cancel", "key": 1, "reason": reason})
+        bench.say({"type": "stop"})
+
+    bench.target.at, bench.target.interrupt = 5, cancel  # type: ignore[method-assign]
+    *tokens, done = bench.run(GENERATE)
+    assert bench.target.passes == 5
+    assert sum(len(body["tokens"]) for body in tokens) == 5
+    assert done["finish_reason"] == reason
+    assert done["usage"]["completion_tokens"] == 5
+    assert not bench.worker.engine.busy
+
+
+def _whole(bodies: list[dict[str, Any]]) -> tuple[list[int], str, dict[str, Any]]:
+    *tokens, done = bodies
+    ids = [token for body in tokens for token in body["tokens"]]
+    return ids, "".join(body["text"] for body in tokens), done
+
+
+class Ending(Bench):
+    """Stops once the request it was given has ended."""
+
+    def ask(self, **fields: Any) -> tuple[list[int], str, dict[str, Any]]:
+        end, finish = {"type": "stop"}, self.worker.finish
+
+        def last(job: Any, reason: str) -> None:
+            finish(job, reason)
+            self.say(end)
+
+        self.worker.finish = last  # type: ignore[method-assign]
+        answer = _whole(self.run({**GENERATE, **fields}))
+        self.worker.finish = finish  # type: ignore[method-assign]
+        return answer
+
+
+@pytest.fixture
+def ending(tmp_path: Path) -> Iterator[Ending]:
+    made = Ending(tmp_path)
+    yield made
+    made.context.destroy(linger=0)
+
+
+@pytest.mark.parametrize("stop", [[], ["zz"], ["ab"], ["fc"]])
+def test_a_request_resumed_at_any_token_ends_as_it_would_have(ending: Ending, stop: list[str]) -> None:
+    tokens, text, done = ending.ask(max_tokens=20, stop=stop)
+    for cut in range(len(tokens) + 1):
+        known = "".join(chr(97 + token) for token in tokens[:cut])[: len(text)]
+        rest, more, end = ending.ask(max_tokens=20, stop=stop, emitted=tokens[:cut], characters=len(known))
+        assert tokens[:cut] + rest == tokens
+        assert known + more == text
+        assert (end["finish_reason"], end["usage"]["completion_tokens"]) == (
+            done["finish_reason"],
+            len(tokens),
+        )
+
+
+def test_a_resumed_token_outside_the_vocabulary_is_refused(bench: Bench) -> None:
+    (error,) = bench.run({**GENERATE, "emitted": [VOCAB]}, {"type": "stop"})
+    assert error["code"] == "invalid_request"
