@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from draftd.ipc import AsyncClient, Client, Done, Reply, Tokens, link, messages
+from draftd.ipc import AsyncClient, Client, Done, Reply, Tokens, link, messages, progress
 from draftd.ipc.errors import (
     Cancelled,
     ContextOverflow,
@@ -24,6 +24,7 @@ from draftd.ipc.errors import (
     InvalidEndpoint,
     InvalidRequest,
     MalformedFrame,
+    Overloaded,
     Unreachable,
     UnsupportedVersion,
 )
@@ -418,6 +419,112 @@ def test_a_wrong_endpoint_is_refused_before_connecting() -> None:
             kind("tcp://127.0.0.1:0")
         with pytest.raises(InvalidEndpoint, match="tcp needs keys"):
             kind("tcp://127.0.0.1:5555")
+
+
+# ---- credit, leases, resuming
+
+
+def test_credit_is_given_as_the_app_reads(daemon: ScriptedDaemon, connect: Connect) -> None:
+    asked: list[Generate] = []
+    given: list[int] = []
+
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if isinstance(message, Generate):
+            asked.append(message)
+        if isinstance(message, messages.Credit):
+            given.append(message.credit)
+        if isinstance(message, Generate | messages.Credit):
+            credit = message.credit or 0
+            for index in range(credit):
+                say(scripted.tokens(asked[0].id, "x", [index], [False], [1]))
+            if len(given) == 5:
+                say(scripted.done(asked[0].id))
+        else:
+            scripted.answer(message, say)
+
+    daemon.script = script
+    reply = connect(daemon.endpoint).complete(prompt="Hi", credit=4)
+    assert given[:5] == [2, 2, 2, 2, 2]
+    assert len(reply.tokens) == 4 + 2 * 5
+
+
+def test_the_usual_credit_and_none(daemon: ScriptedDaemon, connect: Connect) -> None:
+    client = connect(daemon.endpoint)
+    client.complete(prompt="Hi")
+    assert daemon.wait_for(Generate).credit == progress.CREDIT
+    client.complete(prompt="Hi", credit=None)
+    assert daemon.wait_for(Generate).credit is None
+
+
+def test_the_lease_is_renewed_while_the_app_computes(
+    daemon: ScriptedDaemon, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "PING_EVERY", 0.02)
+    daemon.script = _first_tokens_only
+    stream = connect(daemon.endpoint).generate(prompt="Hi")
+    next(stream)
+    assert daemon.wait_for(Hello).lease_ms == link.LEASE_MS
+    for _ in range(3):  # this thread reads nothing, and turns no loop
+        daemon.wait_for(messages.Ping)
+    stream.close()
+
+
+@pytest.mark.parametrize("end", ["the daemon goes", "the lease expires"])
+def test_a_stream_goes_on_where_it_was(tmp_path: Path, connect: Connect, end: str) -> None:
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if isinstance(message, Generate) and message.resume is None:
+            say(messages.Accepted(id=message.id, seed=77))
+            say(scripted.tokens(message.id, "Hél", [1, 2], [False, True], [1, 2]))
+            if end == "the lease expires":
+                say(messages.Error(id=message.id, code="lease_expired", message="silent"))
+        elif isinstance(message, Generate):
+            say(messages.Accepted(id=message.id, seed=77))
+            say(scripted.tokens(message.id, "lo", [3], [False], [2]))
+            say(scripted.done(message.id))
+        else:
+            scripted.answer(message, say)
+
+    with ScriptedDaemon(tmp_path / "d.sock", script) as first:
+        client = connect(first.endpoint)
+        stream = client.generate(prompt="Hi", temperature=0.5, deadline_ms=60_000)
+        events = [next(stream)]
+        if end == "the daemon goes":
+            first.stop()
+        second = ScriptedDaemon(tmp_path / "d.sock", script) if end == "the daemon goes" else first
+        with second:
+            events += stream
+            sent = second.wait_for(Generate)
+            while sent.resume is None:
+                sent = second.wait_for(Generate)
+    assert "".join(event.text for event in events if isinstance(event, Tokens)) == "Héllo"
+    assert isinstance(events[-1], Done)
+    assert (sent.seed, sent.prompt, sent.temperature) == (77, "Hi", 0.5)
+    assert sent.resume == messages.Resume(tokens=[1, 2], characters=3)
+    assert 0 < sent.deadline_ms <= 60_000
+
+
+def test_a_daemon_that_never_comes_back_ends_the_stream_after_a_while(
+    daemon: ScriptedDaemon, connect: Connect
+) -> None:
+    daemon.script = _first_tokens_only
+    stream = connect(daemon.endpoint, patience=0.3).generate(prompt="Hi")
+    next(stream)
+    daemon.stop()
+    with pytest.raises(Unreachable, match="went away"):
+        next(stream)
+
+
+def test_the_hint_of_a_full_queue_reaches_the_app(daemon: ScriptedDaemon, connect: Connect) -> None:
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if isinstance(message, Generate):
+            say(messages.Error(id=message.id, code="overloaded", message="full", retry_after=2.5))
+        else:
+            scripted.answer(message, say)
+
+    daemon.script = script
+    with pytest.raises(Overloaded) as caught:
+        connect(daemon.endpoint).complete(prompt="Hi")
+    assert caught.value.retry_after == 2.5
 
 
 # ---- Client alone: threads and signals
