@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -183,6 +184,8 @@ def pair(settings: Settings) -> Iterator[Check]:
         return
     for model in chosen.models:
         yield _file(model, chosen, settings)
+    if len(chosen.models) > 1 and all(is_here(model, settings.cache_dir) for model in chosen.models):
+        yield tokenizers(chosen, settings)
     yield _memory(chosen, settings)
     yield _disk(chosen, settings)
 
@@ -196,6 +199,18 @@ def _file(model: Model, chosen: Pair, settings: Settings) -> Check:
         return Check(name, "FAIL", f"{path} is not the catalog's file", pull)
     known = "SHA-256 as in the catalog" if model.sha256 else "no SHA-256 to compare with"
     return Check(name, "ok", f"{_size(_bytes(path))}, {known}")
+
+
+def tokenizers(chosen: Pair, settings: Settings) -> Check:
+    """How the draft's tokens reach the target."""
+    assert chosen.draft is not None
+    paths = [str(cached_path(model, settings.cache_dir)) for model in (chosen.draft, chosen.target)]
+    found = json.loads(_output(sys.executable, "-m", "draftd.daemon.compare", *paths) or "{}")
+    if "sentence" in found:
+        return Check("tokenizers", "ok", found["sentence"])
+    return Check(
+        "tokenizers", "warn", found.get("wrong", "they can't be compared"), "the target will run alone"
+    )
 
 
 def _memory(chosen: Pair, settings: Settings) -> Check:

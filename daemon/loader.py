@@ -14,9 +14,9 @@ from draftd.daemon.backend import choose_backend
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.settings import Settings
 from draftd.daemon.sources import make_drafting
-from draftd.daemon.tuned import draft_file
+from draftd.daemon.tuned import draft_file, sample_text
 from draftd.drafts.base import Draft
-from draftd.ipc.errors import ModelNotFound, UnsupportedModel
+from draftd.ipc.errors import IncompatiblePair, ModelNotFound, UnsupportedModel
 from draftd.models.base import Target, Tokenizer
 from draftd.models.catalog import Model, load_catalog
 from draftd.models.fetch import Progress, cached_path, ensure, is_here
@@ -71,12 +71,13 @@ def load(settings: Settings, report: Report) -> Loaded:
         info["draft_refused"] = "speculate = false"
     else:
         file, name = found
-        draft, refused = load_draft(file, tokenizer, target, settings, threads, part(report, 0.8, 1.0))
-        if draft is None:
-            info["draft_refused"] = refused
-            log.warning("the target runs alone: %s", refused)
-        else:
+        try:
+            given = (tokenizer, target, settings, threads)
+            draft, info["tokenizers"] = load_draft(file, *given, part(report, 0.8, 1.0))
             info["draft"] = name
+        except IncompatiblePair as error:
+            info["draft_refused"] = error.message
+            log.warning("the target runs alone: %s", error.message)
     drafting, path = make_drafting(draft, tokenizer, target, settings, info)
     return Loaded(target, tokenizer, drafting, path, info)
 
@@ -127,18 +128,26 @@ def load_llama_cpp(
 
 def load_draft(
     path: Path, tokenizer: Tokenizer, target: Target, settings: Settings, threads: int, report: Report
-) -> tuple[Draft | None, str]:
-    """The draft, or None and the reason why it can't draft for this target."""
+) -> tuple[Draft, str]:
+    """The draft, and how its tokens reach the target; IncompatiblePair if they can't."""
+    from draftd.drafts.by_text import TextDraft
+    from draftd.drafts.by_tokens import TokenDraft
     from draftd.drafts.llama_cpp import LlamaDraft
     from draftd.models.gguf_tokenizer import GGUFTokenizer
     from draftd.models.pair import check_pair
 
     opened = open_gguf(path, settings, threads, lambda fraction: report(fraction, "loading the draft"))
-    verdict = check_pair(GGUFTokenizer(path), tokenizer, opened.vocab, target.vocab)
-    if not verdict.ok:
+    try:
+        verdict = check_pair(GGUFTokenizer(path), tokenizer, opened.vocab, target.vocab, sample_text())
+    except IncompatiblePair:
         opened.close()
-        return None, verdict.sentence
-    return LlamaDraft(opened, verdict.shared), ""
+        raise
+    if verdict.translation is None:
+        return LlamaDraft(opened, verdict.shared), verdict.sentence
+    log.info("%s: %s", path.name, verdict.sentence)
+    kind = TokenDraft if verdict.by == "tokens" else TextDraft
+    draft: Draft = kind(LlamaDraft(opened), verdict.translation)
+    return draft, verdict.sentence
 
 
 def gguf_path(model: Model, settings: Settings) -> Path:

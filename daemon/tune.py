@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,16 @@ from numpy.typing import NDArray
 from draftd.daemon import loader, machine, tuned
 from draftd.daemon.backend import choose_backend, pass_seconds
 from draftd.daemon.settings import Settings
-from draftd.daemon.tune_figures import best_length, choose, first_choices, survival, token_seconds
+from draftd.daemon.tune_figures import agreement, best_length, choose, first_choices, survival, token_seconds
 from draftd.daemon.tuned import SHIPPED, Figure, Record
-from draftd.ipc.errors import IncompatiblePair, InvalidRequest, ModelNotFound
+from draftd.ipc.errors import InvalidRequest, ModelNotFound
 from draftd.models.base import Target, Tokenizer
 from draftd.models.catalog import Model, Pair
 from draftd.models.digest import digest
 from draftd.models.fetch import cached_path, exclusive, is_here
 from draftd.models.gguf_tensors import read_tensors
 from draftd.models.gguf_tokenizer import GGUFTokenizer
-from draftd.models.pair import check_pair
+from draftd.models.pair import PairReport, check_pair
 from draftd.models.quantize import RECIPES, Recipe, check_room, expected_bytes, quantize, unfit
 
 Say = Callable[[str], None]  # a line about what is being done
@@ -57,11 +56,6 @@ class Outcome:
     figures: list[Figure]
     record: Record | None
     skipped: list[str]
-
-
-def shipped_text() -> str:
-    """The calibration text that comes with draftd: prose, code, a table, a question and its answer."""
-    return resources.files("draftd.daemon").joinpath("tuning_text.md").read_text("utf-8")
 
 
 def tune(pair: Pair, settings: Settings, text: str, quick: bool, say: Say) -> Outcome:
@@ -100,6 +94,8 @@ def tune(pair: Pair, settings: Settings, text: str, quick: bool, say: Say) -> Ou
                 undo(pair, settings)
             else:
                 record = _install(pair, settings, backend, candidates[chosen], figures, chosen)
+                if (now := _backend(pair, settings, threads, say)) != backend:
+                    say(f"with this draft {now} is expected to be faster than {backend}: it runs the target")
         finally:
             shutil.rmtree(workdir, ignore_errors=True)
     return Outcome(figures, record, skipped + crowded)
@@ -223,21 +219,17 @@ def _measure(
     opened: list[Any] = []
     try:
         agreements = []
-        shared: dict[str, int] = {}
+        reports: dict[str, PairReport] = {}
         for candidate in candidates:
             say(f"reading with {candidate.source.name} {candidate.types}")
             model = loader.open_gguf(candidate.path, settings, threads, lambda fraction: None)
             opened.append(model)
             name = candidate.source.name
-            if name not in shared:
-                report = check_pair(
-                    GGUFTokenizer(candidate.path), reference.tokenizer, model.vocab, reference.target.vocab
-                )
-                if not report.ok:
-                    raise IncompatiblePair(f"{name} cannot draft for this target: {report.sentence}")
-                shared[name] = report.shared
-            choices = first_choices(model, reference.tokens, shared[name])
-            agreements.append(choices == reference.choices)
+            if name not in reports:
+                tokenizers = GGUFTokenizer(candidate.path), reference.tokenizer
+                widths = model.vocab, reference.target.vocab
+                reports[name] = check_pair(*tokenizers, *widths, tuned.sample_text())
+            agreements.append(agreement(model, reference.tokens, reference.choices, reports[name]))
         say("timing the drafts and the target by turns")
         now, *seconds = token_seconds([reference.target, *opened], reference.tokens, rounds)
     finally:

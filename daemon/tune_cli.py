@@ -53,10 +53,9 @@ def tune(
         raise InvalidConfig(
             f"{', '.join(missing)} is not installed: `pip install 'draftd[engine]'` brings it"
         )
-    from draftd.daemon.tune import shipped_text
     from draftd.daemon.tune import tune as measure
 
-    body = shipped_text() if text is None else _read(text)
+    body = tuned.sample_text() if text is None else _read(text)
     with _saying() as say:
         outcome = measure(chosen, settings, body, quick, say)
     show(outcome, Console(markup=False, highlight=False))
@@ -70,13 +69,12 @@ def tune_after_pull(pair: Pair, settings: Settings, console: Console) -> None:
         console.print("the draft is not tuned to this machine: the [engine] extra is not installed here")
         return
     if (record := tuned.find(pair, settings)) is None:
-        from draftd.daemon.tune import shipped_text
         from draftd.daemon.tune import tune as measure
 
         console.print("tuning the draft to this machine: once, up to a minute (--no-tune leaves this out)")
         try:
             with _saying() as say:
-                outcome = measure(pair, settings, shipped_text(), True, say)
+                outcome = measure(pair, settings, tuned.sample_text(), True, say)
         except DraftdError as error:
             console.print(f"the draft is not tuned: {error.message}")
             return

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from draftd.daemon.tuned import Figure
 from draftd.models.base import Span, Target
+from draftd.models.pair import By, PairReport
+from draftd.models.translation import Translation
 
 LONGEST = 16  # drafted tokens a round
 MARGIN = 1.03  # a tuned file must be this much faster than the draft as it came: it takes disk
@@ -20,13 +22,48 @@ WARM = 32  # tokens before those that are timed
 
 def first_choices(model: Target, tokens: Sequence[int], shared: int) -> NDArray[np.int64]:
     """The likeliest next token behind each token of a text, among the first `shared` ids."""  # [tokens]
-    found = []
+    return np.concatenate([rows[:, :shared].argmax(axis=1) for rows in _rows(model, tokens)])
+
+
+def agreement(
+    draft: Target, tokens: Sequence[int], choices: NDArray[np.int64], report: PairReport
+) -> NDArray[np.bool_]:
+    """Where the draft's first choice behind each token of a text is the target's.
+
+    Shorter than the text where a draft with another tokenizer needs more tokens for it than fit. A draft by
+    text agrees where its token is the beginning of the target's, or the other way round.
+    """  # [tokens]
+    translation = report.translation
+    if translation is None:
+        agreed: NDArray[np.bool_] = first_choices(draft, tokens, report.shared) == choices
+        return agreed
+    ids, lengths = translation.draft_ids(tokens), translation.lengths(tokens)
+    ends = np.cumsum(lengths) + len(ids) - sum(lengths) - 1  # where the draft has read each token
+    rows = (row for part in _rows(draft, ids[: draft.context]) for row in part)
+    found, row, position = [], None, -1
+    for end, choice in zip(ends, choices, strict=True):
+        while position < end and (row := next(rows, None)) is not None:
+            position += 1
+        if row is None:
+            break
+        found.append(_agrees(row, int(choice), report.by, translation))
+    return np.array(found, np.bool_)
+
+
+def _rows(model: Target, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+    """The rows behind each token of a text, a piece of it at a time."""  # [part, vocab]
     model.truncate(0, 0)
     for start in range(0, len(tokens), CHUNK):
         part = tokens[start : start + CHUNK]
-        rows = model.forward([Span(0, start, part, len(part))])[0]  # [part, vocab]
-        found.append(rows[:, :shared].argmax(axis=1))
-    return np.concatenate(found)
+        yield model.forward([Span(0, start, part, len(part))])[0]
+
+
+def _agrees(row: NDArray[np.float32], choice: int, by: By, translation: Translation) -> bool:
+    """Whether a row of the draft's chooses as the target did."""
+    if by == "tokens":
+        return int(translation.row(row).argmax()) == choice
+    ours, theirs = translation.draft.text(int(row.argmax())), translation.target.text(choice)
+    return bool(ours and theirs) and (ours.startswith(theirs) or theirs.startswith(ours))
 
 
 def token_seconds(models: Sequence[Target], tokens: Sequence[int], rounds: int) -> list[float]:

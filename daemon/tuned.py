@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -53,6 +54,11 @@ class Record(_Kept):
     @property
     def figure(self) -> Figure:
         return self.figures[self.chosen]
+
+
+def sample_text() -> str:
+    """The calibration text that comes with draftd: prose, code, a table, a question and its answer."""
+    return resources.files("draftd.daemon").joinpath("tuning_text.md").read_text("utf-8")
 
 
 def draft_file(pair: Pair, settings: Settings) -> tuple[Path, str] | None:

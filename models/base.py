@@ -84,6 +84,10 @@ class Tokenizer(Protocol):
         """A conversation's ids through the model's chat template, ending where the answer begins."""
         ...
 
+    def plain(self, text: str) -> list[int]:
+        """A text's ids and nothing else: no leading tokens, and none for what looks like a control token."""
+        ...
+
     def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes a token adds to the text; none for control tokens."""
         ...

@@ -69,6 +69,10 @@ class GGUFTokenizer:
         text: bytes = llama_cpp.llama_vocab_get_text(self._vocab, token)
         return text.decode("utf-8", "replace")
 
+    def plain(self, text: str) -> list[int]:
+        """A text's ids and nothing else: no leading tokens, and none for what looks like a control token."""
+        return self._native_tokenize(text, add_special=False, parse_special=False)
+
     def stream(self) -> GGUFTextStream:
         """A fresh decoder for one answer."""
         return GGUFTextStream(self)

@@ -77,6 +77,14 @@ class HfTokenizer:
         """The text of many tokens at once, special tokens left out."""
         return str(self._backend.decode(list(tokens), skip_special_tokens=True))
 
+    def plain(self, text: str) -> list[int]:
+        """A text's ids and nothing else: no leading tokens, and none for what looks like a control token."""
+        self._backend.encode_special_tokens = True
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        finally:
+            self._backend.encode_special_tokens = False
+
     def piece(self, token: int) -> str:
         """The token's raw vocabulary entry, as the tokenizer file spells it; empty where there is none."""
         return self._backend.id_to_token(token) or ""

@@ -1,47 +1,59 @@
-"""Whether a draft's token ids mean the same to the target."""
+"""How a draft's tokens reach a target: the same ids, shared tokens of another tokenizer, or text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from draftd.ipc.errors import IncompatiblePair
 from draftd.models.base import Tokenizer
+from draftd.models.spelling import Spelling
+from draftd.models.translation import Translation
+
+By = Literal["ids", "tokens", "text"]
+
+ENOUGH = 0.95  # of a text's tokens must be shared to draft by them; docs/drafts.md has the measurement
 
 
 @dataclass(frozen=True, slots=True)
 class PairReport:
-    """Whether the draft may propose to this target; `sentence` says why not."""
+    """How the draft proposes to this target; `sentence` says it to people."""
 
-    ok: bool
-    shared: int  # ids below this mean the same to both; a draft must propose none beyond
-    sentence: str = ""  # the first difference that matters, and what to do
+    by: By
+    shared: int  # by ids: those below this mean the same to both, and a draft must propose none beyond
+    sentence: str
     notes: tuple[str, ...] = ()  # differences that do no harm
+    translation: Translation | None = None  # between different tokenizers
 
 
-def check_pair(draft: Tokenizer, target: Tokenizer, draft_vocab: int, target_vocab: int) -> PairReport:
+def check_pair(
+    draft: Tokenizer, target: Tokenizer, draft_vocab: int, target_vocab: int, sample: str
+) -> PairReport:
     """Compare two tokenizers id by id; `*_vocab` are the widths of the models' rows, padding included.
 
-    Paddings may differ: a pair fits when all ids that both tokenizers name are the same tokens.
+    Paddings may differ: ids are the same when all that both tokenizers name are the same tokens, and the
+    target's stops are among them. If they are not, `sample` is a text that shows how many tokens are shared.
+    Raises IncompatiblePair when the draft's tokenizer has no tokens for ordinary text.
     """
     shared = min(draft.size, target.size, draft_vocab, target_vocab)
     ours = [draft.piece(token) for token in range(shared)]
     theirs = [target.piece(token) for token in range(shared)]
-    if ours != theirs:
-        token = next(index for index in range(shared) if ours[index] != theirs[index])
-        same = shared - sum(a != b for a, b in zip(ours, theirs, strict=True))
-        return PairReport(
-            False,
-            0,
-            f"token id {token} is {ours[token]!r} in the draft, {theirs[token]!r} in the target "
-            f"({same} of {shared} ids agree): choose a draft of the target's own family",
+    if ours == theirs and all(stop < shared for stop in target.stop_ids):
+        notes = _notes(draft, target, draft_vocab, target_vocab)
+        return PairReport("ids", shared, "the same tokenizer", notes)
+    words = Spelling(draft)
+    if words.join(words.spell(sample.encode())) != sample.encode():
+        raise IncompatiblePair(
+            "the draft's tokenizer can't spell an ordinary text: choose one that keeps all of a text"
         )
-    if missing := sorted(stop for stop in target.stop_ids if stop >= shared):
-        return PairReport(
-            False,
-            0,
-            f"the target stops at token id {missing[0]} ({target.piece(missing[0])!r}), "
-            "which the draft does not have: choose a draft of the target's own family",
-        )
-    return PairReport(True, shared, notes=_notes(draft, target, draft_vocab, target_vocab))
+    translation = Translation(words, Spelling(target), draft_vocab, target_vocab)
+    share = translation.share(sample)
+    by: By = "tokens" if share >= ENOUGH else "text"
+    how = "shared tokens" if by == "tokens" else "text"
+    sentence = (
+        f"different tokenizers: drafting by {how} ({100 * share:.0f} % of a sample text's tokens are shared)"
+    )
+    return PairReport(by, 0, sentence, translation=translation)
 
 
 def _notes(draft: Tokenizer, target: Tokenizer, draft_vocab: int, target_vocab: int) -> tuple[str, ...]:

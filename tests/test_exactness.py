@@ -11,17 +11,25 @@ from draftd.daemon.control import Mode
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
 from draftd.daemon.request import Request
+from draftd.drafts.by_text import TextDraft
+from draftd.drafts.by_tokens import TokenDraft
 from draftd.drafts.llama_cpp import LlamaDraft
 from draftd.drafts.suffix import SuffixDraft
 from draftd.models.base import Target
+from draftd.models.gguf_tokenizer import GGUFTokenizer
 from draftd.models.llama_cpp import LlamaTarget
+from draftd.models.processors import Penalties, Processors
 from draftd.models.sampling import Sampling
+from draftd.models.spelling import Spelling
 from draftd.models.transformers import TransformersTarget
-from tests.tiny import write_tiny
+from draftd.models.translation import Translation
+from tests.tiny import retokenize, write_tiny
 from tests.tiny_gguf import write_gguf
 
 PROMPT = list(b"The quick brown fox")
 COUNT = 24
+PADDING = tuple((token, -100.0) for token in range(259, 272))  # ids without text: no tokenizer shares them
+MERGES = (("t", "h"), ("th", "e"), ("Ġ", "b"), ("q", "u"))
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +37,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("exact")
     write_gguf(write_tiny(root / "target"), root / "same.gguf")
     write_gguf(write_tiny(root / "noisy", noise=0.15), root / "noisy.gguf")
+    write_gguf(retokenize(root / "target", root / "shuffled"), root / "shuffled.gguf")
+    write_gguf(retokenize(root / "noisy", root / "merged", MERGES), root / "merged.gguf")
     return root
 
 
@@ -46,6 +56,14 @@ def target(request: pytest.FixtureRequest, files: Path) -> Iterator[Target]:
 
 def open_draft(path: Path) -> LlamaDraft:
     return LlamaDraft(LlamaTarget.load(path, slots=4, context=128, threads=1))
+
+
+def open_foreign(path: Path, target: Target, files: Path, by: str) -> TokenDraft | TextDraft:
+    """A draft whose tokenizer is not the target's."""
+    ours, theirs = (Spelling(GGUFTokenizer(file)) for file in (path, files / "same.gguf"))
+    translation = Translation(ours, theirs, target.vocab, target.vocab)
+    kind = TokenDraft if by == "tokens" else TextDraft
+    return kind(open_draft(path), translation)
 
 
 def make(key: int, sampling: Sampling, mode: Mode, prompt: list[int] = PROMPT) -> Request:
@@ -124,3 +142,44 @@ def test_a_draft_with_the_targets_own_weights_is_always_accepted(
     run(Engine(target, Drafting(draft)), [one])
     draft.close()
     assert one.tally.accepted == one.tally.drafted > 0
+
+
+@pytest.mark.parametrize("by", ["tokens", "text"])
+@pytest.mark.parametrize(
+    "chain", [Sampling(0.0), Sampling(0.7), Sampling(1.5, top_k=40, top_p=0.95)], ids=str
+)
+def test_a_draft_with_another_tokenizer_changes_no_token(
+    target: Target, files: Path, chain: Sampling, by: str
+) -> None:
+    drafts = [open_foreign(files / f"{name}.gguf", target, files, by) for name in ("shuffled", "merged")]
+    accepted = drafted = 0
+    for draft in drafts:
+        engine = Engine(target, Drafting(draft, SuffixDraft()))
+        for seed in range(6):
+            sampling = Sampling(chain.temperature, chain.top_k, chain.top_p, seed=seed)
+            alone = run(engine, [make(0, sampling, "off")])
+            modes: tuple[Mode, ...] = (("model", 1), ("model", 6), ("chain", 6), "auto")
+            for mode in modes:
+                helped = make(1, sampling, mode)
+                assert run(engine, [helped]) == alone
+                accepted += helped.tally.accepted
+                drafted += helped.tally.drafted
+        draft.close()
+    assert 0 < accepted < drafted
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_targets_own_weights_under_other_ids_are_always_accepted(
+    target: Target, files: Path, temperature: float
+) -> None:
+    """The noise goes by the target's ids, or another token would win now and then."""
+    draft = open_foreign(files / "shuffled.gguf", target, files, "tokens")
+    drafted = 0
+    for seed in range(4):
+        one = make(0, Sampling(temperature, seed=seed), ("model", 5))
+        one.processors = Processors(Penalties(bias=PADDING), PROMPT)
+        run(Engine(target, Drafting(draft)), [one])
+        drafted += one.tally.drafted
+        assert one.tally.accepted == one.tally.drafted
+    draft.close()
+    assert drafted > 20

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -83,6 +87,33 @@ def write_tokenizer(path: Path) -> Path:
         chat_template=CHAT_TEMPLATE,
     )
     fast.save_pretrained(path)
+    return path
+
+
+def retokenize(source: Path, path: Path, merges: Sequence[tuple[str, str]] = (), seed: int = 1) -> Path:
+    """The model in `source`, a qwen2, under another tokenizer: its ids shuffled, and tokens of merges."""
+    shutil.copytree(source, path)
+    order = torch.randperm(IM_END + 1, generator=torch.Generator().manual_seed(seed))
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    specials = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    vocab = {piece: int(order[id_]) for piece, id_ in (tokenizer["model"]["vocab"] | specials).items()}
+    vocab |= {"".join(pair): IM_END + 1 + index for index, pair in enumerate(merges)}
+    tokenizer["model"] |= {"vocab": vocab, "merges": [list(pair) for pair in merges]}
+    for token in tokenizer["added_tokens"]:
+        token["id"] = vocab[token["content"]]
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    tensors = load_file(path / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name][order] = tensors[name][: len(order)].clone()
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    for file in (path / "config.json", path / "generation_config.json"):
+        settings = json.loads(file.read_text())
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if isinstance(ids := settings.get(key), list):
+                settings[key] = [int(order[id_]) for id_ in ids]
+            elif ids is not None:
+                settings[key] = int(order[ids])
+        file.write_text(json.dumps(settings))
     return path
 
 

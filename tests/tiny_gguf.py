@@ -80,7 +80,8 @@ def _add_tokenizer(writer: GGUFWriter, model_dir: Path, config: dict[str, Any]) 
     writer.add_tokenizer_pre("qwen2")  # without merges no split of the text changes its tokens
     writer.add_token_list(texts)
     writer.add_token_types(types)
-    writer.add_token_merges([f"{texts[-3]} {texts[-2]}"])
+    merges = [" ".join(pair) for pair in tokenizer["model"]["merges"]]
+    writer.add_token_merges(merges or [f"{texts[-3]} {texts[-2]}"])
     writer.add_eos_token_id(specials[settings["eos_token"]])
     writer.add_pad_token_id(specials[settings["pad_token"]])
     writer.add_add_bos_token(False)

@@ -13,7 +13,9 @@ from draftd.daemon import checks, doctor, machine, memory
 from draftd.daemon.settings import Settings, load
 from draftd.ipc.errors import CorruptModel
 from draftd.models import probe
-from draftd.models.catalog import load_catalog
+from draftd.models.catalog import Model, Pair, load_catalog
+from tests.tiny import retokenize, write_tiny
+from tests.tiny_gguf import write_gguf
 
 
 @pytest.fixture(autouse=True)
@@ -252,3 +254,22 @@ def test_a_full_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = next(check for check in checks.pair(load()) if check.name == "disk")
     assert disk.state == "FAIL"
     assert "50 MB free" in disk.found
+
+
+def test_how_the_drafts_tokens_reach_the_target(home: Path) -> None:
+    plain = write_tiny(home / "plain")
+    same = write_gguf(plain, home / "same.gguf")
+    other = write_gguf(retokenize(plain, home / "other"), home / "other.gguf")
+    for draft, target, words in (
+        (other, same, "different tokenizers: drafting by shared tokens (100 %"),
+        (other, plain, "different tokenizers: drafting by shared tokens (100 %"),
+        (same, plain, "the same tokenizer"),
+    ):
+        pair = Pair("p", Model(name="d", path=draft), Model(name="t", path=target), "auto", "")
+        found = checks.tokenizers(pair, load())
+        assert found.state == "ok"
+        assert found.found.startswith(words)
+    broken = Pair("p", Model(name="d", path=home / "none.gguf"), Model(name="t", path=same), "auto", "")
+    found = checks.tokenizers(broken, load())
+    assert found.state == "warn"
+    assert "none.gguf" in found.found

@@ -21,15 +21,20 @@ from draftd.daemon import settings as configuration
 from draftd.daemon.models_cli import models_app
 from draftd.daemon.settings import Settings
 from draftd.daemon.tuned import SHIPPED, Figure
-from draftd.ipc.errors import DiskFull, IncompatiblePair, InvalidRequest, ModelNotFound
+from draftd.ipc.errors import DiskFull, InvalidRequest, ModelNotFound
 from draftd.models.base import Rows, Span
 from draftd.models.catalog import Pair, load_catalog
+from draftd.models.gguf_tokenizer import GGUFTokenizer
 from draftd.models.llama_cpp import LlamaTarget
+from draftd.models.pair import By, PairReport
+from draftd.models.spelling import Spelling
+from draftd.models.translation import Translation
 from tests.fakes import TableTarget
-from tests.tiny import write_tiny
+from tests.tiny import retokenize
 from tests.tiny_gguf import write_gguf
 
 TEXT = "def add(one, two):\n    return one + two\n\nThe sum of two numbers is a number.\n" * 3
+MERGES = (("t", "h"), ("Ġ", "a"), ("Ġ", "t"), ("Ġ", "o"), ("r", "e"), ("n", "u"))
 WIDTHS = {1: 0.1, 2: 0.1, 5: 0.1, 17: 0.1}  # a memory-bound target: checking is free
 
 
@@ -337,19 +342,34 @@ def test_a_text_that_is_too_short_and_one_that_is_not_there(tiny: tuple[Pair, Se
     assert names(settings) == []
 
 
-def test_a_draft_of_another_family_is_refused_with_the_reason(
-    tiny: tuple[Pair, Settings], tiny_files: Path, tmp_path: Path
+@pytest.mark.parametrize("merges", [(), MERGES])
+def test_a_draft_with_another_tokenizer_is_measured_too(
+    tiny: tuple[Pair, Settings], tiny_files: Path, tmp_path: Path, merges: Sequence[tuple[str, str]]
 ) -> None:
+    """The target's own weights: all agree, but where a shared token is not what the draft has learnt."""
     pair, settings = tiny
-    directory = write_tiny(tmp_path / "other")
-    tokenizer = json.loads((directory / "tokenizer.json").read_text())
-    vocab = tokenizer["model"]["vocab"]
-    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
-    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
-    write_gguf(directory, record_source(pair))
-    with pytest.raises(IncompatiblePair, match="small cannot draft for this target: token id"):
-        tune.tune(pair, settings, TEXT, True, lambda line: None)
-    assert names(settings) == []
+    write_gguf(retokenize(tiny_files / "target", tmp_path / "other", merges), record_source(pair))
+    shipped = tune.tune(pair, settings, TEXT, True, lambda line: None).figures[0]
+    assert shipped.acceptance > 0.95
+
+
+def test_agreement_by_text_is_one_text_beginning_the_other(tiny_files: Path, tmp_path: Path) -> None:
+    same = write_gguf(tiny_files / "target", tmp_path / "same.gguf")
+    words = [Spelling(GGUFTokenizer(same)) for _ in range(2)]
+    translation = Translation(words[0], words[1], 272, 272)
+    model = LlamaTarget.load(same, slots=1, context=64, threads=1)
+    tokens = list(TEXT.encode()[:100])
+    choices = tune_figures.first_choices(model, tokens[:64], 259)
+    choices = np.concatenate([choices, choices[:36]])
+    text = tune_figures.first_choices(model, tokens[:64], 272) < 256  # others have no text to compare
+    ways: tuple[By, ...] = ("tokens", "text")
+    for by in ways:
+        report = PairReport(by, 0, "", translation=translation)
+        agreed = tune_figures.agreement(model, tokens, choices, report)
+        assert len(agreed) == 64, "as many as fit the draft"
+        assert agreed[text].all()
+        assert not tune_figures.agreement(model, tokens, (choices + 1) % 256, report).any()
+    model.close()
 
 
 def test_what_is_not_on_this_machine_cannot_be_tuned(tiny: tuple[Pair, Settings]) -> None:
@@ -374,6 +394,28 @@ def test_the_target_drafts_for_itself_where_it_runs_wider(
     candidates, skipped = tune.plan(twice, settings, "transformers", False, tmp_path)
     assert len(candidates) == 5
     assert "made from the target's file already" in skipped[0]
+
+
+def test_a_self_draft_that_wins_is_installed(
+    tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, settings = tiny
+    settings = settings.model_copy(update={"backend": "transformers", "dtype": "float32"})
+
+    def choose(figures: list[Figure], shipped: int | None) -> int:
+        return next(
+            index for index, each in enumerate(figures) if (each.source, each.types) == ("big", "Q4_0")
+        )
+
+    monkeypatch.setattr(tune, "choose", choose)
+    outcome = tune.tune(pair, settings, TEXT, False, lambda line: None)
+    assert [each.types for each in outcome.figures if each.source == "big"] == [SHIPPED, "Q4_0", "Q4_0+Q8_0"]
+    loaded = loader.load(settings, lambda fraction, stage: None)
+    assert loaded.info["draft"] == "big (tuned: Q4_0)"
+    assert loaded.info["tokenizers"] == "the same tokenizer"
+    assert loaded.drafting.model is not None
+    loaded.drafting.model.close()
+    loaded.target.close()
 
 
 def test_a_pair_without_a_draft_installs_nothing_where_nothing_pays(tiny: tuple[Pair, Settings]) -> None:
@@ -431,7 +473,7 @@ def test_candidates_of_a_killed_tuning_are_removed(tiny: tuple[Pair, Settings]) 
 
 
 def test_the_text_that_comes_along_is_long_enough() -> None:
-    text = tune.shipped_text()
+    text = tuned.sample_text()
     assert len(text.split()) > 300
     assert "def count_words" in text
     assert "| machine |" in text

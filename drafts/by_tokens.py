@@ -1,0 +1,71 @@
+"""A draft with another tokenizer that proposes the tokens which both vocabularies have.
+
+Token-level intersection (Timor et al. 2025, arXiv 2502.05202): the draft's logits of shared tokens become a
+row of the target's, from which the request's own sampler picks. The target's ids choose the noise, so drafts
+are accepted as often as with one tokenizer wherever the target's token is a shared one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from draftd.drafts.base import Context, Draft, Proposal
+
+
+class Translation(Protocol):
+    """What this draft needs to know of the two vocabularies; draftd.models offers it."""
+
+    def row(self, row: NDArray[np.float32], /) -> NDArray[np.float32]: ...
+
+    def draft_id(self, token: int, /) -> int | None: ...
+
+    def draft_ids(self, tokens: Sequence[int], /) -> list[int]: ...
+
+
+class TokenDraft:
+    """drafts.base.Draft over one that works in its own tokens."""
+
+    def __init__(self, draft: Draft, translation: Translation) -> None:
+        self._draft = draft
+        self._translation = translation
+
+    def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
+        """One proposal a context, in the target's tokens."""
+        picked: list[list[int]] = [[] for _ in contexts]
+        asked = [self._asked(context, tokens) for context, tokens in zip(contexts, picked, strict=True)]
+        proposals = self._draft.propose(asked)
+        return [
+            Proposal(tokens, proposal.confidence) for tokens, proposal in zip(picked, proposals, strict=True)
+        ]
+
+    def forget(self, slot: int) -> None:
+        """Drop what is cached for a slot."""
+        self._draft.forget(slot)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let slot `target` begin with what is cached for `source`, `length` tokens of the draft's own."""
+        self._draft.copy(source, target, length)
+
+    def close(self) -> None:
+        """Free the draft's memory."""
+        self._draft.close()
+
+    def _asked(self, context: Context, picked: list[int]) -> Context:
+        """The same question in the draft's tokens; `picked` gets the target's tokens that it answers."""
+        translation = self._translation
+
+        def choose(row: NDArray[np.float32], _: int) -> tuple[int, float]:
+            token, confidence = context.choose(translation.row(row), len(context.tokens) + len(picked))
+            picked.append(token)
+            return translation.draft_id(token) or 0, confidence
+
+        def proceed(confidences: Sequence[float]) -> bool:
+            # A token that the draft lacks, as a grammar may leave no other, can't be fed to it.
+            return translation.draft_id(picked[-1]) is not None and context.proceed(confidences)
+
+        tokens = translation.draft_ids(context.tokens)
+        return Context(context.slot, tokens, context.limit, choose, proceed, context.scope)
