@@ -10,7 +10,7 @@ PACKAGES := ipc models drafts daemon
 FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES) systemd)))
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict
 
-.PHONY: help demo test test-qwen test-systemd lint bench install clean FORCE
+.PHONY: help demo test test-qwen test-systemd test-million lint bench install clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,6 +28,9 @@ test-qwen: install ## the tests that need the qwen2.5-coder pair (fetches 1.6 GB
 
 test-systemd: install ## the units in a real systemd of their own (needs root)
 	@$(BIN)/python -m pytest -m systemd $(ARGS)
+
+test-million: install ## a million answers of a table model in rejection mode against its law (minutes)
+	@$(BIN)/python -m pytest -m million -s $(ARGS)
 
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check . .ci/build-llama

@@ -33,7 +33,7 @@ class Drafted:
     found: list[int] = field(default_factory=list)  # all that the suffix offered
     made: Proposal = field(default_factory=Proposal)  # what of it was used, then the model's
     kept: int = 0
-    drawn: list[tuple[int, Law]] = field(default_factory=list)  # for rejection: the model's, and from what
+    drawn: list[Law] = field(default_factory=list)  # for rejection: what the model's tokens came from
     model_seconds: float = 0.0
 
     @property
@@ -42,16 +42,9 @@ class Drafted:
 
     @property
     def laws(self) -> list[Law]:
-        """What each of `tokens` was drawn from.
-
-        One-hot for those that were not drawn, as for tokens that a draft made of what it drew: the target's
-        dice know nothing of how a token came about, so it is exact for any.
-        """
-        tokens = self.tokens
-        first = len(tokens) - len(self.drawn)
-        if tokens[first:] != [token for token, _ in self.drawn]:
-            return [one_hot(token) for token in tokens]
-        return [one_hot(token) for token in tokens[:first]] + [law for _, law in self.drawn]
+        """What each of `tokens` was drawn from; one-hot where it was not drawn, which is exact for any."""
+        found = self.tokens[: self.kept - len(self.drawn)]
+        return [one_hot(token) for token in found] + self.drawn
 
     @property
     def sources(self) -> list[str]:
@@ -183,7 +176,7 @@ class Drafting:
             else:
                 law = law_of(row, request.sampling)
                 token = self.dice.draw(law)
-                drafted.drawn.append((token, law))
+                drafted.drawn.append(law)
             probability = confidence(row, token)
             picked.append(token)
             self.model_seconds -= time.perf_counter() - began
@@ -203,6 +196,8 @@ class Drafting:
         for drafted, proposal in zip(extended, proposals, strict=True):
             drafted.made.tokens += proposal.tokens
             drafted.made.confidence += proposal.confidence
+            if not proposal.drawn:
+                drafted.drawn.clear()
             drafted.model_seconds = self.model_seconds / len(extended)
 
 

@@ -31,6 +31,7 @@ class Proposal:
 
     tokens: list[int] = field(default_factory=list)
     confidence: list[float] = field(default_factory=list)
+    drawn: bool = False  # all that `choose` gave and nothing else, whatever they turned out to be
 
 
 class Draft(Protocol):

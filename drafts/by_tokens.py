@@ -39,7 +39,8 @@ class TokenDraft:
         asked = [self._asked(context, tokens) for context, tokens in zip(contexts, picked, strict=True)]
         proposals = self._draft.propose(asked)
         return [
-            Proposal(tokens, proposal.confidence) for tokens, proposal in zip(picked, proposals, strict=True)
+            Proposal(tokens, proposal.confidence, drawn=True)
+            for tokens, proposal in zip(picked, proposals, strict=True)
         ]
 
     def forget(self, slot: int) -> None:

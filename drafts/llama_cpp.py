@@ -51,7 +51,7 @@ class LlamaDraft:
 
         A context with nothing to draft is left alone: it catches up when it next drafts.
         """
-        proposals = [Proposal() for _ in contexts]
+        proposals = [Proposal(drawn=True) for _ in contexts]
         live, feeds = [], []
         for context, proposal in zip(contexts, proposals, strict=True):
             if context.limit > 0 and (rest := self._unseen(context)):

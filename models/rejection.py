@@ -91,9 +91,7 @@ class Dice:
     def draw(self, law: Law) -> int:
         """A token of a law, which need not be normalised."""
         mass = np.cumsum(law.weights)
-        # Just below the sum at most, lest rounding choose a token of no weight behind it.
-        uniform = min(self._random.random() * mass[-1], np.nextafter(mass[-1], 0.0))
-        index = int(np.searchsorted(mass, uniform, side="right"))
+        index = int(np.searchsorted(mass, self._random.random() * mass[-1], side="right"))
         return index if law.tokens is None else int(law.tokens[index])
 
 

@@ -80,7 +80,7 @@ class TableDraft:
         return [self._propose(context) for context in contexts]
 
     def _propose(self, context: Context) -> Proposal:
-        proposal = Proposal()
+        proposal = Proposal(drawn=True)
         tokens = list(context.tokens)
         while len(proposal.tokens) < context.limit:
             token, confidence = context.choose(self.table.row(tokens), len(tokens))

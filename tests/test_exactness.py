@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from draftd.daemon.control import Mode
 from draftd.daemon.drafting import Drafting
@@ -17,19 +20,23 @@ from draftd.drafts.llama_cpp import LlamaDraft
 from draftd.drafts.suffix import SuffixDraft
 from draftd.models.base import Target
 from draftd.models.gguf_tokenizer import GGUFTokenizer
+from draftd.models.grammar import Grammars
+from draftd.models.hf_tokenizer import HfTokenizer
 from draftd.models.llama_cpp import LlamaTarget
 from draftd.models.processors import Penalties, Processors
 from draftd.models.sampling import Sampling
 from draftd.models.spelling import Spelling
 from draftd.models.transformers import TransformersTarget
 from draftd.models.translation import Translation
-from tests.tiny import retokenize, write_tiny
+from tests.tiny import END_OF_TEXT, IM_END, retokenize, write_tiny
 from tests.tiny_gguf import write_gguf
 
 PROMPT = list(b"The quick brown fox")
 COUNT = 24
 PADDING = tuple((token, -100.0) for token in range(259, 272))  # ids without text: no tokenizer shares them
 MERGES = (("t", "h"), ("th", "e"), ("Ġ", "b"), ("q", "u"))
+VOCAB = 272
+STOPS = (END_OF_TEXT, IM_END)
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +73,21 @@ def open_foreign(path: Path, target: Target, files: Path, by: str) -> TokenDraft
     return kind(open_draft(path), translation)
 
 
-def make(key: int, sampling: Sampling, mode: Mode, prompt: list[int] = PROMPT) -> Request:
+def make(
+    key: int,
+    sampling: Sampling,
+    mode: Mode,
+    prompt: list[int] = PROMPT,
+    processors: Processors | None = None,
+) -> Request:
     return Request(
         key=key,
         tokens=list(prompt),
         prompt=len(prompt),
         end=len(prompt) + COUNT,
         sampling=sampling,
-        stop_ids=frozenset(),
+        stop_ids=frozenset(STOPS if processors is not None else ()),
+        processors=processors,
         mode=mode,
         reuse=False,
     )
@@ -183,3 +197,64 @@ def test_the_targets_own_weights_under_other_ids_are_always_accepted(
         assert one.tally.accepted == one.tally.drafted
     draft.close()
     assert drafted > 20
+
+
+@pytest.fixture(scope="module")
+def grammars(files: Path) -> Grammars:
+    vocabulary = HfTokenizer.load(files / "target").grammar_vocabulary(VOCAB)
+    return Grammars(vocabulary, STOPS)
+
+
+@pytest.fixture(scope="module")
+def noisy(files: Path) -> Iterator[LlamaDraft]:
+    draft = open_draft(files / "noisy.gguf")
+    yield draft
+    draft.close()
+
+
+chains = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.6, 1.0, 1.7]),
+    top_k=st.sampled_from([0, 2, 30]),
+    top_p=st.sampled_from([1.0, 0.9, 0.5]),
+    min_p=st.sampled_from([0.0, 0.05]),
+    seed=st.integers(0, 2**64 - 1),
+)
+penalties = st.builds(
+    Penalties,
+    repetition=st.sampled_from([1.0, 0.8, 1.3]),
+    presence=st.sampled_from([0.0, 0.6, -0.4]),
+    frequency=st.sampled_from([0.0, 0.3]),
+    bias=st.lists(st.tuples(st.integers(0, VOCAB - 1), st.floats(-4.0, 4.0, width=16)), max_size=3).map(
+        tuple
+    ),
+)
+requests = st.tuples(
+    chains,
+    penalties,
+    st.sampled_from(
+        [None, "[ -~]{4,40}", "([a-z]+ )*[.!?]", "(yes|no)(, (yes|no))*", '"[a-f]{3}": [0-9]{1,9}']
+    ),
+    st.sampled_from(["model", "suffix", "chain", "auto"]),
+    st.integers(1, 9),
+    st.binary(min_size=1, max_size=24).map(list),
+)
+
+
+@given(asked=st.lists(requests, min_size=1, max_size=4))
+@settings(max_examples=45, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_no_draft_or_batch_mate_changes_a_token_with_every_processor_on(
+    target: Target, noisy: LlamaDraft, grammars: Grammars, asked: list[Any]
+) -> None:
+    """Some 200 requests of two targets, each alone without a draft and again drafted for among others."""
+
+    def questions(drafted: bool) -> list[Request]:
+        made = []
+        for key, (sampling, penalties, regex, source, length, prompt) in enumerate(asked):
+            matcher = None if regex is None else grammars.matcher("regex", regex)
+            mode: Mode = "off" if not drafted else "auto" if source == "auto" else (source, length)
+            made.append(make(key, sampling, mode, prompt, Processors(penalties, prompt, matcher)))
+        return made
+
+    alone = [run(Engine(target), [question])[0] for question in questions(drafted=False)]
+    assert run(Engine(target, Drafting(noisy, SuffixDraft())), questions(drafted=True)) == alone
