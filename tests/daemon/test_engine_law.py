@@ -186,7 +186,9 @@ def test_batch_mates_are_independent(how: Verify) -> None:
         return answers(question.engine(dice), mates)
 
     law = question.law()
-    joint = {(one, other): law[one] * law[other] for one in law for other in law}
+    joint: dict[tuple[Tokens, ...], float] = {
+        (one, other): law[one] * law[other] for one in law for other in law
+    }
     assert total_variation(outcomes(run), joint) < EXACT
 
 
