@@ -17,7 +17,7 @@ log = logging.getLogger("draftd.front")
 Again = Callable[[], Settings]  # reads file, environment and options anew
 
 FRONT_ONLY = {  # not the engine's
-    *("queue", "credit_wait", "share_history", "log_level", "log_content", "metrics"),
+    *("queue", "credit_wait", "share_history", "share_prefixes", "log_level", "log_content", "metrics"),
 }
 # decided once, when the daemon takes its socket and its files
 FIXED = {"endpoint", "group", "allow_users", "curve_key", "curve_clients", "state_dir", "cache_dir"}
