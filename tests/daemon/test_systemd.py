@@ -170,6 +170,7 @@ def test_the_system_service_for_real(box: Box) -> None:
         r'reload refused[^\n]*"PRIORITY":"3"', log
     )
 
+    box.write("/etc/draftd/config.toml", CONFIG)
     box.run("kill", "-KILL", front)  # systemd starts another
     assert ask_when_up(box)
     assert show("MainPID") != front
