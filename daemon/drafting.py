@@ -79,8 +79,10 @@ class Drafting:
         contexts, extended = [], []
         for work, drafted in zip(batch, drafts, strict=True):
             request = work.request
-            # A prompt's last pass drafts nothing: the first token should not wait for the draft's prefill.
-            if work.prefill or request.mode == "off" or request.end - len(request.tokens) < 2:
+            # A prompt's last pass drafts nothing: the first token should wait neither for the draft's prefill
+            # nor, where a prefill left only one token to feed, for drafting.
+            first = work.prefill or len(request.tokens) == request.prompt
+            if first or request.mode == "off" or request.end - len(request.tokens) < 2:
                 continue
             self._plan(request, drafted, batch)
             if drafted.plan.source in ("model", "chain"):
