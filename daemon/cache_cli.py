@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from draftd.daemon import forget, settings
+from draftd.daemon import conversations, forget, settings
 from draftd.daemon.options import Endpoint
+from draftd.drafts import suffix_store
 from draftd.ipc.client import Client
 from draftd.ipc.errors import EngineFailed, Unreachable
 
 LOADING = 600.0  # seconds: a daemon that loads its models answers when it has
 
-cache_app = typer.Typer(no_args_is_help=True, help="The history that repeated text is drafted from.")
+cache_app = typer.Typer(
+    no_args_is_help=True, help="What earlier requests left: history to draft from, and conversations kept."
+)
 
 
 @cache_app.callback()
 def _group() -> None:
     pass
+
+
+@cache_app.command("list")
+def show(
+    config: Annotated[
+        Path | None, typer.Option(help="Settings file; default: config.toml in the user's configuration.")
+    ] = None,
+) -> None:
+    """What is kept on disk: conversations that apps asked to be kept, and files of history."""
+    chosen = settings.load(config)
+    found = sorted(conversations.kept(chosen.state_dir), key=lambda entry: -entry.used)
+    for entry in found:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        typer.echo(f"{used}  {entry.size / 1e6:8.1f} MB  {entry.tokens:6} tokens  {entry.app}: {entry.name}")
+    files, size = suffix_store.kept(chosen.state_dir)
+    total = sum(entry.size for entry in found) / 1e6
+    typer.echo(
+        f"{len(found)} conversations, {total:.1f} of {chosen.conversations_mb} MB; in {chosen.state_dir}"
+    )
+    typer.echo(f"{files} files of history, {size / 1e6:.1f} MB")
 
 
 @cache_app.command()

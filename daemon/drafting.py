@@ -81,6 +81,8 @@ class Drafting:
             request = work.request
             # A prompt's last pass drafts nothing: the first token should wait neither for the draft's prefill
             # nor, where a prefill left only one token to feed, for drafting.
+            if request.cache_only and self.model is not None:
+                self.model.prepare(request.slot, request.tokens[: request.cached + work.feed])
             first = work.prefill or len(request.tokens) == request.prompt
             if first or request.mode == "off" or request.end - len(request.tokens) < 2:
                 continue
@@ -136,7 +138,7 @@ class Drafting:
 
     def _plan(self, request: Request, drafted: Drafted, batch: Sequence[Work]) -> None:
         if request.control is None:
-            unseen = len(request.tokens) - request.reused
+            unseen = self.model.unseen(request.slot, request.tokens) if self.model is not None else 0
             sampled: Chosen = "sampled" if request.sampling.temperature > 0 else "greedy"
             chosen = "rejection" if request.rejection else sampled
             request.control = self.controller.begin(request.mode, chosen=chosen, unseen=unseen)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from draftd.daemon.drafting import Drafted, Drafting
 from draftd.daemon.pulse import DRAFTING, FORWARD
-from draftd.daemon.request import Request
+from draftd.daemon.request import Parked, Request
 from draftd.daemon.scheduler import Scheduler, Work
 from draftd.models.base import Rows, Span, Target
 from draftd.models.logprobs import Logprob, logprob
@@ -54,6 +54,14 @@ class Engine:
     def remove(self, request: Request) -> None:
         """End a request wherever it stands; its slot keeps what it computed."""
         self.scheduler.remove(request)
+
+    def shared(self, request: Request) -> int:
+        """How many of a request's first tokens stand in some slot."""
+        return self.scheduler.places.shared(request)[1]
+
+    def cache(self, request: Request) -> Parked | None:
+        """A copy of what was computed for a request, wherever it stands; None if nowhere."""
+        return self.scheduler.places.cache(request)
 
     def forget(self) -> None:
         """Drop what ended requests left in their slots."""

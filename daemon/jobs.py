@@ -132,6 +132,7 @@ class Jobs:
         name, connection = self.apps.name(client), client.hex()
         return {
             "client": connection,
+            "app": name,
             "scope": "all apps" if self.settings.share_history else name,
             "cache_owner": "" if self.settings.share_prefixes else f"app {name}" if name else connection,
         }

@@ -79,6 +79,20 @@ class Places:
         del self.taken[request.slot]
         self.free[request.slot] = Kept(request.tokens[: request.cached], request.cache_owner, self._now)
 
+    def cache(self, request: Request) -> Parked | None:
+        """A copy of what was computed for a request, wherever it stands; None if nowhere."""
+        if request.parked is not None:
+            return request.parked
+        kept = self.free.get(request.slot)
+        if self.taken.get(request.slot) is request:
+            tokens = request.tokens[: request.cached]
+        elif kept is not None and request.tokens[: len(kept.tokens)] == kept.tokens:
+            tokens = kept.tokens
+        else:
+            return None
+        state = self.target.save_slot(request.slot) if tokens else None
+        return Parked(tokens, state) if state is not None else None
+
     def clear(self) -> None:
         """Forget what stands in the free slots."""
         for slot in self.free:

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from draftd.daemon.apps import Apps
 from draftd.ipc import messages
-from draftd.ipc.errors import DraftdError, InvalidRequest, from_code
+from draftd.ipc.errors import DraftdError, EngineFailed, InvalidRequest, from_code
+
+FIRST_KEY = 1 << 62  # of prefills: apart from the requests' keys
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prefill:
     """Enough to send it to another engine."""
 
@@ -19,17 +21,18 @@ class Prefill:
     client: bytes  # the ROUTER's name of the connection
     id: str
     body: dict[str, Any]  # the prefill message for the engine
+    sent: int = 0  # to how many engines
 
 
 class Prefills:
-    """Prefills by the front's key, which is apart from the requests' keys, and by connection."""
+    """Prefills by the front's key and by connection."""
 
     def __init__(self, apps: Apps, tell_engine: Callable[[dict[str, Any]], None]) -> None:
         self.apps = apps
         self.tell_engine = tell_engine
         self.by_key: dict[int, Prefill] = {}
         self.by_client: dict[bytes, Prefill] = {}
-        self._next_key = 0
+        self._next_key = FIRST_KEY
 
     def __len__(self) -> int:
         return len(self.by_key)
@@ -50,26 +53,27 @@ class Prefills:
             self._stop(prefill, "cancelled")
 
     def submit_all(self) -> None:
-        """A new engine starts them from the beginning."""
-        for prefill in self.by_key.values():
-            self._submit(prefill)
+        """A new engine starts them from the beginning; one that was there when two died is given up."""
+        for prefill in list(self.by_key.values()):
+            if prefill.sent > 1:
+                self._fail(prefill, EngineFailed("the engine ended twice during this prefill"))
+            else:
+                self._submit(prefill)
 
     def relay(self, body: dict[str, Any]) -> None:
         """The engine's `prefilled` to the app that asked."""
         prefill = self.by_key.get(body["key"])
         if prefill is None:
             return  # superseded or cancelled
-        self._end(prefill)
         if "code" in body:
-            error = from_code(body["code"], body["message"])
-            self.apps.send_error(prefill.client, prefill.id, error)
+            self._fail(prefill, from_code(body["code"], body["message"]))
         else:
+            self._end(prefill)
             self.apps.send(prefill.client, messages.Prefilled(id=prefill.id, **body["told"]))
 
     def fail_all(self, error: DraftdError) -> None:
         for prefill in list(self.by_key.values()):
-            self._end(prefill)
-            self.apps.send_error(prefill.client, prefill.id, error)
+            self._fail(prefill, error)
 
     def check_id(self, client: bytes, request_id: str) -> None:
         """InvalidRequest if a prefill of this connection has the id."""
@@ -77,7 +81,12 @@ class Prefills:
         if prefill is not None and prefill.id == request_id:
             raise InvalidRequest(f"request id {request_id} is in use on this connection: choose another")
 
+    def _fail(self, prefill: Prefill, error: DraftdError) -> None:
+        self._end(prefill)
+        self.apps.send_error(prefill.client, prefill.id, error)
+
     def _submit(self, prefill: Prefill) -> None:
+        prefill.sent += 1
         self.tell_engine({"type": "prefill", "key": prefill.key, **prefill.body})
 
     def _stop(self, prefill: Prefill, state: Literal["superseded", "cancelled"]) -> None:

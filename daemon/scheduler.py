@@ -14,6 +14,7 @@ from draftd.models.base import Target
 
 INTERLEAVED_CHUNK = 64  # prompt tokens a round while others generate: they should not stall for long
 BACKGROUND_CHUNK = 128  # while nobody does: an interactive request that comes then waits for so many
+PREFILL_CHUNK = 64  # of a prefill, which the draft's model is fed too
 COVERED = 16  # tokens at a prompt's end, the template's closing marks, that a longer prompt may lack
 
 
@@ -117,7 +118,7 @@ class Scheduler:
             return False
         best = self.places.shared(request)[1]
         if request.parked is not None:
-            best = max(best, len(request.parked.tokens))
+            best = max(best, common_prefix(request.parked.tokens, request.tokens))
         worth = max(WORTH_A_COPY, (len(request.tokens) - best) / 2)  # else it starts with its own part now
         return any(
             common_prefix(other.tokens, request.tokens) - max(best, other.cached) >= worth
@@ -156,7 +157,7 @@ class Scheduler:
             return []
         request = self.running.pop(0)
         self.running.append(request)
-        feed = min(len(request.tokens) - request.cached, self.chunk, BACKGROUND_CHUNK)
+        feed = min(len(request.tokens) - request.cached, self.chunk, PREFILL_CHUNK)
         return [Work(request, feed, last=False, prefill=True)]
 
     def _end(self, request: Request) -> None:

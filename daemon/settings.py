@@ -77,6 +77,9 @@ class Settings(BaseSettings):
         description="start from what any app's request computed of the same prompt; "
         "false: only from what the same app's did, else one could learn from the time what another asked",
     )
+    conversations_mb: int = Field(
+        2000, ge=0, description="megabytes on disk for conversations that apps ask to be kept; 0: none are"
+    )
     cache_dir: Path = Field(
         default_factory=lambda: platformdirs.user_cache_path("draftd"),
         description="models and what is made from them",

@@ -22,6 +22,7 @@ import zmq
 from draftd.daemon import forget, learnt, logs
 from draftd.daemon.control import Mode
 from draftd.daemon.engine import Emission, Engine
+from draftd.daemon.keeping import Keeping
 from draftd.daemon.loader import Loaded, load
 from draftd.daemon.plan import Source
 from draftd.daemon.pulse import IDLE, LOADING, Pulse
@@ -70,6 +71,7 @@ class Worker:
         self.settings: Settings
         self.loaded: Loaded
         self.engine: Engine
+        self.keeping: Keeping
         self.jobs: dict[int, Job] = {}
         self.prefills: dict[int, Request] = {}  # by keys of their own
         self.grammars: Grammars | None = None  # made with the first request that has a grammar
@@ -86,6 +88,7 @@ class Worker:
         self.settings = settings
         self.loaded = load(settings, report)
         self.engine = Engine(self.loaded.target, self.loaded.drafting, beat=self.beat)
+        self.keeping = Keeping(settings, self.loaded.info, self.engine)
         self.say({"type": "ready", "info": self.loaded.info})
 
     def save(self, every: float = SAVE_EVERY) -> None:
@@ -169,6 +172,7 @@ class Worker:
         )
         if request.processors is not None:
             request.processors.accept(emitted)
+        self.keeping.load(request, body["app"], body["conversation"])
         job = self.jobs[request.key] = Job(request, answer, body["received"])
         # Only the end of an answer may have been lost with the last engine or front.
         if answer.stopped or (request.processors is not None and request.processors.ended):
@@ -214,6 +218,7 @@ class Worker:
             cache_owner=body["cache_owner"],
             cache_only=True,
         )
+        self.keeping.load(request, body["app"], body["conversation"])
         self.prefills[request.key] = request
         self.engine.add(request)
 
@@ -234,6 +239,7 @@ class Worker:
             self.loaded.drafting.unlearn()
             self.say({"type": "learnt", "report": {}})
         self.engine.forget()
+        self.keeping.conversations.settle()
         if self.loaded.drafting.suffix is not None:
             self.loaded.drafting.suffix.clear()
         try:
@@ -317,6 +323,7 @@ class Worker:
         """Release what was held back, close the request's books and free its slot."""
         request = job.request
         del self.jobs[request.key]
+        self.keeping.save(request)
         self.engine.remove(request)
         self.loaded.drafting.remember(request)
         self.save()
@@ -403,6 +410,7 @@ def main() -> None:
         return
     worker.run()
     worker.save(every=0.0)
+    worker.keeping.conversations.close()
     socket.close(linger=2000)
 
 

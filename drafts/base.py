@@ -45,6 +45,14 @@ class Draft(Protocol):
         """Drop what is cached for a slot."""
         ...
 
+    def prepare(self, slot: int, tokens: Sequence[int]) -> None:
+        """Cache a sequence ahead of the request that will draft from it."""
+        ...
+
+    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
+        """How many of a sequence's tokens are not cached for the slot."""
+        ...
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Make what is cached for slot `target` the first `length` tokens of what is for `source`."""
         ...

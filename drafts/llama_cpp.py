@@ -54,7 +54,7 @@ class LlamaDraft:
         proposals = [Proposal(drawn=True) for _ in contexts]
         live, feeds = [], []
         for context, proposal in zip(contexts, proposals, strict=True):
-            if context.limit > 0 and (rest := self._unseen(context)):
+            if context.limit > 0 and (rest := self._unseen(context.slot, context.tokens)):
                 live.append((context, proposal))
                 feeds.append((context.slot, rest))
         while live:
@@ -70,6 +70,15 @@ class LlamaDraft:
         """Drop what is cached for a slot."""
         if self._seen.pop(slot, None):
             self._model.truncate(slot, 0)
+
+    def prepare(self, slot: int, tokens: Sequence[int]) -> None:
+        """Cache a sequence ahead of the request that will draft from it."""
+        if self.unseen(slot, tokens) and (rest := self._unseen(slot, tokens)):
+            self._feed([(slot, rest)])
+
+    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
+        """How many of a sequence's tokens are not cached for the slot."""
+        return len(tokens) - common_prefix(self._seen.get(slot, []), tokens)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make what is cached for slot `target` the first `length` tokens of what is for `source`."""
@@ -92,19 +101,19 @@ class LlamaDraft:
             return False
         return context.proceed(proposal.confidence)
 
-    def _unseen(self, context: Context) -> list[int]:
-        """Roll the slot back to what it shares with the context; gives what is to be fed.
+    def _unseen(self, slot: int, sequence: Sequence[int]) -> list[int]:
+        """Roll the slot back to what it shares with a sequence; gives what is to be fed.
 
         At least the last token is fed, for its row. Empty if the model can't take the tokens.
         """
-        tokens = list(context.tokens)
-        seen = self._seen.get(context.slot, [])
+        tokens = list(sequence)
+        seen = self._seen.get(slot, [])
         keep = min(common_prefix(seen, tokens), len(tokens) - 1)
         rest = tokens[keep:]
         if len(tokens) > self._model.context or max(rest) >= self._model.vocab:
             return []
-        self._model.truncate(context.slot, keep)
-        self._seen[context.slot] = tokens[:keep]
+        self._model.truncate(slot, keep)
+        self._seen[slot] = tokens[:keep]
         return rest
 
     def _feed(self, feeds: Sequence[tuple[int, list[int]]]) -> Sequence[NDArray[np.float32]]:

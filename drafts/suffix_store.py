@@ -177,6 +177,13 @@ class SuffixStore:
                 total -= status.st_size
 
 
+def kept(state_dir: Path) -> tuple[int, int]:
+    """How many files there are, and their bytes."""
+    folder = state_dir / FOLDER
+    files = [path for path in folder.iterdir() if path.name != LOCK] if folder.is_dir() else []
+    return len(files), sum(path.stat().st_size for path in files)
+
+
 def clear(state_dir: Path) -> int:
     """Remove what is kept for every scope and tokenizer; how many files that were. Raises OSError."""
     folder = state_dir / FOLDER

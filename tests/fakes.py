@@ -74,6 +74,7 @@ class TableDraft:
     def __init__(self, table: TableTarget) -> None:
         self.table = table
         self.forgotten: list[int] = []
+        self.prepared: dict[int, int] = {}  # tokens by slot
         self.copied: list[tuple[int, int, int]] = []
 
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
@@ -93,6 +94,12 @@ class TableDraft:
 
     def forget(self, slot: int) -> None:
         self.forgotten.append(slot)
+
+    def prepare(self, slot: int, tokens: Sequence[int]) -> None:
+        self.prepared[slot] = len(tokens)
+
+    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
+        return len(tokens) - self.prepared.get(slot, 0)
 
     def copy(self, source: int, target: int, length: int) -> None:
         self.copied.append((source, target, length))

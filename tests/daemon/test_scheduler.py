@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
 from draftd.daemon.request import Priority, Request
-from draftd.daemon.scheduler import BACKGROUND_CHUNK
+from draftd.daemon.scheduler import BACKGROUND_CHUNK, PREFILL_CHUNK
 from draftd.models.sampling import Sampling
 from tests.fakes import TableDraft, TableTarget
 
@@ -125,8 +125,8 @@ def test_a_cancelled_request_that_was_preempted_is_gone() -> None:
 
 
 def test_after_a_prefill_only_the_last_token_is_fed() -> None:
-    target = TableTarget(context=2000)
-    engine = Engine(target)
+    target, draft = TableTarget(context=2000), TableDraft(TableTarget())
+    engine = Engine(target, Drafting(draft))
     prompt = text(300)
     ahead = prefill(0, prompt)
     engine.add(ahead)
@@ -134,7 +134,7 @@ def test_after_a_prefill_only_the_last_token_is_fed() -> None:
     while engine.busy:
         ended += [(each.request, each.finish, each.tokens) for each in engine.step()]
     assert ended == [(ahead, "prefilled", [])]
-    assert target.fed == ahead.cached == 300
+    assert target.fed == ahead.cached == draft.prepared[ahead.slot] == 300
     asked = request(1, prompt, 1)
     engine.add(asked)
     engine.step()
@@ -162,7 +162,7 @@ def test_a_prefill_yields_to_every_request() -> None:
     ahead = prefill(0, text(1000))
     engine.add(ahead)
     engine.step()
-    assert ahead.cached == BACKGROUND_CHUNK
+    assert ahead.cached == PREFILL_CHUNK
     others = [request(1, text(40, 1), 3, priority=BACKGROUND), request(2, text(40, 2), 30)]
     for each in others:
         engine.add(each)
@@ -170,7 +170,7 @@ def test_a_prefill_yields_to_every_request() -> None:
     assert set(engine.scheduler.running) == set(others), "it even gives its slot"
     while len(others[1].tokens) < 70:
         engine.step()
-    assert ahead.cached <= BACKGROUND_CHUNK
+    assert ahead.cached <= PREFILL_CHUNK
     run(engine)
     assert ahead.cached == 1000
 
@@ -187,7 +187,7 @@ def test_a_request_takes_over_the_prefill_that_was_made_for_it() -> None:
     emissions = engine.step()
     assert [(each.request, each.finish) for each in emissions if not each.tokens] == [(ahead, "prefilled")]
     assert ahead.cached < len(ahead.tokens)
-    assert (asked.reused, asked.slot, target.copied) == (BACKGROUND_CHUNK, ahead.slot, 0)
+    assert (asked.reused, asked.slot, target.copied) == (PREFILL_CHUNK, ahead.slot, 0)
     run(engine)
     assert asked.tokens == alone(1, prompt)
 
@@ -199,7 +199,7 @@ def test_prefills_take_turns() -> None:
     engine.add(short)
     engine.step()
     engine.step()
-    assert (long.cached, short.cached) == (BACKGROUND_CHUNK, 100)
+    assert (long.cached, short.cached) == (PREFILL_CHUNK, PREFILL_CHUNK)
 
 
 def test_a_prefix_is_copied_where_the_slot_must_keep_its_own() -> None:

@@ -207,3 +207,23 @@ def test_common_prefix() -> None:
         while wanted < min(len(one), len(other)) and one[wanted] == other[wanted]:
             wanted += 1
         assert common_prefix(one, other) == wanted
+
+
+def test_what_was_prepared_or_copied_is_not_fed_again(
+    model: LlamaTarget, reference: Callable[[Sequence[int]], Row]
+) -> None:
+    draft = LlamaDraft(model)
+    tokens = [*range(40), 5]
+    draft.prepare(0, tokens[:30])
+    draft.prepare(0, tokens[:40])
+    draft.prepare(0, tokens[:40])
+    assert (draft.tokens_fed, draft.unseen(0, tokens), draft.unseen(1, tokens)) == (40, 1, 41)
+    draft.copy(0, 1, 35)
+    assert draft.unseen(1, tokens) == 6
+    for slot, fed in ((0, 1), (1, 6)):
+        before = draft.tokens_fed
+        (proposal,) = draft.propose([context(tokens, limit=1, slot=slot)])
+        assert draft.tokens_fed - before == fed
+        assert proposal.tokens == [int(reference(tokens).argmax())]
+    draft.copy(3, 1, 10)  # nothing to copy leaves what was there
+    assert draft.unseen(1, tokens) == 0

@@ -1,0 +1,75 @@
+"""Which conversations are loaded before a request runs, and saved after it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from draftd.daemon.conversations import Conversations
+from draftd.daemon.engine import Engine
+from draftd.daemon.places import WORTH_A_COPY
+from draftd.daemon.request import Parked, Request
+from draftd.daemon.settings import Settings
+from draftd.drafts.base import common_prefix
+from draftd.ipc.errors import InvalidRequest
+from draftd.models.catalog import Model, load_catalog
+from draftd.models.digest import digest
+from draftd.models.fetch import cached_path
+
+log = logging.getLogger("draftd.engine")
+MEGABYTE = 1_000_000
+
+
+class Keeping:
+    """Between the requests of one engine and the conversations on disk."""
+
+    def __init__(self, settings: Settings, info: dict[str, Any], engine: Engine) -> None:
+        self.engine = engine
+        self.limit = settings.conversations_mb * MEGABYTE
+        self.conversations = Conversations(settings.state_dir, self.limit, lambda: identity(settings, info))
+
+    def load(self, request: Request, app: str, name: str | None) -> None:
+        """Take from disk what a request's conversation had, if that is more than what is in memory."""
+        if name is None or not self.limit:
+            return
+        if not app:
+            raise InvalidRequest("a conversation belongs to an app: say hello with a name in `client`")
+        request.conversation = app, name
+        claimed = common_prefix(self.conversations.tokens(app, name), request.tokens)
+        if request.reuse and claimed >= self.engine.shared(request) + WORTH_A_COPY:
+            found = self.conversations.load(app, name)
+            if found is not None:
+                tokens, state = found
+                request.parked = Parked(tokens, np.frombuffer(state, np.uint8))
+
+    def save(self, request: Request) -> None:
+        """Keep what was computed for a request that has ended just now."""
+        if request.refused:
+            log.warning("a saved cache was refused and computed again: %s", request.refused)
+        if request.conversation is not None and (cache := self.engine.cache(request)) is not None:
+            self.conversations.save(*request.conversation, cache.tokens, memoryview(cache.state))
+
+
+def identity(settings: Settings, info: dict[str, Any]) -> str:
+    """What a cache's bytes depend on: the target's weights, and what computes with them."""
+    target = load_catalog().pair(settings.pair).target
+    parts = [
+        sys.byteorder,
+        info["backend"],
+        str(info.get("dtype")),
+        str(settings.gpu_layers != 0),
+        *_weights(target, settings),
+    ]
+    parts += [version("llama_cpp_python") if info["backend"] == "llama_cpp" else version("transformers")]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _weights(model: Model, settings: Settings) -> list[str]:
+    path = cached_path(model, settings.cache_dir)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return [digest(file, settings.cache_dir) for file in files]
