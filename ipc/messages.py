@@ -66,7 +66,7 @@ class Prompt(Message):
     tokens: list[Tokens32] | None = Field(default=None, fail_fast=True)
     model: str | None = None  # the pair to answer with; None: whichever the daemon serves
     # the app's name for what is kept on disk of the computed prompt and answer; None: nothing is
-    conversation: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    conversation: str | None = Field(default=None, max_length=128)
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
