@@ -35,11 +35,11 @@ def save(store: Conversations, name: str, tokens: list[int], state: bytes = STAT
 def test_what_is_saved_comes_back(store: Conversations) -> None:
     path = save(store, "chat", [1, 2, 300_000])
     assert store.tokens("app", "chat") == [1, 2, 300_000]
-    assert store.load("app", "chat") == ([1, 2, 300_000], STATE)
+    assert store.load("app", "chat") == ([1, 2, 300_000], bytearray(STATE))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     save(store, "chat", [4], STATE[:8])
-    assert store.load("app", "chat") == ([4], STATE[:8])
+    assert store.load("app", "chat") == ([4], bytearray(STATE[:8]))
     assert [entry.name for entry in conversations.kept(path.parents[1])] == ["chat"]
     assert store.load("app", "other") is None
     assert store.load("other app", "chat") is None
