@@ -66,7 +66,7 @@ class TextDraft:
             [
                 Context(
                     context.slot,
-                    self._draft_ids(context),
+                    self._draft_ids(context.slot, context.tokens),
                     context.limit * STEPS,
                     each.choose,
                     each.proceed,
@@ -82,6 +82,14 @@ class TextDraft:
         self._read.pop(slot, None)
         self._draft.forget(slot)
 
+    def prepare(self, slot: int, tokens: Sequence[int]) -> None:
+        """Cache a sequence ahead of the request that will draft from it."""
+        self._draft.prepare(slot, self._draft_ids(slot, tokens))
+
+    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
+        """How many of a sequence's tokens, counted in the draft's own, are not cached for the slot."""
+        return self._draft.unseen(slot, self._draft_ids(slot, tokens))
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Let slot `target` begin with what is cached for `source`, `length` tokens of the draft's own."""
         self._draft.copy(source, target, length)
@@ -90,16 +98,16 @@ class TextDraft:
         """Free the draft's memory."""
         self._draft.close()
 
-    def _draft_ids(self, context: Context) -> list[int]:
-        """The context in the draft's tokens; only what is new since the slot's last word is retokenised."""
-        tokens, read = list(context.tokens), self._read.get(context.slot, _Read())
+    def _draft_ids(self, slot: int, sequence: Sequence[int]) -> list[int]:
+        """A sequence in the draft's tokens; only what is new since the slot's last word is retokenised."""
+        tokens, read = list(sequence), self._read.get(slot, _Read())
         if tokens[: len(read.tokens)] != read.tokens:
             read = _Read()
         done = len(read.tokens)
         cut = done + self._translation.cut(tokens[done:])
         if cut > done:
             ids = read.ids + self._translation.retokenised(tokens[done:cut], not done)
-            read = self._read[context.slot] = _Read(tokens[:cut], ids)
+            read = self._read[slot] = _Read(tokens[:cut], ids)
         return read.ids + self._translation.retokenised(tokens[cut:], not cut)
 
 

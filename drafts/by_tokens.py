@@ -47,6 +47,14 @@ class TokenDraft:
         """Drop what is cached for a slot."""
         self._draft.forget(slot)
 
+    def prepare(self, slot: int, tokens: Sequence[int]) -> None:
+        """Cache a sequence ahead of the request that will draft from it."""
+        self._draft.prepare(slot, self._translation.draft_ids(tokens))
+
+    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
+        """How many of a sequence's tokens, counted in the draft's own, are not cached for the slot."""
+        return self._draft.unseen(slot, self._translation.draft_ids(tokens))
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Let slot `target` begin with what is cached for `source`, `length` tokens of the draft's own."""
         self._draft.copy(source, target, length)

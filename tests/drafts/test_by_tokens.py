@@ -59,6 +59,11 @@ class Scripted:
     def forget(self, slot: int) -> None:
         self.forgotten.append(slot)
 
+    def prepare(self, slot: int, tokens: Sequence[int]) -> None: ...
+
+    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
+        return len(tokens)
+
     def copy(self, source: int, target: int, length: int) -> None:
         self.copied = (source, target, length)
 
