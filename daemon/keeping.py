@@ -52,7 +52,7 @@ class Keeping:
         if request.refused:
             log.warning("a saved cache was refused and computed again: %s", request.refused)
         if request.conversation is not None and (cache := self.engine.cache(request)) is not None:
-            self.conversations.save(*request.conversation, cache.tokens, memoryview(cache.state))
+            self.conversations.save(*request.conversation, cache.tokens, cache.state.data)
 
 
 def identity(settings: Settings, info: dict[str, Any]) -> str:
