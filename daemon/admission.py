@@ -23,8 +23,7 @@ class Admission:
 
     def admit(self, message: Generate | Prefill, settings: Settings, open_requests: int) -> None:
         """ModelNotFound or Overloaded if this daemon can't take the request."""
-        if message.model not in (None, settings.pair):
-            raise ModelNotFound(f"this daemon serves {settings.pair}, not {message.model}")
+        check_pair(message.model, settings)
         if open_requests >= settings.slots + settings.queue:
             self._refused += 1
             wait = self.retry_after(time.monotonic())
@@ -47,3 +46,9 @@ class Admission:
         # The time since the last end counts: a daemon that has come to a halt has no pace.
         interval = max((self._ends[-1] - self._ends[0]) / (len(self._ends) - 1), now - self._ends[-1])
         return round(min(LONGEST, max(0.1, interval * self._refused)), 1)
+
+
+def check_pair(name: str | None, settings: Settings) -> None:
+    """ModelNotFound unless it is the pair that this daemon serves."""
+    if name not in (None, settings.pair):
+        raise ModelNotFound(f"this daemon serves {settings.pair}, not {name}")

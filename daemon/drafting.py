@@ -125,6 +125,13 @@ class Drafting:
         """Start to learn anew; requests that run keep what they know until they end."""
         self.controller = Controller(sorted(self.controller.sources), self.controller.longest)
 
+    def set_model(self, model: Draft | None) -> None:
+        """Draft with this model from the next round on, and free the one there was."""
+        if self.model is not None and self.model is not model:
+            self.model.close()
+        self.model = model
+        self.controller.sources = self.controller.sources - {"model"} | ({"model"} if model else set())
+
     def forget(self, slot: int) -> None:
         """Drop what the sources hold of a slot."""
         for source in (self.model, self.suffix):

@@ -22,11 +22,15 @@ from typing import Any
 import zmq
 
 from draftd.daemon import logs
+from draftd.daemon.admission import check_pair
 from draftd.daemon.apps import Apps
 from draftd.daemon.clears import Clears
 from draftd.daemon.expiry import Expiry
+from draftd.daemon.governing import Governing
 from draftd.daemon.jobs import Jobs
 from draftd.daemon.lifecycle import Lifecycle
+from draftd.daemon.lifetime import Lifetime
+from draftd.daemon.loads import Loads
 from draftd.daemon.notify import Notifier
 from draftd.daemon.peers import Peers, group_id
 from draftd.daemon.reload import Again, Reload, first_message
@@ -61,13 +65,22 @@ class Front:
         self.peers = Peers(settings, address)
         self.apps = Apps(self.context, self.peers)
         self.engine = EngineProcess(self.context, first_message(settings))
-        self.jobs = Jobs(settings, self.apps, self.engine.send)
-        self.clears = Clears(self.apps, self.engine.send)
-        self.life = Lifecycle(self.engine, self.poller, self.jobs, self.clears, settings.pair)
+        lifetime = Lifetime(settings.keep_alive)
+        self.jobs = Jobs(settings, self.apps, lifetime, self.engine.send)
+        self.clears = Clears(self.apps, settings.state_dir, self.engine.send)
+        self.life = Lifecycle(self.engine, self.poller, self.jobs, self.clears, lifetime, settings.pair)
+        self.governing = Governing(settings, self.life, self.engine.send)
+        self.loads = Loads(self.apps, self.life, self._status)
         self.expiry = Expiry(self.jobs, lambda: self.life.state == "ready")
         self.notifier = Notifier()
         self.reload = Reload(again or (lambda: settings), self.jobs, self.life, self._adopt)
-        self.timers: list[Timer] = [self.life.tick, self.expiry.tick, self._sign_of_life]
+        self.timers: list[Timer] = [
+            self.governing.tick,
+            self.life.tick,
+            self.loads.tick,
+            self.expiry.tick,
+            self._sign_of_life,
+        ]
         self.started = time.monotonic()
         self.stopping = False
         self.in_terminal = sys.stderr.isatty()  # when that is closed, SIGHUP means the end
@@ -83,7 +96,7 @@ class Front:
         self.poller.register(self.wake.fileno(), zmq.POLLIN)
         if self.peers.zap is not None:
             self.poller.register(self.peers.zap, zmq.POLLIN)
-        self.life.start()
+        self.life.lifetime.load(time.monotonic())
         try:
             while not self.stopping and self.life.failure is None:
                 self._turn()
@@ -148,6 +161,7 @@ class Front:
 
     def _adopt(self, settings: Settings) -> None:
         self.settings = self.jobs.settings = settings
+        self.governing.adopt(settings)
 
     def _hear_apps(self) -> None:
         """Take what has come, a bounded number. The socket gives each peer its turn, so that every app of a
@@ -177,13 +191,18 @@ class Front:
             case messages.Ping():
                 self.apps.send(client, messages.Pong(id=message.id))
             case messages.Generate():
-                if self.life.state == "failed":
-                    raise EngineFailed(self.life.detail)
+                self._check_open()
                 self.jobs.open(client, message)
             case messages.Prefill():
-                if self.life.state == "failed":
-                    raise EngineFailed(self.life.detail)
+                self._check_open()
                 self.jobs.open_prefill(client, message)
+            case messages.Load():
+                check_pair(message.model, self.settings)
+                self._check_open()
+                self.loads.load(client, message)
+            case messages.Unload():
+                check_pair(message.model, self.settings)
+                self.loads.unload(client, message)
             case messages.Cancel():
                 job = self.jobs.by_client.get((client, message.id))
                 if job is not None:
@@ -200,6 +219,12 @@ class Front:
                 self.apps.send(client, self._status(message))
             case messages.Hello():
                 self._hello(client, message)
+
+    def _check_open(self) -> None:
+        """EngineFailed or Overloaded if nothing new can be taken on."""
+        if self.life.state == "failed":
+            raise EngineFailed(self.life.detail)
+        self.governing.admit()
 
     def _hello(self, client: bytes, message: messages.Hello) -> None:
         chosen = choose(message.versions)
@@ -237,6 +262,7 @@ class Front:
             engine=self.life.info,
             learnt=self.life.learnt,
             requests=self.jobs.counts(),
+            governor=self.governing.report(),
             uptime_seconds=time.monotonic() - self.started,
         )
 

@@ -13,6 +13,7 @@ from draftd.daemon.admission import Admission
 from draftd.daemon.apps import Apps
 from draftd.daemon.counters import Counters
 from draftd.daemon.delivery import Delivery
+from draftd.daemon.lifetime import Lifetime
 from draftd.daemon.logs import content, fields
 from draftd.daemon.prefills import Prefills
 from draftd.daemon.settings import Settings
@@ -35,6 +36,7 @@ class Job:
     delivery: Delivery
     body: dict[str, Any]  # the generate message for the engine
     deadline: float | None  # monotonic seconds
+    keep_alive: float | None  # seconds that the models stay in memory after it; None: the setting's
     emitted: list[int] = field(default_factory=list)  # tokens of the answer so far
     characters: int = 0  # of its text
     told: bool = False  # the engine knows that the deadline has passed
@@ -53,15 +55,22 @@ class Job:
 class Jobs:
     """Requests by the front's key and by connection and id."""
 
-    def __init__(self, settings: Settings, apps: Apps, tell_engine: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        apps: Apps,
+        lifetime: Lifetime,
+        tell_engine: Callable[[dict[str, Any]], None],
+    ) -> None:
         self.settings = settings
         self.apps = apps
+        self.lifetime = lifetime  # each request holds the engine from its first moment to its last
         self.tell_engine = tell_engine
         self.admission = Admission()
         self.counters = Counters()
         self.by_key: dict[int, Job] = {}
         self.by_client: dict[tuple[bytes, str], Job] = {}
-        self.prefills = Prefills(apps, tell_engine)
+        self.prefills = Prefills(apps, lifetime, tell_engine)
         self.finished = 0
         self._next_key = 0
 
@@ -101,7 +110,9 @@ class Jobs:
         now = time.monotonic()
         resume = message.resume or messages.Resume()
         self._next_key += 1
-        body = message.model_dump(exclude={"type", "id", "model", "credit", "deadline_ms", "resume"})
+        self.lifetime.acquire(self._next_key)
+        front = {"type", "id", "model", "credit", "deadline_ms", "resume", "keep_alive"}
+        body = message.model_dump(exclude=front)
         body["seed"] = secrets.randbits(63) if message.seed is None else message.seed
         body |= self._whose(client)
         body["received"] = now
@@ -110,6 +121,7 @@ class Jobs:
             delivery=Delivery(client, message.id, message.credit),
             body=body,
             deadline=None if message.deadline_ms is None else now + message.deadline_ms / 1000,
+            keep_alive=message.keep_alive,
             emitted=list(resume.tokens),
             characters=resume.characters,
         )
@@ -287,6 +299,7 @@ class Jobs:
     def _forget(self, job: Job) -> None:
         del self.by_key[job.key]
         del self.by_client[job.delivery.client, job.delivery.id]
+        self.lifetime.release(job.key, time.monotonic(), job.keep_alive)
 
 
 def prompt(message: messages.Generate) -> str | None:

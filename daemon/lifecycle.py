@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Any, Literal
 
 import zmq
 
 from draftd.daemon.clears import Clears
 from draftd.daemon.jobs import Jobs
+from draftd.daemon.lifetime import Lifetime, Stage
 from draftd.daemon.supervisor import BACKOFF, STOP_SECONDS, EngineProcess
 from draftd.ipc.errors import DraftdError, EngineFailed, from_code
 
@@ -18,24 +20,34 @@ log = logging.getLogger("draftd.front")
 
 
 class Lifecycle:
-    """Starts the engine, hears it, and replaces it when it dies; its sockets are in the front's poller."""
+    """Starts the engine, hears it, and replaces it when it dies; its sockets are in the front's poller.
+
+    Whether there is to be an engine is the lifetime's to say (lifetime.py).
+    """
 
     def __init__(
-        self, engine: EngineProcess, poller: zmq.Poller, jobs: Jobs, clears: Clears, pair: str
+        self,
+        engine: EngineProcess,
+        poller: zmq.Poller,
+        jobs: Jobs,
+        clears: Clears,
+        lifetime: Lifetime,
+        pair: str,
     ) -> None:
         self.engine = engine
         self.poller = poller
         self.jobs = jobs
         self.clears = clears
+        self.lifetime = lifetime
         self.pair = pair
-        self.state: Literal["loading", "ready", "restarting", "failed"] = "loading"
+        self.state: Literal["loading", "ready", "restarting", "unloaded", "failed"] = "loading"
         self.detail = "loading 0 %"
         self.progress = 0.0
         self.info: dict[str, Any] = {}
         self.learnt: dict[str, Any] = {}
         self.failure: DraftdError | None = None  # why the pair can't be loaded: the daemon's end
         self.fall_back: Callable[[DraftdError], None] | None = None  # instead of that end, after a reload
-        self._leaves_by: float | None = None  # monotonic seconds: an engine that is to be replaced
+        self._leaves_by = inf  # monotonic seconds: when an engine that was told to end is made to
 
     def start(self) -> None:
         """Start an engine; it goes on with what the last one left unfinished."""
@@ -48,14 +60,24 @@ class Lifecycle:
         self.clears.submit_all()
 
     def tick(self, now: float) -> float | None:
-        """End an engine that hangs, start the next when its time has come; when to look again."""
+        """End an engine that hangs, start or end one when its time has come; when to look again."""
         self.engine.look()
+        match self.lifetime.next(now):
+            case "start":
+                self.state, self.detail, self.progress = "loading", "loading 0 %", 0.0
+                self.start()
+            case "stop":
+                self._leave(now)
+        if self.lifetime.stage is Stage.OUT:
+            self.clears.clear_here()
         if self.engine.restart_at is not None and now >= self.engine.restart_at:
             self.start()
-        if self._leaves_by is not None and now >= self._leaves_by:
+        if now >= self._leaves_by:
             self.engine.kill(now)
             self._leaves_by = now + STOP_SECONDS
-        return self.engine.next_look() if self._leaves_by is None else self._leaves_by
+        look = self.engine.next_look()
+        moment = min(inf if look is None else look, self.lifetime.look_at(), self._leaves_by)
+        return None if moment == inf else moment
 
     def gets_on(self, now: float) -> bool:
         """Whether a watchdog may be content: hangs and crashes are dealt with, unkillable engines are not."""
@@ -64,6 +86,9 @@ class Lifecycle:
     def replace(self, load: dict[str, Any], pair: str) -> None:
         """Let another engine take over, with another first message; open requests go on there."""
         self.engine.load, self.pair = load, pair
+        if self.lifetime.stage in (Stage.OUT, Stage.LEAVING):
+            return  # the next to be loaded
+        self.lifetime.restarts()
         self.detail = "the configuration has changed: another engine is being started"
         self.engine.crashes = 0
         if self.engine.process is None:
@@ -75,6 +100,23 @@ class Lifecycle:
             self.engine.process.terminate()  # one that loads does not listen
         self.state = "restarting"
         self._leaves_by = time.monotonic() + STOP_SECONDS
+
+    def _leave(self, now: float) -> None:
+        """Free the models' memory: the engine ends, and the next request brings another."""
+        patience = STOP_SECONDS if self.state == "ready" else 0.0  # one that loads does not listen
+        self.state, self.detail, self.progress, self.info = "unloaded", "unloading", 0.0, {}
+        self.engine.restart_at = None
+        if self.engine.process is None:  # it had crashed and was to be started again
+            self._gone()
+            return
+        self.engine.send({"type": "stop"})
+        self._leaves_by = now + patience
+
+    def _gone(self) -> None:
+        self._leaves_by = inf
+        self.lifetime.gone()
+        self.detail = "the models are not in memory: a request or `draftd models load` brings them back"
+        log.info("unloaded: %s", self.pair)
 
     def hear(self) -> None:
         for body in self.engine.receive():
@@ -92,6 +134,8 @@ class Lifecycle:
                 self.jobs.prefills.relay(body)
             case "learnt":
                 self.learnt = body["report"]
+            case "progress" | "ready" if self.lifetime.stage is Stage.LEAVING:
+                pass  # said before it heard that it is to leave
             case "progress":
                 self.progress = body["fraction"]
                 self.detail = f"loading {self.progress:.0%}".replace("%", " %") + f" ({body['stage']})"
@@ -99,6 +143,7 @@ class Lifecycle:
                 self.state, self.detail, self.progress, self.info = "ready", "ready", 1.0, body["info"]
                 self.fall_back = None
                 self.engine.ready()
+                self.lifetime.ready(time.monotonic())
                 log.info("ready: %s", self.pair)
             case "failed":
                 failure = from_code(body["code"], body["message"])
@@ -114,11 +159,16 @@ class Lifecycle:
         self.hear()
         self.poller.unregister(self.engine.socket)
         self.poller.unregister(self.engine.exit_fd)
-        how = self.engine.reap()
+        leaving = self.lifetime.stage is Stage.LEAVING
+        how = self.engine.reap(crashed=not leaving)
+        if leaving:
+            self._gone()
+            return
+        self.lifetime.restarts()
         if stopping or self.failure is not None:
             return
-        if self._leaves_by is not None:
-            self._leaves_by, self.engine.crashes = None, 0
+        if self._leaves_by < inf:  # it was told to
+            self._leaves_by, self.engine.crashes = inf, 0
             self.start()
             return
         self.jobs.blame(self.engine.aboard, how)

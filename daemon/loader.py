@@ -35,6 +35,7 @@ class Loaded:
     drafting: Drafting
     learnt_path: Path  # where what the controller learns is kept
     info: dict[str, Any]
+    open_draft: Callable[[], Draft | None] | None  # opens the draft again after it was closed
 
 
 def load(settings: Settings, report: Report) -> Loaded:
@@ -64,6 +65,7 @@ def load(settings: Settings, report: Report) -> Loaded:
     if backend == "transformers":
         info["dtype"] = settings.dtype
     draft: Draft | None = None
+    open_draft: Callable[[], Draft | None] | None = None
     found = draft_file(pair, settings)
     if found is None:
         info["draft_refused"] = "the pair has no draft"
@@ -75,11 +77,13 @@ def load(settings: Settings, report: Report) -> Loaded:
             given = (tokenizer, target, settings, threads)
             draft, info["tokenizers"] = load_draft(file, *given, part(report, 0.8, 1.0))
             info["draft"] = name
+            quiet = part(lambda *_: None, 0.8, 1.0)
+            open_draft = lambda: load_draft(file, *given, quiet)[0]  # noqa: E731
         except IncompatiblePair as error:
             info["draft_refused"] = error.message
             log.warning("the target runs alone: %s", error.message)
     drafting, path = make_drafting(draft, tokenizer, target, settings, info)
-    return Loaded(target, tokenizer, drafting, path, info)
+    return Loaded(target, tokenizer, drafting, path, info, open_draft)
 
 
 def part(report: Report, begin: float, end: float) -> Report:

@@ -33,9 +33,60 @@ def cpu() -> tuple[str, frozenset[str]]:
     return name, frozenset((values.get("flags") or values.get("Features") or "").split())
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(root: Path = Path("/")) -> int:
+    """How many cores it pays to compute on: `usable`, as far as the control groups' quotas reach."""
+    count = len(usable(root))
+    for group in cgroup(root):
+        quota, _, period = text(group / "cpu.max").strip().partition(" ")
+        if quota.isdigit() and period.isdigit():
+            count = min(count, int(quota) // int(period))
+    return max(1, count)
+
+
+def usable(root: Path = Path("/")) -> set[int]:
+    """The cores that this process may use; of a hybrid CPU the fast ones, which would wait for the others."""
+    if not hasattr(os, "sched_getaffinity"):
+        return set(range(os.cpu_count() or 1))
+    allowed = os.sched_getaffinity(0)
+    fast = _cpu_list(text(root / "sys/devices/cpu_core/cpus"))  # of Intel's hybrids
+    if not fast:
+        place = root / "sys/devices/system/cpu"
+        power = {core: number(place / f"cpu{core}" / "cpu_capacity") or 0 for core in allowed}
+        fast = {core for core in allowed if 2 * power[core] >= max(power.values())}
+    return allowed & fast or allowed
+
+
+def cgroup(root: Path = Path("/")) -> list[Path]:
+    """The process's control group and those above it (version 2), the innermost first."""
+    lines = text(root / "proc/self/cgroup").splitlines()
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
+    if own is None:
+        return []
+    top = root / "sys/fs/cgroup"
+    return [part for part in (top / own, *(top / own).parents) if part.is_relative_to(top)]
+
+
+def text(path: Path) -> str:
+    """A file of the kernel's; empty if it is not there, or may not be read."""
+    try:
+        return path.read_text("utf-8")
+    except OSError:
+        return ""
+
+
+def number(path: Path) -> int | None:
+    """A number in such a file; None for `max`, or where there is none."""
+    found = text(path).strip()
+    return int(found) if found.isdigit() else None
+
+
+def _cpu_list(listed: str) -> set[int]:
+    """The kernel's "0-3,8" as a set."""
+    found: set[int] = set()
+    for part in listed.strip().split(",") if listed.strip() else []:
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
 
 
 def describe() -> dict[str, Any]:

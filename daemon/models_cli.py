@@ -14,8 +14,8 @@ from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, Transfe
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from draftd.daemon import load_cli, tune_cli, tuned
 from draftd.daemon import settings as configuration
-from draftd.daemon import tune_cli, tuned
 from draftd.daemon.settings import Settings
 from draftd.ipc.errors import CorruptModel, DraftdError, InvalidRequest, ModelNotFound
 from draftd.models.catalog import Backend, Catalog, Model, Pair, load_catalog
@@ -37,7 +37,7 @@ models_app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="List, fetch, verify, tune, add and remove model pairs.",
+    help="List, fetch, verify, tune, load, add and remove model pairs.",
 )
 
 PairArgument = Annotated[str | None, typer.Argument(metavar="[PAIR]", help="Default: the configured pair.")]
@@ -184,6 +184,8 @@ def remove(
 
 
 models_app.command("tune")(tune_cli.tune)
+models_app.command("load")(load_cli.load)
+models_app.command("unload")(load_cli.unload)
 
 
 @models_app.command()

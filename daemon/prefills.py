@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from draftd.daemon.apps import Apps
+from draftd.daemon.lifetime import Lifetime
 from draftd.ipc import messages
 from draftd.ipc.errors import DraftdError, EngineFailed, InvalidRequest, from_code
 
@@ -27,8 +29,9 @@ class Prefill:
 class Prefills:
     """Prefills by the front's key and by connection."""
 
-    def __init__(self, apps: Apps, tell_engine: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, apps: Apps, lifetime: Lifetime, tell_engine: Callable[[dict[str, Any]], None]) -> None:
         self.apps = apps
+        self.lifetime = lifetime  # each holds the engine, by its key below zero
         self.tell_engine = tell_engine
         self.by_key: dict[int, Prefill] = {}
         self.by_client: dict[bytes, Prefill] = {}
@@ -44,6 +47,7 @@ class Prefills:
         self._next_key += 1
         prefill = Prefill(self._next_key, client, request_id, body)
         self.by_key[prefill.key] = self.by_client[client] = prefill
+        self.lifetime.acquire(-prefill.key)
         self._submit(prefill)
 
     def cancel(self, client: bytes, request_id: str) -> None:
@@ -97,3 +101,4 @@ class Prefills:
     def _end(self, prefill: Prefill) -> None:
         del self.by_key[prefill.key]
         del self.by_client[prefill.client]
+        self.lifetime.release(-prefill.key, time.monotonic())

@@ -18,6 +18,8 @@ Again = Callable[[], Settings]  # reads file, environment and options anew
 
 FRONT_ONLY = {  # not the engine's
     *("queue", "credit_wait", "share_history", "share_prefixes", "log_level", "log_content", "metrics"),
+    *("keep_alive", "check_memory", "follow_load", "governor", "governor_dwell"),
+    *("memory_low", "memory_stall", "heat", "battery_low"),
 }
 # decided once, when the daemon takes its socket and its files
 FIXED = {"endpoint", "group", "allow_users", "curve_key", "curve_clients", "state_dir", "cache_dir"}

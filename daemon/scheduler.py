@@ -68,6 +68,11 @@ class Scheduler:
         ended, self._ended = self._ended, []
         return ended
 
+    def drop_idle(self) -> list[int]:
+        """Forget what the free slots hold; these are the slots."""
+        self.places.clear()
+        return list(self.places.free)
+
     def schedule(self) -> list[Work]:
         """Admit what fits, preempt what must yield, then one piece of work for whoever runs."""
         passed: list[Request] = []  # waiting, but not for a slot

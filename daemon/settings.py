@@ -56,7 +56,10 @@ class Settings(BaseSettings):
         None, description="a directory with the public key files of the apps that may connect over tcp"
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="threads for each model; default: the cores there are"
+        None,
+        ge=1,
+        le=1024,
+        description="threads for each model at most; default: the cores there are, slow ones apart",
     )
     device: str = Field("auto", description="where the transformers target runs: auto, cpu, cuda, cuda:1 …")
     device_map: str | None = Field(
@@ -79,6 +82,30 @@ class Settings(BaseSettings):
     )
     conversations_mb: int = Field(
         2000, ge=0, description="megabytes on disk for conversations that apps ask to be kept; 0: none are"
+    )
+    keep_alive: float = Field(
+        1800.0,
+        allow_inf_nan=False,
+        description="seconds without a request after which the models leave memory; 0: at once, -1: never",
+    )
+    check_memory: bool = Field(True, description="refuse to serve what does not fit in memory")
+    follow_load: bool = Field(True, description="fewer threads while other programs use the cores")
+    governor: bool = Field(
+        True,
+        description="step back when memory is short, in heat and on battery (see `draftd status`)",
+    )
+    memory_low: float = Field(
+        5.0, ge=0, le=100, description="percent of memory still available at which the governor steps down"
+    )
+    memory_stall: float = Field(
+        10.0, gt=0, le=100, description="percent of time that programs wait for memory at which it steps down"
+    )
+    heat: float = Field(95.0, ge=0, le=200, description="°C of the hottest sensor at which it steps down")
+    battery_low: float = Field(
+        20.0, ge=0, le=100, description="percent of charge, on battery, at which new requests are refused"
+    )
+    governor_dwell: float = Field(
+        5.0, gt=0, le=3600, description="seconds for each step down; a step up takes four times as long"
     )
     cache_dir: Path = Field(
         default_factory=lambda: platformdirs.user_cache_path("draftd"),

@@ -139,15 +139,16 @@ class EngineProcess:
                     total += times.user + times.system + times.children_user + times.children_system
         return total
 
-    def reap(self) -> str:
-        """After the child's end: free what it held, plan the restart, and say how it ended."""
+    def reap(self, *, crashed: bool = True) -> str:
+        """After the child's end: free what it held, say how it ended, and plan the restart if it crashed."""
         assert self.process is not None
         status = self.process.wait()
         self.aboard = self._watch.read().keys if self._watch is not None else ()
         self._release()
         if self._ready_since is not None and time.monotonic() - self._ready_since > HEALTHY_SECONDS:
             self.crashes = 0
-        self._plan()
+        if crashed:
+            self._plan()
         if self._hung:
             return self._hung
         if status < 0:

@@ -19,14 +19,16 @@ from typing import Any
 import msgpack
 import zmq
 
-from draftd.daemon import forget, learnt, logs
+from draftd.daemon import forget, learnt, logs, machine
 from draftd.daemon.control import Mode
 from draftd.daemon.engine import Emission, Engine
+from draftd.daemon.governor import Rung
 from draftd.daemon.keeping import Keeping
 from draftd.daemon.loader import Loaded, load
 from draftd.daemon.plan import Source
 from draftd.daemon.pulse import IDLE, LOADING, Pulse
 from draftd.daemon.request import Priority, Request
+from draftd.daemon.retreat import Retreat
 from draftd.daemon.scheduler import Work
 from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
@@ -72,6 +74,7 @@ class Worker:
         self.loaded: Loaded
         self.engine: Engine
         self.keeping: Keeping
+        self.retreat: Retreat
         self.jobs: dict[int, Job] = {}
         self.prefills: dict[int, Request] = {}  # by keys of their own
         self.grammars: Grammars | None = None  # made with the first request that has a grammar
@@ -89,6 +92,7 @@ class Worker:
         self.loaded = load(settings, report)
         self.engine = Engine(self.loaded.target, self.loaded.drafting, beat=self.beat)
         self.keeping = Keeping(settings, self.loaded.info, self.engine)
+        self.retreat = Retreat(self.loaded, self.engine)
         self.say({"type": "ready", "info": self.loaded.info})
 
     def save(self, every: float = SAVE_EVERY) -> None:
@@ -139,6 +143,10 @@ class Worker:
                 self.finish(self.jobs[body["key"]], body["reason"])
             case "clear":
                 self.clear(body)
+            case "govern":
+                self.retreat.to(Rung(body["rung"]))
+            case "threads":
+                self.retreat.set_threads(body["count"])
             case "stop":
                 return False
         return True
@@ -326,6 +334,7 @@ class Worker:
         self.keeping.save(request)
         self.engine.remove(request)
         self.loaded.drafting.remember(request)
+        self.retreat.tidy()
         self.save()
         text = job.answer.flush()
         if job.pending:
@@ -399,6 +408,8 @@ def main() -> None:
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
     socket.set_hwm(0)
     socket.bind(sys.argv[1])
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, machine.usable())
     settings = Settings.model_validate(msgpack.unpackb(socket.recv())["settings"])
     logs.set_up(settings.log_level, settings.log_content)
     worker = Worker(socket, Pulse(int(sys.argv[2]), settings.hang_seconds))

@@ -57,6 +57,14 @@ class Draft(Protocol):
         """Make what is cached for slot `target` the first `length` tokens of what is for `source`."""
         ...
 
+    def drop(self, slots: Sequence[int]) -> None:
+        """Forget these slots and give their memory back to the system, as far as that can be done."""
+        ...
+
+    def set_threads(self, count: int) -> None:
+        """Compute with so many threads from the next proposal on."""
+        ...
+
     def close(self) -> None:
         """Free the draft's memory."""
         ...

@@ -34,6 +34,10 @@ class Model(Protocol):
 
     def copy_prefix(self, source: int, target: int, length: int, /) -> None: ...
 
+    def drop(self, slots: Sequence[int], /) -> None: ...
+
+    def set_threads(self, count: int, /) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -86,6 +90,16 @@ class LlamaDraft:
         if seen:
             self._model.copy_prefix(source, target, len(seen))
             self._seen[target] = seen
+
+    def drop(self, slots: Sequence[int]) -> None:
+        """Forget these slots and give their memory back to the system, as far as that can be done."""
+        for slot in slots:
+            self._seen.pop(slot, None)
+        self._model.drop(slots)
+
+    def set_threads(self, count: int) -> None:
+        """Compute with so many threads from the next proposal on."""
+        self._model.set_threads(count)
 
     def close(self) -> None:
         """Free the draft's memory."""

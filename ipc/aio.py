@@ -19,11 +19,14 @@ from draftd.ipc.messages import (
     Done,
     Generate,
     GetStatus,
+    Load,
+    Message,
     Ping,
     Prefill,
     Prefilled,
     Status,
     Tokens,
+    Unload,
 )
 from draftd.ipc.progress import Progress
 from draftd.ipc.session import Reply, check, reply
@@ -99,10 +102,18 @@ class AsyncClient:
 
     async def status(self, full: bool = False) -> Status:
         """What the daemon serves and how it is doing; `full`: each open request and all counters too."""
-        connection = await self._connect()
-        answer = await connection.ask(GetStatus, {"full": full}, self.timeout)
-        assert isinstance(answer, Status)
-        return answer
+        return await self._ask_status(GetStatus, self.timeout, full=full)
+
+    async def load(self, keep_alive: float | None = None, model: str | None = None) -> Status:
+        """Have the models in memory, without a request; returns once they are.
+
+        `keep_alive`: seconds that they stay without one; None: the daemon's setting, -1: for ever.
+        """
+        return await self._ask_status(Load, None, keep_alive=keep_alive, model=model)
+
+    async def unload(self, model: str | None = None) -> Status:
+        """Free the models' memory, when no request runs any more; returns once that is done."""
+        return await self._ask_status(Unload, None, model=model)
 
     async def clear(self, learnt: bool = False) -> int:
         """Make the daemon forget what repeated text is drafted from, of all apps; how many files went.
@@ -162,6 +173,12 @@ class AsyncClient:
                 if request:
                     connection.leave(request, finished)
             connection = await self._connect_again(error, progress.lost() + self.patience)
+
+    async def _ask_status(self, kind: type[Message], limit: float | None, **fields: Any) -> Status:
+        connection = await self._connect()
+        answer = await connection.ask(kind, fields, limit)
+        assert isinstance(answer, Status)
+        return answer
 
     async def _connect_again(self, lost: DraftdError, end: float) -> AsyncConnection:
         """A connection to the daemon that comes after a lost one; raises what was lost if none comes."""

@@ -55,8 +55,8 @@ class AsyncConnection:
             raise link.absent(self._endpoint)
         link.check_welcome(await self.ask(Hello, link.hello(name), timeout))
 
-    async def ask(self, kind: type[Message], fields: dict[str, Any], limit: float) -> Event:
-        """Send a message that has one answer, and wait for it, `limit` seconds at most."""
+    async def ask(self, kind: type[Message], fields: dict[str, Any], limit: float | None) -> Event:
+        """Send a message that has one answer, and wait for it, `limit` seconds at most (None: see `wait`)."""
         request = self.open(kind, fields)
         try:
             return await self.wait(request, limit)

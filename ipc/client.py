@@ -19,15 +19,17 @@ from draftd.ipc.messages import (
     Done,
     Generate,
     GetStatus,
+    Load,
     Message,
     Ping,
     Prefill,
     Prefilled,
     Status,
     Tokens,
+    Unload,
 )
 from draftd.ipc.progress import Progress
-from draftd.ipc.session import Event, Reply, check, reply
+from draftd.ipc.session import Reply, check, reply
 
 
 class Client:
@@ -100,9 +102,18 @@ class Client:
 
     def status(self, full: bool = False) -> Status:
         """What the daemon serves and how it is doing; `full`: each open request and all counters too."""
-        answer = self._ask(GetStatus, {"full": full})
-        assert isinstance(answer, Status)
-        return answer
+        return self._ask_status(GetStatus, self.timeout, full=full)
+
+    def load(self, keep_alive: float | None = None, model: str | None = None) -> Status:
+        """Have the models in memory, without a request; returns once they are.
+
+        `keep_alive`: seconds that they stay without one; None: the daemon's setting, -1: for ever.
+        """
+        return self._ask_status(Load, None, keep_alive=keep_alive, model=model)
+
+    def unload(self, model: str | None = None) -> Status:
+        """Free the models' memory, when no request runs any more; returns once that is done."""
+        return self._ask_status(Unload, None, model=model)
 
     def clear(self, learnt: bool = False) -> int:
         """Make the daemon forget what repeated text is drafted from, of all apps; how many files went.
@@ -174,8 +185,10 @@ class Client:
                 pause = min(1.0, pause * 2 + 0.05)
         raise lost
 
-    def _ask(self, kind: type[Message], fields: dict[str, Any]) -> Event:
-        return self._connect().ask(kind, fields, self.timeout)
+    def _ask_status(self, kind: type[Message], limit: float | None, **fields: Any) -> Status:
+        answer = self._connect().ask(kind, fields, limit)
+        assert isinstance(answer, Status)
+        return answer
 
     def _connect(self) -> Connection:
         connection = self._connection

@@ -55,8 +55,8 @@ class Connection:
             self.close()
             raise
 
-    def ask(self, kind: type[Message], fields: dict[str, Any], limit: float) -> Event:
-        """Send a message that has one answer, and wait for it, `limit` seconds at most."""
+    def ask(self, kind: type[Message], fields: dict[str, Any], limit: float | None) -> Event:
+        """Send a message that has one answer, and wait for it, `limit` seconds at most (None: see `wait`)."""
         request = self.open(kind, fields)
         try:
             return self.wait(request, limit)

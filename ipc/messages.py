@@ -14,6 +14,8 @@ MAX_FAULTS = 5  # wrong fields named in one sentence
 RequestId = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 TokenText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # a token id as a map's key
 Tokens32 = Annotated[int, Field(ge=0, lt=2**31)]
+# seconds that the models stay in memory afterwards; None: the daemon's setting, 0: none, -1: for ever
+KeepAlive = Annotated[float | None, Field(default=None, ge=-1.0, allow_inf_nan=False)]
 
 
 class Fields(BaseModel):
@@ -103,6 +105,7 @@ class Generate(Prompt):
     speculate: bool | Annotated[str, Field(pattern=r"^(auto|off|(suffix|model|chain):[0-9]{1,2})$")] = True
     # how drafts are checked: against the seed's own answer, or by dice, blocks or tokens at a time
     verify: Literal["coupled", "rejection", "rejection-token"] = "coupled"
+    keep_alive: KeepAlive = None
     cache_prompt: bool = True  # start from what is already computed or was answered
     deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)  # from the daemon's receipt
     credit: int | None = Field(default=None, ge=1, le=1_000_000)  # `tokens` messages; None: no limit
@@ -122,6 +125,17 @@ class Credit(Message):
     credit: int = Field(ge=1, le=1_000_000)
 
 
+class Load(Message):
+    type: Literal["load"] = "load"  # answered by a status once the models are in memory
+    model: str | None = None
+    keep_alive: KeepAlive = None
+
+
+class Unload(Message):
+    type: Literal["unload"] = "unload"  # answered by a status once they are not
+    model: str | None = None
+
+
 class GetStatus(Message):
     type: Literal["status"] = "status"
     full: bool = False  # also active, counters, limits and memory
@@ -136,7 +150,7 @@ class Clear(Message):
     learnt: bool = False  # also what was learnt of the pairs: acceptance and costs
 
 
-ClientMessage = Hello | Generate | Prefill | Cancel | Credit | GetStatus | Ping | Clear
+ClientMessage = Hello | Generate | Prefill | Cancel | Credit | Load | Unload | GetStatus | Ping | Clear
 
 # ---- daemon to client
 
@@ -241,12 +255,13 @@ class Error(Message):
 
 class Status(Message):
     type: Literal["status"] = "status"
-    state: Literal["loading", "ready", "restarting", "failed"]
+    state: Literal["loading", "ready", "restarting", "unloaded", "failed"]
     detail: str = ""  # "loading 43 %", or why it failed
     progress: float = 0.0  # 0 to 1
     pair: str = ""
     engine: dict[str, Any] = {}  # what the loaded pair is: backend, dtype, threads, pair report
     requests: dict[str, int] = {}  # running, waiting, finished
+    governor: dict[str, Any] = {}  # rung, does, why, threads, others_use_cores
     learnt: dict[str, Any] = {}  # after the first answer: acceptance, target_ms, draft_ms, choices
     uptime_seconds: float = 0.0
     # what follows is for those that ask for a full status

@@ -53,6 +53,14 @@ class Target(Protocol):
         """
         ...
 
+    def drop(self, slots: Sequence[int]) -> None:
+        """Empty these slots and give their memory back to the system, as far as that can be done."""
+        ...
+
+    def set_threads(self, count: int) -> None:
+        """Compute with so many threads from the next forward on."""
+        ...
+
     def close(self) -> None:
         """Free the model's memory."""
         ...

@@ -20,15 +20,19 @@ from draftd.models.llama_load import Report, load_model, open_context
 class LlamaTarget:
     """models.base.Target over llama.cpp; rows are views of its output, valid until the next forward."""
 
-    def __init__(self, path: Path, model: int, context: int, slots: int, length: int) -> None:
+    def __init__(
+        self, path: Path, model: int, slots: int, context: int, threads: int, gpu_layers: int
+    ) -> None:
         self.path = path
         self._model = model
         self.vocab: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self.slots = slots
-        self.context = length
-        self._context = context
-        self._memory = llama_cpp.llama_get_memory(context)
-        self._batch = _Batch(llama_cpp.llama_n_batch(context))
+        self.context = context
+        self._threads = threads
+        self._gpu_layers = gpu_layers
+        self._context = 0  # there while a slot may hold something
+        self._open()
+        self._batch = _Batch(llama_cpp.llama_n_batch(self._context))
         self._lengths = [0] * slots
         self._removals: set[int] = set()  # slots that llama.cpp still holds more of than _lengths says
 
@@ -84,9 +88,21 @@ class LlamaTarget:
         """Make a slot's content the first `length` positions of what `save_slot` gave."""
         native.run(self._load_state, slot, state, length)
 
+    def drop(self, slots: Sequence[int]) -> None:
+        """Empty these slots. llama.cpp's caches are freed as a whole, so once none holds anything."""
+        for slot in slots:
+            self.truncate(slot, 0)
+        if not any(self._lengths):
+            native.run(self._drop)
+
+    def set_threads(self, count: int) -> None:
+        """Compute with so many threads from the next forward on."""
+        self._threads = count
+        native.run(self._set_threads)
+
     def close(self) -> None:
         """Free the model's memory; a second call does nothing."""
-        if self._context:
+        if self._model:
             native.run(self._free)
 
     def _check(self, span: Span) -> None:
@@ -101,7 +117,28 @@ class LlamaTarget:
 
     # ---- on llama.cpp's thread
 
+    def _open(self) -> None:
+        """Make the context, the slots' caches and what llama.cpp computes in, unless it is there."""
+        if self._context:
+            return
+        handle, self.context = open_context(
+            self.path, self._model, self.slots, self.context, self._threads, self._gpu_layers
+        )
+        self._context = handle
+        self._memory = llama_cpp.llama_get_memory(handle)
+
+    def _drop(self) -> None:
+        if self._context:
+            llama_cpp.llama_free(self._context)
+            self._context = 0
+            self._removals.clear()
+
+    def _set_threads(self) -> None:
+        if self._context:
+            llama_cpp.llama_set_n_threads(self._context, self._threads, self._threads)
+
     def _forward(self, spans: Sequence[Span]) -> list[Rows]:
+        self._open()
         for span in spans:
             self.truncate(span.slot, span.start)
         self._remove()
@@ -162,6 +199,7 @@ class LlamaTarget:
         raise EngineFailed(f"llama.cpp failed to feed {tokens} tokens to {self.path.name}: {reason} ({code})")
 
     def _copy_prefix(self, source: int, target: int, length: int) -> None:
+        self._open()
         self._remove()
         llama_cpp.llama_memory_seq_rm(self._memory, target, 0, -1)
         # Between the slots' buffers llama.cpp copies a sequence whole or not at all.
@@ -170,6 +208,7 @@ class LlamaTarget:
         self._lengths[target] = length
 
     def _save(self, slot: int) -> State:
+        self._open()
         self._remove()
         state = np.empty(llama_cpp.llama_state_seq_get_size(self._context, slot), np.uint8)
         written = llama_cpp.llama_state_seq_get_data(self._context, _bytes(state), state.size, slot)
@@ -178,6 +217,7 @@ class LlamaTarget:
         return state[:written]
 
     def _load_state(self, slot: int, state: State, length: int) -> None:
+        self._open()
         self._remove()
         self._lengths[slot] = 0
         llama_cpp.llama_memory_seq_rm(self._memory, slot, 0, -1)
@@ -193,9 +233,9 @@ class LlamaTarget:
         self._lengths[slot] = length
 
     def _free(self) -> None:
-        llama_cpp.llama_free(self._context)
+        self._drop()
         llama_cpp.llama_model_free(self._model)
-        self._context = self._model = 0
+        self._model = 0
 
 
 @lru_cache(maxsize=256)  # the output seldom moves, so the same views come again
@@ -259,8 +299,7 @@ def _load(
 ) -> LlamaTarget:
     model = load_model(path, gpu_layers=gpu_layers, extra_bufts=extra_bufts, report=report)
     try:
-        handle, length = open_context(path, model, slots, context, threads, gpu_layers)
+        return LlamaTarget(path, model, slots, context, threads, gpu_layers)
     except BaseException:
         llama_cpp.llama_model_free(model)
         raise
-    return LlamaTarget(path, model, handle, slots, length)

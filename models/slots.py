@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -114,6 +116,15 @@ class SlotCache(Cache):
             raise ValueError(f"slot {slot} holds {self.lengths[slot]} positions, it can't be cut to {length}")
         self.lengths[slot] = length
 
+    def drop(self, slots: Sequence[int]) -> None:
+        """Empty slots and give their pages back to the system; they read as zeros from then on."""
+        for slot in slots:
+            self.lengths[slot] = 0
+            for layer in self.slot_layers:
+                for buffer in (layer.keys, layer.values):
+                    if buffer is not None and buffer.device.type == "cpu":
+                        _give_back(buffer[slot])
+
     @torch.inference_mode()
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Make the first `length` positions of slot `target` those of slot `source`."""
@@ -157,3 +168,12 @@ class SlotCache(Cache):
             for buffer in (layer.keys, layer.values):
                 if buffer is not None:
                     yield buffer
+
+
+def _give_back(part: Tensor) -> None:
+    """Return the whole pages of a contiguous part of a buffer to the kernel, which gives zeros for them."""
+    page = mmap.PAGESIZE
+    begin = -(-part.data_ptr() // page) * page
+    end = (part.data_ptr() + part.nbytes) // page * page
+    if end > begin and hasattr(mmap, "MADV_DONTNEED"):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)

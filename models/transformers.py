@@ -105,6 +105,14 @@ class TransformersTarget:
         """Make a slot's content the first `length` positions of what `save_slot` gave."""
         self._cache.load(slot, state, length)
 
+    def drop(self, slots: Sequence[int]) -> None:
+        """Empty these slots and give their memory back to the system, where they lie in the CPU's."""
+        self._cache.drop(slots)
+
+    def set_threads(self, count: int) -> None:
+        """Compute with so many threads from the next forward on; call it on the forward's thread."""
+        torch.set_num_threads(count)
+
     def close(self) -> None:
         """Free the model's memory; the target is of no use afterwards."""
         del self._model, self._cache, self._host, self._keys

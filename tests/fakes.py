@@ -64,6 +64,13 @@ class TableTarget:
         self.held[slot] = state.view(np.int32)[:length].tolist()
         self.loaded += length
 
+    def drop(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            self.held[slot].clear()
+
+    def set_threads(self, count: int) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -103,6 +110,12 @@ class TableDraft:
 
     def copy(self, source: int, target: int, length: int) -> None:
         self.copied.append((source, target, length))
+
+    def drop(self, slots: Sequence[int]) -> None:
+        self.forgotten += slots
+
+    def set_threads(self, count: int) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,6 +114,7 @@ def serving(tmp_path: Path, tiny_files: Path) -> Iterator[Serve]:
         draft: Path | str | None = "draft.gguf",
         backend: str = "transformers",
         wait: bool = True,
+        program: Sequence[str] = (sys.executable, "-m", "draftd.daemon.cli"),
         **settings: str,
     ) -> Daemon:
         number = len(daemons)
@@ -137,9 +138,7 @@ def serving(tmp_path: Path, tiny_files: Path) -> Iterator[Serve]:
             "DRAFTD_CACHE_DIR": str(tmp_path / "cache"),
         }
         command = [
-            sys.executable,
-            "-m",
-            "draftd.daemon.cli",
+            *program,
             "serve",
             "--pair",
             "tiny",

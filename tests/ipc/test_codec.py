@@ -27,6 +27,8 @@ ALL: list[messages.Message] = [
     messages.Credit(id="3", credit=8),
     messages.GetStatus(id="4"),
     messages.Ping(id="5"),
+    messages.Load(id="6", keep_alive=-1.0),
+    messages.Unload(id="7", model="smollm2"),
     messages.Welcome(id="1", version="0.1", daemon="0.1.0", capabilities=["generate"]),
     messages.Accepted(id="2", seed=2**63),
     scripted.tokens("2", "Wörld", [1, 2], [True, False], [4, 1]),

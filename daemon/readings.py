@@ -1,0 +1,104 @@
+"""What the machine says of its memory, heat, battery and load; each reading may be missing.
+
+Cheap enough for once a second: a few small files, no library that computes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Set
+from pathlib import Path
+
+import psutil
+
+from draftd.daemon.governor import Reading
+from draftd.daemon.machine import cgroup, number, text
+
+TICK = os.sysconf("SC_CLK_TCK")  # of the times in /proc/stat and /proc/*/stat
+NICE = 1  # column of /proc/stat
+IDLE = (3, 4)  # columns of /proc/stat that are no use of the CPU: idle, iowait
+GUEST = slice(0, 8)  # guest time is counted in user time as well
+
+
+def read(root: Path = Path("/")) -> Reading:
+    """A reading of everything; `root` is where /proc and /sys are."""
+    plugged, percent = _battery()
+    return Reading(_stall(root), _available(root), _temperature(), plugged, percent)
+
+
+def memory_room(root: Path = Path("/")) -> tuple[int, int]:
+    """Bytes that can still be used and bytes there are: the machine's, or what a control group leaves.
+
+    A group's limit is memory.high where that is less than memory.max: beyond it tasks are held back.
+    """
+    lines = (line.split() for line in text(root / "proc/meminfo").splitlines())
+    sizes = {words[0]: int(words[1]) * 1024 for words in lines if len(words) > 1}
+    room, total = sizes.get("MemAvailable:", 0), sizes.get("MemTotal:", 0)
+    for group in cgroup(root):
+        limits = [number(group / name) for name in ("memory.max", "memory.high")]
+        used = number(group / "memory.current")
+        if used is None or not (given := [limit for limit in limits if limit is not None]):
+            continue
+        pairs = (line.split() for line in text(group / "memory.stat").splitlines())
+        cached = next((int(words[1]) for words in pairs if words[0] == "inactive_file"), 0)
+        if total == 0 or min(given) - used + cached < room:
+            room, total = max(0, min(given) - used + cached), min(given)
+    return room, total
+
+
+def cpu_seconds(cores: Set[int], root: Path = Path("/")) -> float | None:
+    """Seconds that all programs together have computed on these cores since the start.
+
+    Without those at a lower priority, unless draftd has one too: they give way by themselves. None where the
+    system doesn't tell.
+    """
+    unused = (*IDLE, NICE) if os.nice(0) <= 0 else IDLE
+    wanted = {f"cpu{core}" for core in cores}
+    ticks = 0
+    for line in text(root / "proc/stat").splitlines():
+        name, *columns = line.split()
+        if name in wanted:
+            ticks += sum(int(value) for at, value in enumerate(columns[GUEST]) if at not in unused)
+    return ticks / TICK if ticks else None
+
+
+def process_seconds(pid: int, root: Path = Path("/")) -> float:
+    """Seconds that a process has computed, on all its threads; 0 once it is gone."""
+    _, _, behind_name = text(root / f"proc/{pid}/stat").rpartition(")")
+    columns = behind_name.split()
+    return sum(int(value) for value in columns[11:13]) / TICK if columns else 0.0
+
+
+def _stall(root: Path) -> float | None:
+    """The share of the last ten seconds in which a task waited for memory, here or in our control group."""
+    places = [root / "proc/pressure/memory", *(group / "memory.pressure" for group in cgroup(root)[:1])]
+    found = []
+    for place in places:
+        for line in text(place).splitlines():
+            kind, _, values = line.partition(" avg10=")
+            if kind == "some":
+                found.append(float(values.split()[0]))
+    return max(found, default=None)
+
+
+def _available(root: Path) -> float | None:
+    room, total = memory_room(root)
+    return 100.0 * room / total if total else None
+
+
+def _temperature() -> float | None:
+    """The hottest of the sensors that say CPU or GPU; of all if none does."""
+    if not hasattr(psutil, "sensors_temperatures"):
+        return None
+    sensors = {name: [s.current for s in found] for name, found in psutil.sensors_temperatures().items()}
+    cores = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "amdgpu", "nouveau", "acpitz", "soc_thermal")
+    chosen = [value for name in cores for value in sensors.get(name, [])]
+    return max(chosen or [value for values in sensors.values() for value in values], default=None)
+
+
+def _battery() -> tuple[bool | None, float | None]:
+    """Whether the machine runs on its battery, and the charge in percent."""
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    if battery is None or battery.power_plugged is None:
+        return None, None
+    return not battery.power_plugged, float(battery.percent)

@@ -1,0 +1,62 @@
+"""What the engine gives up on each rung of the governor's ladder, and takes up again."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+
+from draftd.daemon.engine import Engine
+from draftd.daemon.governor import Rung
+from draftd.daemon.loader import Loaded
+from draftd.ipc.errors import DraftdError
+
+log = logging.getLogger("draftd.engine")
+
+SHORT = 4  # tokens drafted a round at most
+
+
+class Retreat:
+    """Between two rounds, never within one."""
+
+    def __init__(self, loaded: Loaded, engine: Engine) -> None:
+        self.loaded = loaded
+        self.engine = engine
+        self.rung = Rung.NORMAL
+        self._longest = loaded.drafting.controller.longest
+
+    def to(self, rung: Rung) -> None:
+        """Do what this rung asks for and undo what only lower ones do."""
+        self.rung = rung
+        drafting = self.loaded.drafting
+        short = rung >= Rung.SHORT_DRAFTS
+        drafting.controller.longest = min(SHORT, self._longest) if short else self._longest
+        if rung >= Rung.NO_DRAFT:
+            drafting.set_model(None)
+        elif drafting.model is None and self.loaded.open_draft is not None:
+            try:
+                drafting.set_model(self.loaded.open_draft())
+            except DraftdError as error:
+                log.warning("the target goes on alone: %s", error.message)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Give back what slots without a request hold; call it again when requests have ended."""
+        if self.rung >= Rung.DROP_CACHES:
+            slots = self.engine.scheduler.drop_idle()
+            self.loaded.target.drop(slots)
+            if self.loaded.drafting.model is not None:
+                self.loaded.drafting.model.drop(slots)
+            _trim()
+
+    def set_threads(self, count: int) -> None:
+        """Compute with so many threads from the next round on."""
+        self.loaded.target.set_threads(count)
+        if self.loaded.drafting.model is not None:
+            self.loaded.drafting.model.set_threads(count)
+
+
+def _trim() -> None:
+    """Have the C library return what it has free; only glibc's keeps any and can."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
