@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
-from draftd.daemon import machine, memory
+from draftd.daemon import budget, machine
 from draftd.daemon.settings import Settings, default_config_path, load
 from draftd.ipc import endpoint
 from draftd.ipc.client import Client
@@ -214,14 +212,16 @@ def tokenizers(chosen: Pair, settings: Settings) -> Check:
 
 
 def _memory(chosen: Pair, settings: Settings) -> Check:
+    room = budget.measure_room()
     try:
-        need = memory.needed(chosen, settings, _backend(chosen, settings))
+        asked = budget.asked(chosen, settings, room)
+        better = budget.best(chosen, settings, room)
     except DraftdError as error:
         return Check("memory", "FAIL", error.message, f"run `draftd models pull {chosen.name}`")
-    free = psutil.virtual_memory().available
-    text = f"{_size(free)} available, {chosen.name} needs about {_size(need)}"
-    if need > free:
-        return Check("memory", "warn", text, "lower slots or context, or choose a smaller pair")
+    text = f"{_size(room.memory)} available, {chosen.name} needs about {_size(asked[-1].memory)}"
+    if not any(each.fits(room) for each in asked):
+        mend = f"serve with {budget.options(better)}" if better else "choose a smaller pair"
+        return Check("memory", "warn", f"{text}: see `draftd plan`", mend)
     return Check("memory", "ok", text)
 
 
@@ -232,7 +232,7 @@ def _disk(chosen: Pair, settings: Settings) -> Check:
     # a download is kept in parts and then joined: twice its size for a moment
     need = sum(2 * (model.size or 0) for model in missing)
     if chosen.target in missing and _backend(chosen, settings) == "transformers":
-        need += memory.weights(chosen.target, settings, "transformers")  # it is converted
+        need += budget.weights(chosen.target, settings, "transformers")  # it is converted
     text = f"{_size(free)} free in {directory}" + (f", {_size(need)} still to come" if need else "")
     mend = "free some, or set cache_dir to another disk"
     if need > free:

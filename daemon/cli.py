@@ -30,11 +30,12 @@ ELSEWHERE = {
     "metrics": ("draftd.daemon.exporter", "metrics", "Serve the daemon's figures to Prometheus."),
     "top": ("draftd.daemon.top", "top", "Watch requests, speeds, acceptance and memory, live."),
     "doctor": ("draftd.daemon.doctor", "doctor", "Check this machine, and say how to mend what is wrong."),
+    "plan": ("draftd.daemon.plan_cli", "plan", "Say what a pair takes of this machine, and what fits."),
     "bench": ("draftd.daemon.bench", "bench", "Measure what speculation gains on your own prompts."),
 }
 ORDER = [
     *("serve", "run", "chat", "status", "top", "models", "cache"),
-    *("keys", "service", "metrics", "doctor", "bench"),
+    *("keys", "service", "metrics", "plan", "doctor", "bench"),
 ]
 
 
@@ -148,6 +149,10 @@ def status(
     if now.detail not in ("", now.state, rows["state"]):
         rows["detail"] = now.detail
     rows["requests"] = ", ".join(f"{count} {name}" for name, count in now.requests.items())
+    if now.governor:
+        why = f", since {now.governor['why']}" if now.governor["why"] else ""
+        rows["giving way"] = f"{now.governor['does']}{why} (rung {now.governor['rung']} of 5)"
+        rows["threads now"] = f"{now.governor['threads']}"
     rows["up"] = f"{now.uptime_seconds:.0f} s"
     rows["endpoint"] = client.endpoint
     for name, value in [*rows.items(), *_flat(now.engine)]:

@@ -47,6 +47,7 @@ class Lifecycle:
         self.learnt: dict[str, Any] = {}
         self.failure: DraftdError | None = None  # why the pair can't be loaded: the daemon's end
         self.fall_back: Callable[[DraftdError], None] | None = None  # instead of that end, after a reload
+        self._was_ready = False
         self._leaves_by = inf  # monotonic seconds: when an engine that was told to end is made to
 
     def start(self) -> None:
@@ -142,6 +143,8 @@ class Lifecycle:
             case "ready":
                 self.state, self.detail, self.progress, self.info = "ready", "ready", 1.0, body["info"]
                 self.fall_back = None
+                self.engine.load["settings"]["check_memory"] = False  # what has fitted is not refused later
+                self._was_ready = True
                 self.engine.ready()
                 self.lifetime.ready(time.monotonic())
                 log.info("ready: %s", self.pair)
@@ -150,9 +153,13 @@ class Lifecycle:
                 if self.fall_back is not None:
                     self.fall_back(failure)
                     return
-                self.failure = failure
-                self.jobs.fail_all(self.failure)
-                self.clears.fail_all(self.failure)
+                if self._was_ready:  # a file is gone, or memory: the next request tries again
+                    log.error("the models can't be loaded again: %s", failure.message)
+                    self.lifetime.unload(time.monotonic())
+                else:
+                    self.failure = failure
+                self.jobs.fail_all(failure)
+                self.clears.fail_all(failure)
 
     def died(self, *, stopping: bool) -> None:
         """The engine's process ended: its last words first, then plan the next one or give up."""

@@ -35,7 +35,7 @@ class Loaded:
     drafting: Drafting
     learnt_path: Path  # where what the controller learns is kept
     info: dict[str, Any]
-    open_draft: Callable[[], Draft | None] | None  # opens the draft again after it was closed
+    open_draft: Callable[[], Draft | None] | None = None  # opens the draft again after it was closed
 
 
 def load(settings: Settings, report: Report) -> Loaded:

@@ -19,7 +19,7 @@ from typing import Any
 import msgpack
 import zmq
 
-from draftd.daemon import forget, learnt, logs, machine
+from draftd.daemon import budget, forget, learnt, logs, machine
 from draftd.daemon.control import Mode
 from draftd.daemon.engine import Emission, Engine
 from draftd.daemon.governor import Rung
@@ -33,6 +33,7 @@ from draftd.daemon.scheduler import Work
 from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
 from draftd.ipc.errors import ContextOverflow, DraftdError, InvalidRequest
+from draftd.models.catalog import load_catalog
 from draftd.models.grammar import Grammars
 from draftd.models.logprobs import Logprob
 from draftd.models.processors import Penalties, Processors
@@ -88,6 +89,8 @@ class Worker:
             self.pulse.beat(LOADING)
             self.say({"type": "progress", "fraction": fraction, "stage": stage})
 
+        if settings.check_memory:
+            settings = budget.check(load_catalog().pair(settings.pair), settings, budget.measure_room())
         self.settings = settings
         self.loaded = load(settings, report)
         self.engine = Engine(self.loaded.target, self.loaded.drafting, beat=self.beat)

@@ -94,6 +94,16 @@ class TextDraft:
         """Let slot `target` begin with what is cached for `source`, `length` tokens of the draft's own."""
         self._draft.copy(source, target, length)
 
+    def drop(self, slots: Sequence[int]) -> None:
+        """Forget these slots and give their memory back to the system, as far as that can be done."""
+        for slot in slots:
+            self._read.pop(slot, None)
+        self._draft.drop(slots)
+
+    def set_threads(self, count: int) -> None:
+        """Compute with so many threads from the next proposal on."""
+        self._draft.set_threads(count)
+
     def close(self) -> None:
         """Free the draft's memory."""
         self._draft.close()

@@ -9,6 +9,7 @@
     ├── ModelNotFound           model_not_found     4
     ├── CorruptModel            corrupt_model       4
     ├── UnsupportedModel        unsupported_model   4
+    ├── OutOfMemory             out_of_memory       4
     ├── IncompatiblePair        incompatible_pair   4
     ├── DownloadFailed          download_failed     4
     ├── DiskFull                disk_full           4
@@ -75,6 +76,11 @@ class CorruptModel(DraftdError):
 
 class UnsupportedModel(DraftdError):
     code = "unsupported_model"
+    exit_status = 4
+
+
+class OutOfMemory(DraftdError):
+    code = "out_of_memory"
     exit_status = 4
 
 

@@ -13,6 +13,7 @@ import msgpack
 import zmq
 
 from draftd.daemon.front import Front
+from draftd.daemon.lifetime import Stage
 from draftd.daemon.settings import Settings
 from draftd.ipc.messages import Stats
 
@@ -55,6 +56,7 @@ class Desk:
         if self.front.peers.zap is not None:
             self.front.poller.register(self.front.peers.zap, zmq.POLLIN)
         self.front.life.state = "ready"
+        self.front.life.lifetime.stage = Stage.IN
         self._apps: list[App] = []
 
     def app(self, **options: Any) -> App:

@@ -3,17 +3,18 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from draftd.daemon import checks, doctor, machine, memory
+from draftd.daemon import budget, checks, doctor, machine
+from draftd.daemon.model_files import read_shape
 from draftd.daemon.settings import Settings, load
 from draftd.ipc.errors import CorruptModel
 from draftd.models import probe
-from draftd.models.catalog import Model, Pair, load_catalog
+from draftd.models.catalog import Model, Pair
 from tests.tiny import retokenize, write_tiny
 from tests.tiny_gguf import write_gguf
 
@@ -31,12 +32,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_header(path: Path, values: dict[str, str | int | list[str]]) -> None:
-    """The start of a GGUF file: its metadata, then a tokenizer key that nothing may read beyond."""
+    """The start of a GGUF file: its metadata, a list as a vocabulary is one, and one tensor's place."""
 
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value.encode())) + value.encode()
 
-    made = struct.pack("<4sIQQ", b"GGUF", 3, 0, len(values) + 2)
+    made = struct.pack("<4sIQQ", b"GGUF", 3, 1, len(values) + 1)
     for key, value in values.items():
         made += text(key)
         if isinstance(value, str):
@@ -45,7 +46,10 @@ def write_header(path: Path, values: dict[str, str | int | list[str]]) -> None:
             made += struct.pack("<II", 4, value)
         else:
             made += struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(text, value))
-    path.write_bytes(made + text("tokenizer.ggml.model") + struct.pack("<I", 8) + b"end of the test")
+    made += text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 3) + b"".join(map(text, "abc"))
+    path.write_bytes(
+        made + text("token_embd.weight") + struct.pack("<IQQIQ", 2, 576, 1000, 2, 0) + bytes(5000)
+    )
 
 
 SHAPE: dict[str, str | int | list[str]] = {
@@ -206,31 +210,19 @@ def test_the_amx_probe(
     assert (state == "ok") == (check.mend == "")
 
 
-def test_the_memory_a_pair_needs(own_pair: Path) -> None:
-    assert memory.model_shape(own_pair) == (30, 3, 64)
-    settings = load(context=1000, slots=2)
-    pair = load_catalog().pair("own")
-    size = own_pair.stat().st_size
-    cache = 2 * 2 * 1000 * 30 * 3 * 64 * 2  # keys and values of 2 slots, two bytes each
-    assert memory.needed(pair, settings, "llama_cpp") == memory.RUNTIME + 2 * (size + cache)
-    alone = settings.model_copy(update={"speculate": False, "dtype": "float32"})
-    assert memory.needed(pair, alone, "transformers") == memory.RUNTIME + int(size * 32 / 4.8) + 2 * cache
-
-
 def test_too_little_memory_warns(own_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def available(count: int) -> Any:
-        return lambda: type("Memory", (), {"available": count})
-
-    monkeypatch.setattr("psutil.virtual_memory", available(10**9))
-    assert {check.name: check.state for check in checks.pair(load())}["memory"] == "warn"
-    monkeypatch.setattr("psutil.virtual_memory", available(10**12))
+    monkeypatch.setattr(budget, "measure_room", lambda: budget.Room(10**9, 0))
+    found = {check.name: check for check in checks.pair(load(backend="llama_cpp", context=65536))}["memory"]
+    assert found.state == "warn"
+    assert "serve with --context" in found.mend
+    monkeypatch.setattr(budget, "measure_room", lambda: budget.Room(10**12, 0))
     assert {check.name: check.state for check in checks.pair(load())}["memory"] == "ok"
 
 
 def test_a_file_that_is_no_gguf(own_pair: Path) -> None:
     own_pair.write_bytes(b"not a model" * 10)
-    with pytest.raises(CorruptModel, match="not a readable GGUF file"):
-        memory.model_shape(own_pair)
+    with pytest.raises(CorruptModel, match="not a readable model"):
+        read_shape(own_pair)
     found = {check.name: check for check in checks.pair(load())}
     assert found["memory"].state == "FAIL"
 

@@ -16,6 +16,7 @@ from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
 from draftd.daemon.loader import Loaded
 from draftd.daemon.pulse import SIZE, Pulse
+from draftd.daemon.retreat import Retreat
 from draftd.daemon.worker import Worker
 from draftd.models.base import Rows, Span
 from tests.fakes import TableTarget
@@ -98,6 +99,7 @@ class Bench:
         tokenizer: Any = Letters()
         self.worker.loaded = Loaded(self.target, tokenizer, drafting, directory / "learnt.json", {})
         self.worker.engine = Engine(self.target, drafting)
+        self.worker.retreat = Retreat(self.worker.loaded, self.worker.engine)
         self.worker.saved = time.monotonic()
 
     def say(self, body: dict[str, Any]) -> None:

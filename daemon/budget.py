@@ -1,0 +1,246 @@
+"""What a pair takes of the memory and of a GPU, before anything is loaded, and what of it fits.
+
+The constants are measurements; docs/architecture.md compares the sums with what was resident.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from draftd.daemon import readings
+from draftd.daemon.model_files import Shape, read_shape
+from draftd.daemon.settings import Settings
+from draftd.daemon.tuned import draft_file
+from draftd.ipc.errors import OutOfMemory
+from draftd.models.catalog import Model, Pair
+from draftd.models.fetch import cached_path
+
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+GGUF_BITS = 4.8  # a weight in a 4-bit file, its wider tensors included: where the file is not here yet
+FRONT = 60_000_000  # the front's process
+RUNTIME = {"llama_cpp": 150_000_000, "transformers": 550_000_000}  # the engine's libraries
+VOCABULARY = 700  # bytes of an entry in a tokenizer
+CHUNK = 512  # tokens of a prompt's pass
+ROWS = 64  # rows of logits of a wide pass
+SMALLEST = 512  # positions, below which a smaller context is not worth proposing
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes to be had now."""
+
+    memory: int
+    gpu: int  # of one GPU; 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    name: str
+    memory: int
+    gpu: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One way to run a pair and what it takes."""
+
+    backend: str
+    context: int
+    slots: int
+    gpu_layers: int  # of the target in llama.cpp; -1: all
+    items: tuple[Item, ...]
+
+    @property
+    def memory(self) -> int:
+        return sum(item.memory for item in self.items)
+
+    @property
+    def gpu(self) -> int:
+        return sum(item.gpu for item in self.items)
+
+    def fits(self, room: Room) -> bool:
+        return self.memory <= room.memory and self.gpu <= room.gpu
+
+
+def measure_room() -> Room:
+    """What the machine has now, with what a control group leaves, and a GPU's free memory."""
+    return Room(readings.memory_room()[0], _gpu_free())
+
+
+def asked(pair: Pair, settings: Settings, room: Room) -> list[Budget]:
+    """The configuration as it stands: one budget, two where the backend is yet to be measured."""
+    return [
+        _budget(pair, settings, backend, settings.context, settings.slots, settings.gpu_layers, room)
+        for backend in _backends(pair, settings)
+    ]
+
+
+def best(pair: Pair, settings: Settings, room: Room) -> Budget | None:
+    """The fastest that fits: as many layers on a GPU as it takes, then fewer slots, then a smaller context.
+
+    Slots cost no speed until requests wait, so they go first. None: nothing fits.
+    """
+    for context, slots in _smaller(settings.context, settings.slots):
+        for backend in _backends(pair, settings):
+            for layers in _layers(pair, settings, backend, room):
+                budget = _budget(pair, settings, backend, context, slots, layers, room)
+                if budget.fits(room):
+                    return budget
+    return None
+
+
+def check(pair: Pair, settings: Settings, room: Room) -> Settings:
+    """The settings, with the one backend that fits where only one does; OutOfMemory, and the table on stderr.
+
+    Models that are not here yet are the loader's to complain of.
+    """
+    if not all(cached_path(model, settings.cache_dir).exists() for model in pair.models):
+        return settings
+    budgets = asked(pair, settings, room)
+    fitting = [budget for budget in budgets if budget.fits(room)]
+    if not fitting:
+        print(*(table(budget, room) for budget in budgets), sep="\n\n", file=sys.stderr, flush=True)
+        raise OutOfMemory(sentence(pair, budgets[-1], best(pair, settings, room), room))
+    if len(fitting) == len(budgets):
+        return settings
+    return settings.model_copy(update={"backend": fitting[0].backend})
+
+
+def sentence(pair: Pair, budget: Budget, better: Budget | None, room: Room) -> str:
+    """That it doesn't fit, by how much, and what would."""
+    lack = f"{pair.name} needs {size(budget.memory)} of memory and {size(room.memory)} are to be had"
+    if budget.gpu > room.gpu:
+        lack = f"{pair.name} needs {size(budget.gpu)} of the GPU and {size(room.gpu)} are to be had"
+    if better is None:
+        return f"{lack}: close other programs or choose a smaller pair"
+    return f"{lack}: serve with {options(better)}, which needs {size(better.memory)}"
+
+
+def options(budget: Budget) -> str:
+    """How to ask `serve` for it."""
+    words = f"--context {budget.context} --slots {budget.slots} --backend {budget.backend}"
+    return words + (f" and gpu_layers = {budget.gpu_layers}" if budget.gpu_layers else "")
+
+
+def table(budget: Budget, room: Room) -> str:
+    """What takes how much, a line each."""
+    rows = [(item.name, item.memory, item.gpu) for item in budget.items]
+    rows += [("together", budget.memory, budget.gpu), ("to be had now", room.memory, room.gpu)]
+    with_gpu = bool(room.gpu or budget.gpu)
+    head = f"{budget.backend}, {budget.slots} slots of {budget.context} positions"
+    lines = [f"{head:<44}{'memory':>10}" + (f"{'GPU':>10}" if with_gpu else "")]
+    for name, memory, gpu in rows:
+        lines.append(f"{name:<44}{size(memory):>10}" + (f"{size(gpu):>10}" if with_gpu else ""))
+    return "\n".join(lines)
+
+
+def size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def weights(model: Model, settings: Settings, backend: str) -> int:
+    """Bytes of a model's weights in memory; by its listed size where the file is not here yet."""
+    shape = _shape(cached_path(model, settings.cache_dir))
+    if shape is not None:
+        return _weights(shape, settings, backend)
+    listed = model.size or 0
+    return listed if backend == "llama_cpp" else int(listed * 8 * BYTES[settings.dtype] / GGUF_BITS)
+
+
+def _budget(
+    pair: Pair, settings: Settings, backend: str, context: int, slots: int, gpu_layers: int, room: Room
+) -> Budget:
+    items = [Item("draftd and its libraries", FRONT + RUNTIME[backend])]
+    shape = _shape(cached_path(pair.target, settings.cache_dir))
+    on_gpu = 0.0
+    if backend == "transformers":
+        on_gpu = 1.0 if room.gpu and settings.device != "cpu" else 0.0
+    elif shape is not None and gpu_layers:
+        on_gpu = 1.0 if gpu_layers < 0 else min(1.0, gpu_layers / (shape.layers + 1))
+    held = weights(pair.target, settings, backend)
+    for name, count in _model("target", held, shape, settings, backend, context, slots):
+        items.append(Item(name, count - int(on_gpu * count), int(on_gpu * count)))
+    if settings.speculate and (found := draft_file(pair, settings)) is not None:
+        drafting = _shape(found[0])
+        held = found[0].stat().st_size if found[0].is_file() else 0
+        layers = 1.0 if settings.gpu_layers else 0.0
+        for name, count in _model("draft", held, drafting, settings, "llama_cpp", context, slots):
+            items.append(Item(name, count - int(layers * count), int(layers * count)))
+    return Budget(backend, context, slots, gpu_layers, tuple(items))
+
+
+def _model(
+    role: str, held: int, shape: Shape | None, settings: Settings, backend: str, context: int, slots: int
+) -> Iterator[tuple[str, int]]:
+    """A model's parts and their bytes; only its weights where the file that would tell more is not here."""
+    yield f"{role}: weights", held
+    if shape is not None:
+        context = min(context, shape.longest or context)
+        width = 2 if backend == "llama_cpp" else BYTES[settings.dtype]
+        yield f"{role}: keys and values", shape.position_elements * context * slots * width
+        yield f"{role}: passes and vocabulary", _working(shape, backend)
+
+
+def _working(shape: Shape, backend: str) -> int:
+    """What passes compute in: a prompt's activations, rows of logits; and the tokenizer."""
+    logits = 4 * shape.vocab * ROWS
+    activations = 4 * CHUNK * shape.width * (40 if backend == "transformers" else 20)
+    return logits + activations + VOCABULARY * shape.vocab
+
+
+def _weights(shape: Shape, settings: Settings, backend: str) -> int:
+    if backend == "llama_cpp":
+        return shape.size
+    output = shape.vocab * shape.width if shape.tied else 0  # packed for the kernel, it is a copy
+    return (shape.elements + output) * BYTES[settings.dtype]
+
+
+def _backends(pair: Pair, settings: Settings) -> list[str]:
+    """What may run the target, the one that needs less last."""
+    backend = settings.backend if settings.backend != "auto" else pair.backend
+    if pair.target.is_directory:
+        return ["transformers"]
+    return ["transformers", "llama_cpp"] if backend == "auto" else [backend]
+
+
+def _smaller(context: int, slots: int) -> Iterator[tuple[int, int]]:
+    yield context, slots
+    while slots > 1:
+        slots = max(1, slots // 2)
+        yield context, slots
+    while context // 2 >= SMALLEST:
+        context //= 2
+        yield context, slots
+
+
+def _layers(pair: Pair, settings: Settings, backend: str, room: Room) -> Iterator[int]:
+    """Numbers of layers for the GPU, the most first."""
+    shape = _shape(cached_path(pair.target, settings.cache_dir))
+    if backend == "llama_cpp" and room.gpu and shape is not None and settings.device != "cpu":
+        yield -1
+        yield from range(shape.layers, 0, -1)
+        yield 0
+    else:
+        yield settings.gpu_layers
+
+
+def _shape(path: Path) -> Shape | None:
+    return read_shape(path) if path.exists() else None
+
+
+def _gpu_free() -> int:
+    """Bytes free on the first NVIDIA GPU, 0 without one."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    first = done.stdout.split("\n", 1)[0].strip()
+    return int(first) * 2**20 if done.returncode == 0 and first.isdigit() else 0

@@ -1,0 +1,55 @@
+"""`draftd plan`: what a pair needs of this machine before anything is loaded, and what fits best."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from draftd.daemon import budget
+from draftd.daemon import settings as configuration
+from draftd.ipc.errors import OutOfMemory
+from draftd.models.catalog import load_catalog
+
+
+def plan(
+    pair: Annotated[str | None, typer.Option(help="The pair, from `draftd models list`.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings file; default: config.toml in the user's configuration.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Positions a request may use, prompt and answer.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="Requests that run at once.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="What runs the target: auto, transformers or llama_cpp.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Say what a pair takes of memory and GPU, whether that fits, and what would run fastest within it.
+
+    Exit status 4 if what is configured does not fit.
+    """
+    settings = configuration.load(config, pair=pair, context=context, slots=slots, backend=backend)
+    chosen = load_catalog().pair(settings.pair)
+    room = budget.measure_room()
+    asked = budget.asked(chosen, settings, room)
+    better = budget.best(chosen, settings, room)
+    fits = any(each.fits(room) for each in asked)
+    if as_json:
+        found = {
+            "room": dataclasses.asdict(room),
+            "asked": [dataclasses.asdict(each) | {"fits": each.fits(room)} for each in asked],
+            "best": dataclasses.asdict(better) if better else None,
+        }
+        typer.echo(json.dumps(found))
+    else:
+        for each in asked:
+            typer.echo(f"{budget.table(each, room)}\n{'fits' if each.fits(room) else 'DOES NOT FIT'}\n")
+        if better is not None:
+            typer.echo(f"the fastest that fits: {budget.options(better)}")
+    if not fits:
+        raise OutOfMemory(budget.sentence(chosen, asked[-1], better, room))

@@ -1,0 +1,134 @@
+"""What a pair needs, from real files of tiny models, and what is chosen within what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from draftd.daemon import budget
+from draftd.daemon.budget import Budget, Room
+from draftd.daemon.cli import app
+from draftd.daemon.model_files import read_shape
+from draftd.daemon.settings import Settings, load
+from draftd.ipc.errors import OutOfMemory
+from draftd.models.catalog import Pair, load_catalog
+from tests.daemon.conftest import Serve
+from tests.daemon.test_doctor import SHAPE, write_header
+
+PLENTY = Room(10**12, 0)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_files: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A pair `tiny` of GGUF files that either backend may run."""
+    catalog = tmp_path / "catalog.toml"
+    files = {"target": tiny_files / "same.gguf", "draft": tiny_files / "draft.gguf"}
+    models = "".join(f'[models.{name}]\npath = "{file}"\n' for name, file in files.items())
+    catalog.write_text(models + '[pairs.tiny]\ntarget = "target"\ndraft = "draft"\n')
+    monkeypatch.setenv("DRAFTD_CATALOG", str(catalog))
+    monkeypatch.setenv("DRAFTD_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("DRAFTD_CACHE_DIR", str(tmp_path))
+    return load(pair="tiny", context=400, slots=4)
+
+
+def tiny() -> Pair:
+    return load_catalog().pair("tiny")
+
+
+def parts(found: Budget) -> dict[str, int]:
+    return {item.name: item.memory for item in found.items}
+
+
+def test_a_gguf_and_its_directory_have_one_shape(tiny_files: Path) -> None:
+    gguf, directory = read_shape(tiny_files / "same.gguf"), read_shape(tiny_files / "target")
+    assert gguf is not None
+    assert directory is not None
+    for name in ("layers", "kv_heads", "head_width", "width", "vocab", "elements", "tied", "longest"):
+        assert getattr(gguf, name) == getattr(directory, name), name
+
+
+def test_weights_and_caches_by_context_and_slots(settings: Settings, tiny_files: Path) -> None:
+    shape = read_shape(tiny_files / "same.gguf")
+    assert shape is not None
+    transformers, llama_cpp = budget.asked(tiny(), settings, PLENTY)
+    assert (transformers.backend, llama_cpp.backend) == ("transformers", "llama_cpp")
+    position = 2 * shape.layers * shape.kv_heads * shape.head_width * 2  # bytes
+    assert parts(llama_cpp)["target: keys and values"] == 4 * 400 * position
+    assert parts(llama_cpp)["target: weights"] == (tiny_files / "same.gguf").stat().st_size
+    assert parts(transformers)["target: weights"] >= 2 * shape.elements
+    wide = settings.model_copy(update={"dtype": "float32", "slots": 8, "backend": "transformers"})
+    (found,) = budget.asked(tiny(), wide, PLENTY)
+    assert parts(found)["target: keys and values"] == 8 * 400 * position * 2
+    alone = settings.model_copy(update={"speculate": False})
+    assert not any("draft:" in name for name in parts(budget.asked(tiny(), alone, PLENTY)[0]))
+
+
+def test_the_best_keeps_what_was_asked_where_it_fits_and_gives_up_slots_first(settings: Settings) -> None:
+    big = settings.model_copy(update={"backend": "llama_cpp", "slots": 64, "context": 512})
+    (asked,) = budget.asked(tiny(), big, PLENTY)
+    assert budget.best(tiny(), big, PLENTY) == asked
+    less = budget.best(tiny(), big, Room(asked.memory - 1, 0))
+    assert less is not None
+    assert (less.slots, less.context) == (32, 512)
+    assert less.fits(Room(asked.memory - 1, 0))
+    assert budget.best(tiny(), big, Room(10**6, 0)) is None
+
+
+def test_the_backend_that_fits_is_taken_and_nothing_else_changes(settings: Settings) -> None:
+    transformers, llama_cpp = budget.asked(tiny(), settings, PLENTY)
+    assert llama_cpp.memory < transformers.memory
+    assert budget.check(tiny(), settings, PLENTY) == settings
+    forced = budget.check(tiny(), settings, Room(llama_cpp.memory, 0))
+    assert forced == settings.model_copy(update={"backend": "llama_cpp"})
+
+
+def test_a_gpu_takes_as_many_layers_as_fit(settings: Settings) -> None:
+    on_llama = settings.model_copy(update={"backend": "llama_cpp", "speculate": False})
+    whole = budget.best(tiny(), on_llama, Room(10**12, 10**12))
+    assert whole is not None
+    assert whole.gpu_layers == -1
+    assert whole.gpu > 0
+    part = budget.best(tiny(), on_llama, Room(10**12, whole.gpu - 1))
+    assert part is not None
+    assert part.gpu_layers > 0
+    assert 0 < part.gpu < whole.gpu
+    none = budget.best(tiny(), on_llama, Room(10**12, 1))
+    assert none is not None
+    assert none.gpu_layers == 0
+    (torch,) = budget.asked(tiny(), settings.model_copy(update={"backend": "transformers"}), Room(0, 1))
+    assert parts(torch)["target: weights"] == 0
+
+
+def test_what_cannot_fit_is_refused_with_the_table(
+    settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(OutOfMemory, match="choose a smaller pair"):
+        budget.check(tiny(), settings, Room(10**6, 0))
+    err = capfd.readouterr().err
+    assert "target: keys and values" in err
+    assert "to be had now" in err
+
+
+def test_the_command_shows_the_table_and_its_status_says_whether_it_fits(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "measure_room", lambda: PLENTY)
+    run = CliRunner().invoke(app, ["plan", "--pair", "tiny", "--slots", "3"])
+    assert run.exit_code == 0, run.output
+    assert "llama_cpp, 3 slots" in run.output
+    assert "fits" in run.output
+    monkeypatch.setattr(budget, "measure_room", lambda: Room(10**6, 0))
+    run = CliRunner().invoke(app, ["plan", "--pair", "tiny", "--json"])
+    assert isinstance(run.exception, OutOfMemory)
+
+
+def test_serve_refuses_with_the_same_table_and_status_4(serve: Serve, tmp_path: Path) -> None:
+    write_header(tmp_path / "huge.gguf", SHAPE)
+    huge = {"context": "1048576", "slots": "256", "backend": "llama_cpp"}
+    daemon = serve(target=tmp_path / "huge.gguf", draft=None, wait=False, **huge)
+    assert daemon.process.wait(60) == 4
+    lines = daemon.lines.read_text()
+    assert "target: keys and values" in lines
+    assert lines.strip().splitlines()[-1].startswith("draftd: tiny needs 618")
