@@ -1,6 +1,7 @@
 """What a pair takes of the memory and of a GPU, before anything is loaded, and what of it fits.
 
-The constants are measurements; docs/architecture.md compares the sums with what was resident.
+Weights and caches are counted from the files; the constants below are estimates, not yet held against what
+a loaded pair has resident.
 """
 
 from __future__ import annotations
