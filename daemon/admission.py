@@ -6,7 +6,7 @@ import time
 from collections import deque
 
 from draftd.daemon.settings import Settings
-from draftd.ipc.errors import ModelNotFound, Overloaded
+from draftd.ipc.errors import InvalidRequest, ModelNotFound, Overloaded
 from draftd.ipc.messages import Generate, Prefill
 
 RECENT = 32  # ends of requests that the rate is measured from
@@ -24,6 +24,11 @@ class Admission:
     def admit(self, message: Generate | Prefill, settings: Settings, open_requests: int) -> None:
         """ModelNotFound or Overloaded if this daemon can't take the request."""
         check_pair(message.model, settings)
+        if isinstance(message, Generate) and message.beams > settings.slots:
+            raise InvalidRequest(
+                f"beams={message.beams} needs as many slots, this daemon has {settings.slots}: ask for "
+                f"{settings.slots} at most, or serve with --slots {message.beams}"
+            )
         if open_requests >= settings.slots + settings.queue:
             self._refused += 1
             wait = self.retry_after(time.monotonic())

@@ -56,12 +56,16 @@ class Counters:
         self.tokens["prompt"] += usage["prompt_tokens"]
         self.tokens["cached"] += usage["cached_tokens"]
         self.tokens["completion"] += usage["completion_tokens"]
+        self.request.add(told["seconds"])
+        self.answer(usage["completion_tokens"], stats, told)
+
+    def answer(self, tokens: int, stats: dict[str, Any], told: dict[str, Any]) -> None:
+        """What one of a request's answers took."""
         self.rounds.update(stats["sources"])
         for phase in PHASES[1:]:
             self.phases[phase].add(stats[f"{phase}_seconds"])
         self.phases["queue"].add(told["queue_seconds"])
-        self.request.add(told["seconds"])
-        if usage["completion_tokens"]:
+        if tokens:
             self.first_token.add(stats["time_to_first_token"])
         for source, (drafted, accepted) in told["positions"].items():
             _add(self.drafted.setdefault(source, []), drafted)

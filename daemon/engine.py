@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 
+from draftd.daemon.beams import Beams
 from draftd.daemon.drafting import Drafted, Drafting
 from draftd.daemon.pulse import DRAFTING, FORWARD
 from draftd.daemon.request import Parked, Request
@@ -80,13 +81,13 @@ class Engine:
         known = sum(len(work.request.tokens) for work in batch)  # the draft may yet have to read it all
         self.beat(DRAFTING, known, batch)
         drafts = self.drafting.draft(batch)
-        spans = [_span(work, drafted) for work, drafted in zip(batch, drafts, strict=True)]
+        spans = [_spans(work, drafted) for work, drafted in zip(batch, drafts, strict=True)]
         forwarding = time.perf_counter()
-        self.beat(FORWARD, sum(len(span.tokens) for span in spans), batch)
-        rows = self.target.forward(spans)
+        self.beat(FORWARD, sum(len(span.tokens) for each in spans for span in each), batch)
+        rows = self._forward(spans)
         target_seconds = time.perf_counter() - forwarding
         unchanged = [_unchanged(work.request, each) for work, each in zip(batch, rows, strict=True)]
-        answers = [self._verify(*each) for each in zip(batch, drafts, rows, strict=True)]
+        answers = [self._verify(*each) for each in zip(batch, drafts, rows, unchanged, strict=True)]
         seconds = time.perf_counter() - began
         self._learn(batch, drafts, answers, spans, target_seconds, seconds)
         emissions = [
@@ -99,12 +100,21 @@ class Engine:
     def _ended(self) -> list[Emission]:
         return [Emission(request, [], [], "prefilled", []) for request in self.scheduler.ended()]
 
-    def _verify(self, work: Work, drafted: Drafted, rows: NDArray[np.float32]) -> list[int]:
+    def _forward(self, spans: Sequence[Sequence[Span]]) -> list[Rows]:
+        """One pass for all spans of all requests; each request's rows."""
+        rows = iter(self.target.forward([span for each in spans for span in each]))
+        return [
+            np.concatenate(list(islice(rows, len(each)))) if len(each) > 1 else next(rows) for each in spans
+        ]
+
+    def _verify(self, work: Work, drafted: Drafted, rows: Rows, raw: Rows | None) -> list[int]:
         """Accepted drafts and one token more, the target's own; none while the prompt is being fed."""
         request = work.request
         request.cached += work.feed
         if not work.last:
             return []
+        if request.beams is not None:
+            return self._search(request, request.beams, rows, raw)
         position = len(request.tokens)
         if request.rejection is None:
             tokens = verify(rows, drafted.tokens, request.sampling, position, request.processors)
@@ -115,19 +125,42 @@ class Engine:
         self.target.truncate(request.slot, request.cached)
         return tokens
 
+    def _search(self, request: Request, beams: Beams, rows: Rows, raw: Rows | None) -> list[int]:
+        """One step of a beam search: no tokens until it is over, then the whole answer."""
+        if request.processors is not None:
+            for row, hypothesis in zip(rows, beams.parents(), strict=True):
+                request.processors.apply(row, hypothesis.tokens)
+
+        def tell(index: int, token: int) -> Logprob:
+            assert raw is not None
+            return logprob(raw[index], token, request.logprobs or 0)
+
+        fed = beams.parents()[0].tokens
+        for source, slot in beams.advance(rows, None if raw is None else tell):
+            self.target.copy_prefix(source, slot, len(request.tokens) + len(fed))
+        request.cached = (
+            len(request.tokens) - 1
+        )  # the slots hold more, but what is sure of each is the prompt
+        if beams.live:
+            request.tally.rounds += 1
+            return []
+        return beams.best.tokens
+
     def _learn(
         self,
         batch: Sequence[Work],
         drafts: Sequence[Drafted],
         answers: Sequence[list[int]],
-        spans: Sequence[Span],
+        spans: Sequence[Sequence[Span]],
         target_seconds: float,
         seconds: float,
     ) -> None:
         """Keep each request's books, and tell the controller what the round took and gave."""
         model_seconds = self.drafting.model_seconds
         if not any(work.prefill for work in batch):
-            self.drafting.controller.took(sum(len(span.tokens) for span in spans), target_seconds)
+            self.drafting.controller.took(
+                sum(len(span.tokens) for each in spans for span in each), target_seconds
+            )
         for work, drafted, tokens in zip(batch, drafts, answers, strict=True):
             tally = work.request.tally
             tally.draft_seconds += model_seconds
@@ -141,7 +174,7 @@ class Engine:
     def _emit(self, work: Work, drafted: Drafted, tokens: list[int], raw: Rows | None) -> Emission:
         """Add a round's tokens to their request, cut at a stop token or at its end."""
         request = work.request
-        accepted = len(tokens) - 1
+        accepted = min(len(tokens) - 1, drafted.kept)
         finish = None
         for index, token in enumerate(tokens):
             if token in request.stop_ids:
@@ -159,7 +192,9 @@ class Engine:
         if finish is not None:
             self.scheduler.remove(request)
         told = []
-        if raw is not None:
+        if request.beams is not None:
+            told = request.beams.best.logprobs[: len(tokens)]
+        elif raw is not None:
             count = request.logprobs or 0
             told = [logprob(row, token, count) for row, token in zip(raw, tokens, strict=False)]
         return Emission(request, tokens, [index < accepted for index in range(len(tokens))], finish, told)
@@ -170,8 +205,13 @@ def _unchanged(request: Request, rows: Rows) -> Rows | None:
     return None if request.logprobs is None else rows.copy()
 
 
-def _span(work: Work, drafted: Drafted) -> Span:
-    """A request's next tokens with its drafts behind them, and a row for each draft and one more."""
+def _spans(work: Work, drafted: Drafted) -> list[Span]:
+    """A request's next tokens with its drafts behind them, and a row for each draft and one more.
+
+    A beam search that is under way has a span for each of its hypotheses.
+    """
     request = work.request
+    if request.beams is not None and request.beams.live:
+        return request.beams.spans(len(request.tokens))
     fed = request.tokens[request.cached : request.cached + work.feed]
-    return Span(request.slot, request.cached, fed + drafted.tokens, drafted.kept + 1 if work.last else 0)
+    return [Span(request.slot, request.cached, fed + drafted.tokens, drafted.kept + 1 if work.last else 0)]

@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from draftd.daemon.admission import Admission
@@ -37,10 +37,11 @@ class Job:
     body: dict[str, Any]  # the generate message for the engine
     deadline: float | None  # monotonic seconds
     keep_alive: float | None  # seconds that the models stay in memory after it; None: the setting's
-    emitted: list[int] = field(default_factory=list)  # tokens of the answer so far
-    characters: int = 0  # of its text
+    emitted: list[list[int]]  # by answer: its tokens so far
+    characters: list[int]  # and how much text they are
+    endings: list[dict[str, Any] | None]  # by answer, of those that have ended
     told: bool = False  # the engine knows that the deadline has passed
-    text: str = ""  # of the answer, kept only to be logged
+    text: str = ""  # of the answers, kept only to be logged
     first: float | None = None  # monotonic seconds of the first token
     drafted: int = 0  # so far, and of these
     accepted: int = 0
@@ -50,6 +51,11 @@ class Job:
     def ended(self) -> bool:
         """The engine has no more to do with it; its app has yet to take the end."""
         return self.delivery.last is not None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has been given."""
+        return sum(map(len, self.emitted))
 
 
 class Jobs:
@@ -91,8 +97,8 @@ class Jobs:
                 "app": self.apps.name(job.delivery.client),
                 "state": "running" if index < self.settings.slots else "waiting",
                 "seconds": now - job.body["received"],
-                "tokens": len(job.emitted),
-                "tokens_per_second": len(job.emitted) / max(now - job.first, 1e-3) if job.first else 0.0,
+                "tokens": job.tokens,
+                "tokens_per_second": job.tokens / max(now - job.first, 1e-3) if job.first else 0.0,
                 "drafted": job.drafted,
                 "accepted": job.accepted,
             }
@@ -122,8 +128,9 @@ class Jobs:
             body=body,
             deadline=None if message.deadline_ms is None else now + message.deadline_ms / 1000,
             keep_alive=message.keep_alive,
-            emitted=list(resume.tokens),
-            characters=resume.characters,
+            emitted=[list(resume.tokens), *([] for _ in range(message.n - 1))],
+            characters=[resume.characters, *[0] * (message.n - 1)],
+            endings=[None] * message.n,
         )
         self.by_key[job.key] = self.by_client[client, message.id] = job
         if self.settings.log_content:
@@ -175,6 +182,7 @@ class Jobs:
                 "key": job.key,
                 "emitted": job.emitted,
                 "characters": job.characters,
+                "endings": job.endings,
                 **job.body,
             }
         )
@@ -196,8 +204,9 @@ class Jobs:
             return  # ended from outside
         match kind:
             case "tokens":
-                job.emitted += body["tokens"]
-                job.characters += len(body["text"])
+                index = body.get("index", 0)
+                job.emitted[index] += body["tokens"]
+                job.characters[index] += len(body["text"])
                 job.first = job.first or time.monotonic()
                 job.drafted, job.accepted = body.pop("rounds")
                 if self.settings.log_content:
@@ -205,8 +214,16 @@ class Jobs:
                 job.ends = 0
                 job.delivery.add(body)
                 self.push(job)
+            case "ended":
+                index, ending = body["index"], body["ending"]
+                job.endings[index] = ending
+                nothing = {"index": index, "text": "", "tokens": [], "drafted": []}
+                job.delivery.add({**nothing, "finish_reason": ending["finish_reason"]})
+                self.push(job)
             case "done":
                 self.counters.done(body["finish_reason"], body["usage"], body["stats"], body.pop("books"))
+                for other in body.get("answers", [])[1:]:
+                    self.counters.answer(other["completion_tokens"], other["stats"], other["books"])
                 self._end(job, messages.Done(id=job.delivery.id, **body))
             case _:
                 self.counters.failed(body["code"])
@@ -254,7 +271,7 @@ class Jobs:
 
     def _end_here(self, job: Job, reason: Reason) -> None:
         """End it without the engine's books, which it does not have or can't send."""
-        if reason == "cancelled" and not job.emitted:
+        if reason == "cancelled" and not job.tokens:
             self.fail(job, Cancelled("cancelled before the engine had begun"))
             return
         self.counters.failed(reason)
@@ -263,7 +280,7 @@ class Jobs:
             messages.Done(
                 id=job.delivery.id,
                 finish_reason=reason,
-                usage=messages.Usage(prompt_tokens=0, completion_tokens=len(job.emitted)),
+                usage=messages.Usage(prompt_tokens=0, completion_tokens=job.tokens),
                 stats=messages.Stats.nothing(seed=job.body["seed"]),
             ),
         )
@@ -289,7 +306,7 @@ class Jobs:
                 reason=reason,
                 seconds=now - job.body["received"],
                 **more,
-                tokens=len(job.emitted),
+                tokens=job.tokens,
                 drafted=job.drafted,
                 accepted=job.accepted,
                 answer=content(job.text) if self.settings.log_content else None,

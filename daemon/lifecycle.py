@@ -125,7 +125,7 @@ class Lifecycle:
 
     def _on_message(self, body: dict[str, Any]) -> None:
         match body["type"]:
-            case "tokens" | "done" | "error":
+            case "tokens" | "ended" | "done" | "error":
                 if body["type"] == "tokens":
                     self.engine.progress()
                 self.jobs.relay(body)

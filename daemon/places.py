@@ -64,6 +64,8 @@ class Places:
         del self.free[slot]
         self.taken[slot] = request
         request.slot = slot
+        if request.beams is not None:
+            request.beams.slots = [slot, *(self._lend() for _ in range(request.width - 1))]
         # The newest token is always fed for its logits, except where only the cache is wanted.
         request.cached = shared if request.cache_only else min(shared, len(request.tokens) - 1)
         self.target.truncate(slot, request.cached)
@@ -78,6 +80,16 @@ class Places:
         self._now += 1
         del self.taken[request.slot]
         self.free[request.slot] = Kept(request.tokens[: request.cached], request.cache_owner, self._now)
+        if request.beams is not None:
+            self.free |= {slot: Kept([], "", 0) for slot in request.beams.slots[1:]}
+
+    def _lend(self) -> int:
+        """A further slot for a request; what it held is lost."""
+        slot = self._choose(-1, 0)
+        del self.free[slot]
+        self.target.truncate(slot, 0)
+        self.forget(slot)
+        return slot
 
     def cache(self, request: Request) -> Parked | None:
         """A copy of what was computed for a request, wherever it stands; None if nowhere."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
 
+from draftd.daemon.beams import Beams
 from draftd.daemon.control import Control, Mode
 from draftd.models.base import State
 from draftd.models.processors import Processors
@@ -77,6 +78,7 @@ class Request:
     processors: Processors | None = None  # None: rows are taken as they are
     mode: Mode = "auto"  # who drafts
     verify: Verify = "coupled"
+    beams: Beams | None = None  # search instead of choosing: its own slots, no drafts
     logprobs: int | None = None  # tell each token's log-probability, and those of so many likeliest
     scope: str = ""  # whose earlier requests may be drafted from
     reuse: bool = True  # start from what a slot already holds of the prompt, and draft from earlier requests
@@ -96,6 +98,11 @@ class Request:
     last_rows: int = 1  # in the last pass
     last_tokens: int = 1  # given by the last pass
     tally: Tally = field(default_factory=Tally)
+
+    @property
+    def width(self) -> int:
+        """How many slots it needs."""
+        return 1 if self.beams is None else self.beams.width
 
     @property
     def rejection(self) -> Rejection | None:

@@ -134,17 +134,18 @@ class Scheduler:
         )
 
     def _make_room(self, request: Request) -> bool:
-        """See that a slot is free for a request, at the expense of a lesser one."""
+        """See that its slots are free for a request, at the expense of lesser ones."""
         if not request.cache_only:
             for other in [other for other in self.running if other.cache_only]:
                 if _covers(request, other):
                     self._end(other)
-        if self.places.free:
-            return True
         lesser = [other for other in self.running if other.priority > request.priority]
-        if not lesser:
+        if len(self.places.free) + sum(other.width for other in lesser) < request.width:
             return False
-        self._preempt(max(reversed(lesser), key=lambda other: other.priority))
+        while len(self.places.free) < request.width:
+            last = max(reversed(lesser), key=lambda other: other.priority)
+            lesser.remove(last)
+            self._preempt(last)
         return True
 
     def _preempt(self, request: Request) -> None:
@@ -154,6 +155,8 @@ class Scheduler:
             if state is not None:
                 request.parked = Parked(request.tokens[: request.cached], state)
         self.remove(request)
+        if request.beams is not None:
+            request.beams.restart()  # nothing of it was told, and the prompt is kept
         self.waiting.insert(0, request)
 
     def _prefill(self) -> list[Work]:

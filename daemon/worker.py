@@ -13,13 +13,14 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import msgpack
 import zmq
 
 from draftd.daemon import budget, forget, learnt, logs, machine
+from draftd.daemon.answers import Choice, Job, seed_of
+from draftd.daemon.beams import Beams
 from draftd.daemon.control import Mode
 from draftd.daemon.engine import Emission, Engine
 from draftd.daemon.governor import Rung
@@ -35,7 +36,6 @@ from draftd.daemon.text import Answer
 from draftd.ipc.errors import ContextOverflow, DraftdError, InvalidRequest
 from draftd.models.catalog import load_catalog
 from draftd.models.grammar import Grammars
-from draftd.models.logprobs import Logprob
 from draftd.models.processors import Penalties, Processors
 from draftd.models.sampling import Sampling
 
@@ -44,29 +44,8 @@ PR_SET_PDEATHSIG = 1
 SAVE_EVERY = 30.0  # seconds
 
 
-@dataclass(slots=True)
-class Pending:
-    """A token that the front has yet to be told."""
-
-    token: int
-    drafted: bool
-    length: int  # characters of text that it released
-    logprob: dict[str, Any] | None
-
-
-@dataclass(slots=True)
-class Job:
-    """One request with the text it becomes."""
-
-    request: Request
-    answer: Answer
-    received: float  # monotonic seconds, when the front got it
-    first_token: float | None = None  # monotonic seconds
-    pending: list[Pending] = field(default_factory=list)
-
-
 class Worker:
-    """Requests in flight by the front's key, and the engine that runs them."""
+    """Requests in flight by the front's key, their answers, and the engine that runs them."""
 
     def __init__(self, socket: zmq.Socket[bytes], pulse: Pulse) -> None:
         self.socket = socket
@@ -77,6 +56,7 @@ class Worker:
         self.keeping: Keeping
         self.retreat: Retreat
         self.jobs: dict[int, Job] = {}
+        self.choices: dict[Request, Choice] = {}
         self.prefills: dict[int, Request] = {}  # by keys of their own
         self.grammars: Grammars | None = None  # made with the first request that has a grammar
         self.saved = time.monotonic()
@@ -143,7 +123,8 @@ class Worker:
             case "cancel_prefill" if body["key"] in self.prefills:
                 self.engine.remove(self.prefills.pop(body["key"]))
             case "cancel" if body["key"] in self.jobs:
-                self.finish(self.jobs[body["key"]], body["reason"])
+                for choice in list(self.jobs[body["key"]].live):
+                    self.finish(choice, body["reason"])
             case "clear":
                 self.clear(body)
             case "govern":
@@ -155,43 +136,68 @@ class Worker:
         return True
 
     def accept(self, body: dict[str, Any]) -> None:
-        tokenizer, target = self.loaded.tokenizer, self.loaded.target
         prompt = self.prompt(body)
-        emitted = body["emitted"]
-        if wrong := [token for token in emitted if token >= target.vocab]:
-            raise InvalidRequest(f"token {wrong[0]} of resume is outside the vocabulary of {target.vocab}")
-        answer = Answer(tokenizer.stream(), body["stop"])
-        answer.resume(emitted, body["characters"])  # sent again: it goes on where the last engine left it
-        request = Request(
-            key=body["key"],
-            tokens=prompt + emitted,
-            prompt=len(prompt),
-            end=min(len(prompt) + body["max_tokens"], target.context),
-            sampling=Sampling(
-                body["temperature"], body["top_k"], body["top_p"], body["min_p"], seed=body["seed"]
-            ),
-            stop_ids=frozenset(body["stop_tokens"]).union(() if body["ignore_eos"] else tokenizer.stop_ids),
-            processors=self.processors(body, prompt),
-            mode=mode(body["speculate"]),
-            verify=body["verify"],
-            logprobs=body["logprobs"],
-            scope=body["scope"],
-            reuse=body["cache_prompt"],
-            priority=Priority[body["priority"].upper()],
-            client=body["client"],
-            cache_owner=body["cache_owner"],
-        )
-        if request.processors is not None:
-            request.processors.accept(emitted)
-        self.keeping.load(request, body["app"], body["conversation"])
-        job = self.jobs[request.key] = Job(request, answer, body["received"])
-        # Only the end of an answer may have been lost with the last engine or front.
-        if answer.stopped or (request.processors is not None and request.processors.ended):
-            self.finish(job, "stop")
-        elif len(request.tokens) >= request.end:
-            self.finish(job, "length")
+        job = Job(body["key"], len(prompt), body["received"], body["endings"])
+        for index, ending in enumerate(job.endings):
+            if ending is None:
+                job.choices.append(self.choice(job, index, body, prompt))
+        job.live = list(job.choices)
+        self.jobs[job.key] = job
+        self.choices |= {choice.request: choice for choice in job.live}
+        for choice in job.choices:  # the first computes the prompt, the others copy it (daemon/scheduler.py)
+            self.begin(choice)
+        if not job.choices:
+            self.done(job)
+
+    def begin(self, choice: Choice) -> None:
+        """Give an answer to the engine, or its end if only that was lost with the last engine or front."""
+        request = choice.request
+        ended = request.processors is not None and request.processors.ended
+        if request.beams is None and (choice.text.stopped or ended):
+            self.finish(choice, "stop")
+        elif request.beams is None and len(request.tokens) >= request.end:
+            self.finish(choice, "length")
         else:
             self.engine.add(request)
+
+    def choice(self, job: Job, index: int, body: dict[str, Any], prompt: list[int]) -> Choice:
+        """One of a request's answers; one sent again goes on where the last engine left it."""
+        tokenizer, target = self.loaded.tokenizer, self.loaded.target
+        emitted, limit = body["emitted"][index], min(body["max_tokens"], target.context - len(prompt))
+        if wrong := [token for token in emitted if token >= target.vocab]:
+            raise InvalidRequest(f"token {wrong[0]} of resume is outside the vocabulary of {target.vocab}")
+        text = Answer(tokenizer.stream(), body["stop"])
+        text.resume(emitted, body["characters"][index])
+        seed = seed_of(body["seed"], index)
+        # What a request may not take from others its answers still share with each other.
+        confined = not body["cache_prompt"] and len(job.endings) > 1
+        stop_ids = frozenset(body["stop_tokens"]).union(() if body["ignore_eos"] else tokenizer.stop_ids)
+        beams = Beams(body["beams"], limit, stop_ids) if body["beams"] > 1 else None
+        request = Request(
+            key=job.key,
+            tokens=prompt if beams else prompt + emitted,
+            prompt=len(prompt),
+            end=len(prompt) + limit,
+            sampling=Sampling(body["temperature"], body["top_k"], body["top_p"], body["min_p"], seed=seed),
+            stop_ids=stop_ids,
+            processors=self.processors(body, prompt),
+            mode="off" if beams else mode(body["speculate"]),
+            beams=beams,
+            verify=body["verify"],
+            logprobs=body["logprobs"],
+            scope="" if confined else body["scope"],
+            reuse=confined or body["cache_prompt"],
+            priority=Priority[body["priority"].upper()],
+            client=body["client"],
+            cache_owner=f"\0{job.key}" if confined else body["cache_owner"],
+        )
+        if index == 0 and not confined:  # a conversation goes on with the first of several answers
+            self.keeping.load(request, body["app"], body["conversation"])
+        if beams:
+            return Choice(job, index, request, text, found=len(emitted))
+        if request.processors is not None:
+            request.processors.accept(emitted)
+        return Choice(job, index, request, text)
 
     def prompt(self, body: dict[str, Any]) -> list[int]:
         """The tokens of a request's prompt; DraftdError if they can't be used."""
@@ -280,85 +286,41 @@ class Worker:
         return Processors(penalties, prompt, matcher)
 
     def emit(self, emission: Emission) -> None:
-        """A round's tokens as text; a stop string ends the request here, before the next round."""
-        request = emission.request
-        if request.cache_only:
-            self.prefilled(request)
+        """A round's tokens as text; a stop string ends the answer here, before the next round."""
+        if emission.request.cache_only:
+            self.prefilled(emission.request)
             return
-        job = self.jobs[request.key]
-        job.first_token = job.first_token or time.monotonic()
-        text = ""
-        for count, (token, drafted) in enumerate(zip(emission.tokens, emission.drafted, strict=True), 1):
-            released = job.answer.push(token)
-            text += released
-            told = self.told(emission.logprobs[count - 1]) if emission.logprobs else None
-            job.pending.append(Pending(token, drafted, len(released), told))
-            if job.answer.stopped:
-                surplus = len(emission.tokens) - count
-                del request.tokens[len(request.tokens) - surplus :]
-                break
+        choice = self.choices[emission.request]
+        text = choice.push(emission, self.loaded.tokenizer)
         if text:
-            self.send_tokens(job, text)
-        if job.answer.stopped:
-            self.finish(job, "stop")
+            self.say(choice.take(text))
+        if choice.text.stopped:
+            self.finish(choice, "stop")
         elif emission.finish is not None:
-            self.finish(job, emission.finish)
+            self.finish(choice, emission.finish)
 
-    def told(self, logprob: Logprob) -> dict[str, Any]:
-        """A token's log-probability as the protocol has it."""
-        top = [self.named(token, value) for token, value in logprob.top]
-        return {**self.named(logprob.token, logprob.logprob), "top": top}
-
-    def named(self, token: int, logprob: float) -> dict[str, Any]:
-        """A token by id, text and bytes."""
-        added = self.loaded.tokenizer.bytes_of(token)
-        text = added.decode("utf-8", "replace") or self.loaded.tokenizer.piece(token)
-        return {"token": token, "text": text, "bytes": list(added), "logprob": logprob}
-
-    def send_tokens(self, job: Job, text: str) -> None:
-        self.say(
-            {
-                "type": "tokens",
-                "key": job.request.key,
-                "text": text,
-                "tokens": [each.token for each in job.pending],
-                "drafted": [each.drafted for each in job.pending],
-                "lengths": [each.length for each in job.pending],
-                "logprobs": [each.logprob for each in job.pending if each.logprob is not None],
-                "rounds": [job.request.tally.drafted, job.request.tally.accepted],
-            }
-        )
-        job.pending.clear()
-
-    def finish(self, job: Job, reason: str) -> None:
-        """Release what was held back, close the request's books and free its slot."""
-        request = job.request
-        del self.jobs[request.key]
+    def finish(self, choice: Choice, reason: str) -> None:
+        """Release what was held back, close an answer's books, free its slot; the last one ends its job."""
+        job, request = choice.job, choice.request
+        del self.choices[request]
+        job.live.remove(choice)
         self.keeping.save(request)
         self.engine.remove(request)
         self.loaded.drafting.remember(request)
         self.retreat.tidy()
         self.save()
-        text = job.answer.flush()
-        if job.pending:
-            job.pending[-1].length += len(text)
-        if text or job.pending:
-            self.send_tokens(job, text)
-        usage = {
-            "prompt_tokens": request.prompt,
-            "completion_tokens": len(request.tokens) - request.prompt,
-            "cached_tokens": request.reused,
-        }
-        self.say(
-            {
-                "type": "done",
-                "key": request.key,
-                "finish_reason": reason,
-                "usage": usage,
-                "stats": statistics(job),
-                "books": books(job),
-            }
-        )
+        text = choice.flush()
+        if text or choice.pending:
+            self.say(choice.take(text))
+        ending = job.endings[choice.index] = choice.ending(reason)
+        if len(job.endings) > 1:
+            self.say({"type": "ended", "key": job.key, "index": choice.index, "ending": ending})
+        if not job.live:
+            self.done(job)
+
+    def done(self, job: Job) -> None:
+        del self.jobs[job.key]
+        self.say(job.done())
         self.say({"type": "learnt", "report": self.loaded.drafting.controller.report()})
 
 
@@ -371,32 +333,6 @@ def mode(speculate: bool | str) -> Mode:
     source, _, length = speculate.partition(":")
     sources: dict[str, Source] = {"suffix": "suffix", "model": "model", "chain": "chain"}
     return sources[source], int(length)
-
-
-def statistics(job: Job) -> dict[str, Any]:
-    """The `stats` of a finished request (ipc/PROTOCOL.md)."""
-    now = time.monotonic()
-    first = job.first_token or now
-    after_first = len(job.request.tokens) - job.request.prompt - 1
-    tally = asdict(job.request.tally)
-    del tally["positions"]
-    return {
-        "seed": job.request.sampling.seed,
-        **tally,
-        "sources": dict(job.request.control.rounds) if job.request.control else {},
-        "time_to_first_token": first - job.received,
-        "tokens_per_second": after_first / (now - first) if after_first > 0 and now > first else 0.0,
-    }
-
-
-def books(job: Job) -> dict[str, Any]:
-    """What the front's counters need to know beside the `stats` (daemon/counters.py)."""
-    now = time.monotonic()
-    return {
-        "positions": job.request.tally.positions,
-        "queue_seconds": (job.request.started or now) - job.received,
-        "seconds": now - job.received,
-    }
 
 
 def main() -> None:

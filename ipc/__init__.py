@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from draftd.ipc.client import Client
     from draftd.ipc.errors import DraftdError
     from draftd.ipc.messages import Done, Stats, Status, Tokens, Usage
-    from draftd.ipc.session import Reply
+    from draftd.ipc.session import Answer, Reply
 
 _MODULES = {
+    "Answer": "session",
     "AsyncClient": "aio",
     "Client": "client",
     "DraftdError": "errors",
@@ -24,7 +25,18 @@ _MODULES = {
     "Reply": "session",
 }
 
-__all__ = ["AsyncClient", "Client", "Done", "DraftdError", "Reply", "Stats", "Status", "Tokens", "Usage"]
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "Client",
+    "Done",
+    "DraftdError",
+    "Reply",
+    "Stats",
+    "Status",
+    "Tokens",
+    "Usage",
+]
 
 
 def __getattr__(name: str) -> Any:

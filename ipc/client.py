@@ -164,6 +164,8 @@ class Client:
                         connection.give(request, more)
                 return
             except (Unreachable, LeaseExpired) as lost:
+                if not progress.resumable:
+                    raise
                 finished, error = True, lost
             except DraftdError:
                 finished = True  # the error ended it

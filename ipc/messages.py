@@ -95,6 +95,8 @@ class Generate(Prompt):
     frequency_penalty: float = Field(default=0.0, ge=-10.0, le=10.0, allow_inf_nan=False)
     logit_bias: dict[TokenText, float] = Field(default={}, max_length=1024)
     seed: int | None = Field(default=None, ge=0, lt=2**64)
+    n: int = Field(default=1, ge=1, le=128)  # answers
+    beams: int = Field(default=1, ge=1, le=64)  # above 1: the best answer a search of that width finds
     stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=16)
     grammar: Grammar | None = None
     stop_tokens: list[Tokens32] = Field(default=[], max_length=64)
@@ -110,6 +112,20 @@ class Generate(Prompt):
     deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)  # from the daemon's receipt
     credit: int | None = Field(default=None, ge=1, le=1_000_000)  # `tokens` messages; None: no limit
     resume: Resume | None = None
+
+    @model_validator(mode="after")
+    def _search_alone(self) -> Generate:
+        if self.beams > 1:
+            against = {
+                "temperature": self.temperature > 0,
+                "n": self.n > 1,
+                "grammar": self.grammar is not None,
+            }
+            if wrong := [name for name, given in against.items() if given]:
+                raise ValueError(f"beams does not go with {', '.join(wrong)}: leave one of them out")
+        if self.n > 1 and self.resume is not None:
+            raise ValueError("resume does not go with n: ask for the answers one by one, with seed + i")
+        return self
 
 
 class Prefill(Prompt):
@@ -183,13 +199,18 @@ class Logprob(Fields):
     top: list[Alternative] = []  # the likeliest of this place, the best first
 
 
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+
+
 class Tokens(Message):
     type: Literal["tokens"] = "tokens"
+    index: int = 0  # which of `n` answers
     text: str
     tokens: list[int]
     drafted: list[bool]  # whether the draft had proposed it, by token
     lengths: list[int] = []  # characters of `text` that came with each token; empty: not told
     logprobs: list[Logprob] = []  # by token, if the request asked
+    finish_reason: FinishReason | None = None  # where n is above 1: the answer ends here
 
 
 class Usage(Fields):
@@ -230,11 +251,19 @@ class Stats(Fields):
         )
 
 
+class AnswerEnd(Fields):
+    finish_reason: FinishReason
+    completion_tokens: int
+    cached_tokens: int = 0
+    stats: Stats
+
+
 class Done(Message):
     type: Literal["done"] = "done"
-    finish_reason: Literal["stop", "length", "cancelled", "deadline"]
+    finish_reason: FinishReason  # of the first answer, as `stats` is
     usage: Usage
     stats: Stats
+    answers: list[AnswerEnd] = []  # by index
 
 
 class Prefilled(Message):

@@ -43,6 +43,11 @@ class Progress:
             self._characters += len(event.text)
             self._unpaid += 1
 
+    @property
+    def resumable(self) -> bool:
+        """Whether another daemon can give the rest: not of several answers at once."""
+        return self._params.get("n", 1) == 1 or not self._tokens
+
     def owed(self) -> int:
         """Credit to give now that the app has come back for more; 0: not yet."""
         window = self._params["credit"]

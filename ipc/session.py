@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +19,23 @@ Event = messages.DaemonMessage
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """A whole answer."""
+class Answer:
+    """One whole answer."""
 
     text: str
     tokens: list[int]
     drafted: list[bool]  # by token: whether the draft had proposed it
     finish_reason: str
-    usage: Usage
     stats: Stats
     logprobs: list[Logprob]  # by token, if asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Answer):
+    """What a request got: its answer, or of several the first, and all of them."""
+
+    usage: Usage
+    answers: list[Answer]  # `n` of them
 
 
 class Session:
@@ -99,14 +108,22 @@ def check(kind: type[Message], fields: dict[str, Any]) -> None:
 
 
 def reply(parts: list[messages.Tokens], done: Done) -> Reply:
-    """A stream's events as one answer."""
-    return Reply(
+    """A stream's events as what `complete` gives."""
+    ends: Sequence[messages.AnswerEnd | Done] = done.answers or [done]
+    answers = [
+        _answer([part for part in parts if part.index == index], end) for index, end in enumerate(ends)
+    ]
+    first = {field.name: getattr(answers[0], field.name) for field in dataclasses.fields(Answer)}
+    return Reply(**first, usage=done.usage, answers=answers)
+
+
+def _answer(parts: list[messages.Tokens], end: messages.AnswerEnd | Done) -> Answer:
+    return Answer(
         text="".join(part.text for part in parts),
         tokens=[token for part in parts for token in part.tokens],
         drafted=[drafted for part in parts for drafted in part.drafted],
-        finish_reason=done.finish_reason,
-        usage=done.usage,
-        stats=done.stats,
+        finish_reason=end.finish_reason,
+        stats=end.stats,
         logprobs=[each for part in parts for each in part.logprobs],
     )
 

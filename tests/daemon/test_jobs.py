@@ -201,8 +201,8 @@ def test_a_deadline_and_a_cancel_where_there_is_no_engine(front: Desk, state: An
     done = app.hear()
     assert (done["id"], done["finish_reason"], done["usage"]["completion_tokens"]) == ("late", "deadline", 0)
     key = front.generate(app, "begun", resume={"tokens": [5], "characters": 1})
-    assert front.told[-1]["emitted"] == [5]
-    assert front.told[-1]["characters"] == 1
+    assert front.told[-1]["emitted"] == [[5]]
+    assert front.told[-1]["characters"] == [1]
     assert front.ask(app, "cancel", "begun")["finish_reason"] == "cancelled"
     front.generate(app, "new")
     assert front.ask(app, "cancel", "new")["code"] == "cancelled"
@@ -216,7 +216,7 @@ def test_a_new_engine_gets_the_tokens_and_the_text_that_are_out(front: Desk) -> 
     front.tokens(key, 3)  # waits for credit, and is as good as out
     front.front.jobs.submit_all()
     again = front.told[-1]
-    assert (again["emitted"], again["characters"], again["seed"]) == ([1, 2, 3], 3, 3)
+    assert (again["emitted"], again["characters"], again["seed"]) == ([[1, 2, 3]], [3], 3)
 
 
 # ---- admission

@@ -25,8 +25,10 @@ VOCAB = 8
 GENERATE: dict[str, Any] = {
     "type": "generate",
     "key": 1,
-    "emitted": [],
-    "characters": 0,
+    "emitted": [[]],
+    "characters": [0],
+    "endings": [None],
+    "beams": 1,
     "messages": None,
     "prompt": None,
     "tokens": [1, 2, 3],
@@ -172,7 +174,7 @@ def test_a_request_resumed_at_any_token_ends_as_it_would_have(ending: Ending, st
     tokens, text, done = ending.ask(max_tokens=20, stop=stop)
     for cut in range(len(tokens) + 1):
         known = "".join(chr(97 + token) for token in tokens[:cut])[: len(text)]
-        rest, more, end = ending.ask(max_tokens=20, stop=stop, emitted=tokens[:cut], characters=len(known))
+        rest, more, end = ending.ask(max_tokens=20, stop=stop, emitted=[tokens[:cut]], characters=[len(known)])
         assert tokens[:cut] + rest == tokens
         assert known + more == text
         assert (end["finish_reason"], end["usage"]["completion_tokens"]) == (
@@ -182,5 +184,5 @@ def test_a_request_resumed_at_any_token_ends_as_it_would_have(ending: Ending, st
 
 
 def test_a_resumed_token_outside_the_vocabulary_is_refused(bench: Bench) -> None:
-    (error,) = bench.run({**GENERATE, "emitted": [VOCAB]}, {"type": "stop"})
+    (error,) = bench.run({**GENERATE, "emitted": [[VOCAB]]}, {"type": "stop"})
     assert error["code"] == "invalid_request"

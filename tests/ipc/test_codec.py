@@ -36,6 +36,7 @@ ALL: list[messages.Message] = [
     messages.Error(code="overloaded", message="later"),
     messages.Status(id="4", state="ready", engine={"threads": 2, "draft": {"model": "x"}}),
     messages.Pong(id="5"),
+    messages.Cleared(id="6", files=1),
 ]
 
 

@@ -21,6 +21,7 @@ _PARTS = (
     messages.Resume,
     messages.Logprob,
     messages.Alternative,
+    messages.AnswerEnd,
     messages.Usage,
     messages.Stats,
 )
@@ -102,8 +103,9 @@ def _inner(annotation: Any) -> dict[str, Any]:
 
 
 def _range(field: FieldInfo) -> str:
-    if get_origin(field.annotation) is Literal:
-        *first, last = get_args(field.annotation)
+    kinds = (field.annotation, *get_args(field.annotation))
+    if choices := [kind for kind in kinds if get_origin(kind) is Literal]:
+        *first, last = get_args(choices[0])
         return f"{', '.join(first)} or {last}"
     own, inner = _bounds(field.metadata), _inner(field.annotation)
     if "max_length" in own and get_origin(field.annotation) in (list, dict) and "min_length" not in inner:
