@@ -10,19 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from draftd.daemon import terminal
-from draftd.daemon.options import (
-    Endpoint,
-    MaxTokens,
-    MinP,
-    Seed,
-    Speculate,
-    Stats,
-    System,
-    Temperature,
-    TopK,
-    TopP,
-    given,
-)
+from draftd.daemon.options import Endpoint, Stats, System, asks
 from draftd.ipc.client import Client
 from draftd.ipc.errors import DraftdError
 from draftd.ipc.messages import Done
@@ -33,26 +21,17 @@ with contextlib.suppress(ImportError):  # some Pythons are built without it: the
 HELP = "/reset starts over, /quit or Ctrl-D ends, Ctrl-C stops an answer"
 
 
+@asks
 def chat(
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    seed: Seed = None,
+    params: dict[str, Any],
     system: System = None,
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Show in green what the draft had proposed.")
     ] = False,
-    speculate: Speculate = True,
     stats: Stats = False,
     endpoint: Endpoint = None,
 ) -> None:
     """Talk in the terminal, turn by turn."""
-    params = given(
-        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
-        speculate=speculate,
-    )  # fmt: skip
     start = [] if system is None else [{"role": "system", "content": system}]
     turns = list(start)
     with Client(endpoint) as client:
@@ -101,5 +80,5 @@ def _turn(
         typer.secho(f"draftd: {error.message}", fg="red", err=True)
     print()
     if stats and done is not None:
-        print(terminal.summary(done), file=sys.stderr)
+        print(terminal.summary(done.usage.completion_tokens, done.stats), file=sys.stderr)
     return [question, {"role": "assistant", "content": text}] if text else []

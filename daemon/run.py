@@ -10,42 +10,36 @@ from typing import Annotated, Any
 import typer
 
 from draftd.daemon import terminal
-from draftd.daemon.options import (
-    Endpoint,
-    MaxTokens,
-    MinP,
-    Seed,
-    Speculate,
-    Stats,
-    Stop,
-    System,
-    Temperature,
-    TopK,
-    TopP,
-    given,
-)
+from draftd.daemon.options import Endpoint, Stats, System, asks, given
 from draftd.ipc.client import Client
 from draftd.ipc.errors import InvalidRequest
-from draftd.ipc.messages import Done
+from draftd.ipc.messages import Done, Tokens
+from draftd.ipc.session import Answer, Reply, reply
 
 
+@asks
 def run(
+    params: dict[str, Any],
     prompt: Annotated[
         str | None,
         typer.Argument(help="What to ask; `-` or none: standard input. With both they are joined."),
     ] = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    seed: Seed = None,
-    stop: Stop = None,
+    n: Annotated[
+        int | None, typer.Option("-n", "--n", min=1, max=128, help="So many answers, one after the other.")
+    ] = None,
+    beams: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Search with so many beams instead of choosing.")
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=20, help="List each token's log-probability and so many alternatives (standard error)."
+        ),
+    ] = None,
     system: System = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without a chat template.")
     ] = False,
-    speculate: Speculate = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object at the end instead of a stream.")
     ] = False,
@@ -56,10 +50,7 @@ def run(
     if raw and system is not None:
         raise typer.BadParameter("--system needs the chat template that --raw leaves out: give one of them")
     text = _input(prompt, raw)
-    params = given(
-        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
-        stop=stop, speculate=speculate,
-    )  # fmt: skip
+    params |= given(n=n, beams=beams, logprobs=logprobs)
     if raw:
         params["prompt"] = text
     else:
@@ -67,9 +58,15 @@ def run(
         params["messages"] = [{"role": role, "content": words} for role, words in turns if words is not None]
     with Client(endpoint) as client:
         terminal.wait_until_ready(client)
-        done = _whole(client, params) if as_json else _stream(client, params)
+        answer = _ask(client, params, show=not as_json)
+    if as_json:
+        print(json.dumps(_object(answer, logprobs is not None), ensure_ascii=False))
+    elif logprobs is not None:
+        for each in answer.answers:
+            print(terminal.table(each.logprobs), file=sys.stderr)
     if stats:
-        print(terminal.summary(done), file=sys.stderr)
+        for each in answer.answers:
+            print(terminal.summary(len(each.tokens), each.stats), file=sys.stderr)
 
 
 def _input(prompt: str | None, raw: bool) -> str:
@@ -90,37 +87,86 @@ def _input(prompt: str | None, raw: bool) -> str:
     return text
 
 
-def _stream(client: Client, params: dict[str, Any]) -> Done:
-    text = ""
+def _ask(client: Client, params: dict[str, Any], show: bool) -> Reply:
+    """The whole reply; its text is shown as it comes, of several answers one after the other."""
+    parts: list[Tokens] = []
+    shown = Shown(params.get("n", 1) if show else 0)
     with closing(client.generate(**params)) as events:  # leaving early, by Ctrl-C or a closed pipe, cancels
         for event in events:
             if isinstance(event, Done):
                 break
-            text = event.text or text
-            sys.stdout.write(event.text)
-            sys.stdout.flush()
-    if not text.endswith("\n"):
-        print(flush=True)
-    assert isinstance(event, Done)
-    return event
-
-
-def _whole(client: Client, params: dict[str, Any]) -> Done:
-    parts = []
-    for event in client.generate(**params):
-        if not isinstance(event, Done):
             parts.append(event)
+            shown.add(event)
     assert isinstance(event, Done)
-    print(
-        json.dumps(
-            {
-                "text": "".join(part.text for part in parts),
-                "tokens": [token for part in parts for token in part.tokens],
-                "finish_reason": event.finish_reason,
-                "usage": event.usage.model_dump(),
-                "stats": event.stats.model_dump(),
-            },
-            ensure_ascii=False,
-        )
-    )
-    return event
+    shown.end()
+    return reply(parts, event)
+
+
+class Shown:
+    """Answers on standard output: one as it comes, those behind it when it has ended."""
+
+    def __init__(self, count: int) -> None:
+        self.texts = [""] * count  # still to be shown
+        self.ended = [False] * count
+        self.current = -1
+        self.newline = False  # even an empty answer is a line
+
+    def add(self, event: Tokens) -> None:
+        if not self.texts:
+            return
+        self.texts[event.index] += event.text
+        self.ended[event.index] = event.finish_reason is not None
+        if self.current < 0:
+            self._next()
+        self._write()
+        while self.ended[self.current] and self.current + 1 < len(self.texts):
+            self._next()
+            self._write()
+
+    def end(self) -> None:
+        """The stream is over: what has not been shown, and the end of the last line."""
+        if self.texts:
+            while self.current + 1 < len(self.texts):
+                self._next()
+                self._write()
+            self._break()
+
+    def _write(self) -> None:
+        text, self.texts[self.current] = self.texts[self.current], ""
+        if text:
+            self.newline = text.endswith("\n")
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    def _next(self) -> None:
+        if self.current >= 0:
+            self._break()
+        self.current += 1
+        if len(self.texts) > 1:
+            print(f"--- {self.current + 1} of {len(self.texts)} ---", flush=True)
+            self.newline = True
+
+    def _break(self) -> None:
+        if not self.newline:
+            print(flush=True)
+            self.newline = True
+
+
+def _object(answer: Reply, logprobs: bool) -> dict[str, Any]:
+    """The reply as `--json` prints it; `answers` is there if there are several."""
+    shown = {**_one(answer, logprobs), "usage": answer.usage.model_dump()}
+    if len(answer.answers) > 1:
+        shown["answers"] = [_one(each, logprobs) for each in answer.answers]
+    return shown
+
+
+def _one(answer: Answer, logprobs: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "finish_reason": answer.finish_reason,
+        "stats": answer.stats.model_dump(),
+    }
+    if logprobs:
+        shown["logprobs"] = [each.model_dump() for each in answer.logprobs]
+    return shown

@@ -7,7 +7,7 @@ import sys
 import time
 
 from draftd.ipc.client import Client
-from draftd.ipc.messages import Done, Tokens
+from draftd.ipc.messages import Logprob, Stats, Tokens
 
 GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 LOOK_EVERY = 0.1  # seconds between looks at a daemon that loads
@@ -26,15 +26,23 @@ def wait_until_ready(client: Client) -> None:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def summary(done: Done) -> str:
-    """How an answer went, in a line."""
-    stats = done.stats
+def summary(tokens: int, stats: Stats) -> str:
+    """How an answer of so many tokens went, in a line."""
     drafts = f"{stats.accepted} of {stats.drafted} drafted tokens accepted" if stats.drafted else "no drafts"
     return (
-        f"{done.usage.completion_tokens} tokens in {stats.rounds} passes, {drafts}, "
+        f"{tokens} tokens in {stats.rounds} passes, {drafts}, "
         f"{stats.tokens_per_second:.1f} tokens a second, first after {stats.time_to_first_token:.2f} s, "
         f"seed {stats.seed}"
     )
+
+
+def table(logprobs: list[Logprob]) -> str:
+    """A line a token: its log-probability, its text, and the alternatives."""
+    lines = []
+    for each in logprobs:
+        others = "  ".join(f"{other.text!r} {other.logprob:.3f}" for other in each.top)
+        lines.append(f"{each.logprob:9.3f}  {each.text!r:<16}  {others}".rstrip())
+    return "\n".join(lines)
 
 
 def colours() -> bool:

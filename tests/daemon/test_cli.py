@@ -18,7 +18,7 @@ import pytest
 
 from draftd.daemon import cli, terminal
 from draftd.ipc import messages
-from draftd.ipc.messages import Generate
+from draftd.ipc.messages import Generate, Grammar
 from tests.ipc import scripted
 from tests.ipc.scripted import Say, ScriptedDaemon
 
@@ -190,12 +190,62 @@ def test_run_shows_text_as_it_comes(daemon: ScriptedDaemon) -> None:
 
 def test_run_passes_options_on(daemon: ScriptedDaemon) -> None:
     options = "--max-tokens 5 --temperature 0.5 --top-k 4 --top-p 0.9 --min-p 0.1 --seed 9 --stop a --stop b"
-    _draftd("run", "Hi", "--raw", "--no-speculate", *options.split(), endpoint=daemon.endpoint)
+    _draftd("run", "Hi", "--raw", "--speculate", "off", *options.split(), endpoint=daemon.endpoint)
     sent = daemon.wait_for(Generate)
     assert sent == Generate(
         id=sent.id, prompt="Hi", max_tokens=5, temperature=0.5, top_k=4, top_p=0.9, min_p=0.1, seed=9,
-        stop=["a", "b"], speculate=False,
+        stop=["a", "b"], speculate="off",
     )  # fmt: skip
+
+
+def test_run_passes_on_what_shapes_an_answer(daemon: ScriptedDaemon, tmp_path: Path) -> None:
+    options = (
+        "--repetition-penalty 1.2 --presence-penalty 0.5 --frequency-penalty 0.25 --logit-bias 7=-2.5 "
+        "--logit-bias 9=1 --stop-token 5 --ignore-eos --speculate model:4 --verify rejection -n 2 "
+        "--logprobs 3"
+    )
+    _draftd("run", "Hi", "--raw", "--regex", "a+", *options.split(), endpoint=daemon.endpoint)
+    sent = daemon.wait_for(Generate)
+    assert sent == Generate(
+        id=sent.id, prompt="Hi", repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=0.25,
+        logit_bias={"7": -2.5, "9": 1.0}, stop_tokens=[5], ignore_eos=True, speculate="model:4",
+        verify="rejection", n=2, logprobs=3, grammar=Grammar(kind="regex", source="a+"),
+    )  # fmt: skip
+    for name, option, kind in (
+        ("s.json", "--schema", "json_schema"),
+        ("g.gbnf", "--grammar", "gbnf"),
+        ("g.lark", "--grammar", "lark"),
+    ):
+        (tmp_path / name).write_text("{}")
+        assert _draftd("run", "Hi", option, str(tmp_path / name), endpoint=daemon.endpoint).returncode == 0
+        assert daemon.wait_for(Generate).grammar == Grammar(kind=kind, source="{}")
+    for wrong in (["--regex", "a", "--schema", str(tmp_path / "s.json")], ["--logit-bias", "x=1"]):
+        assert _draftd("run", "Hi", *wrong, endpoint=daemon.endpoint).returncode == 2
+
+
+def test_run_shows_several_answers_one_after_the_other(daemon: ScriptedDaemon) -> None:
+    def two(message: messages.ClientMessage, say: scripted.Say) -> None:
+        if not isinstance(message, Generate):
+            scripted.answer(message, say)
+            return
+        say(messages.Accepted(id=message.id, seed=7))
+        told = messages.Logprob(token=1, text="a", bytes=[97], logprob=-0.5)
+        part = messages.Tokens(id=message.id, text="a1 ", tokens=[1], drafted=[False], logprobs=[told])
+        for index, text, reason in (
+            (1, "b1 ", None), (0, "a1 ", None), (1, "b2", "stop"), (0, "a2", "length"),
+        ):  # fmt: skip
+            say(part.model_copy(update={"index": index, "text": text, "finish_reason": reason}))
+        end = messages.AnswerEnd(finish_reason="stop", completion_tokens=2, stats=scripted.STATS)
+        say(scripted.done(message.id).model_copy(update={"answers": [end, end]}))
+
+    daemon.script = two
+    shown = _draftd("run", "Hi", "-n", "2", endpoint=daemon.endpoint)
+    assert shown.stdout == "--- 1 of 2 ---\na1 a2\n--- 2 of 2 ---\nb1 b2\n"
+    parsed = json.loads(_draftd("run", "Hi", "-n", "2", "--json", endpoint=daemon.endpoint).stdout)
+    assert [each["text"] for each in parsed["answers"]] == ["a1 a2", "b1 b2"]
+    assert "logprobs" not in parsed
+    listed = _draftd("run", "Hi", "-n", "2", "--logprobs", "0", endpoint=daemon.endpoint)
+    assert listed.stderr.splitlines() == ["   -0.500  'a'"] * 4
 
 
 def test_run_json_is_one_object(daemon: ScriptedDaemon) -> None:
