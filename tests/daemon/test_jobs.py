@@ -54,6 +54,22 @@ def test_a_peer_without_a_common_version_is_told_both(front: Desk, offered: list
 # ---- credit
 
 
+def test_what_waits_of_several_answers_is_kept_apart(front: Desk) -> None:
+    app = front.app()
+    key = front.generate(app, n=2, credit=1)
+    for index, letter in ((0, "a"), (1, "b"), (0, "c"), (1, "d")):
+        part = {"index": index, "text": letter, "tokens": [index], "drafted": [False], "lengths": [1]}
+        front.front.jobs.relay({"type": "tokens", "key": key, "rounds": [0, 0], **part})
+    ending = {"finish_reason": "length", "completion_tokens": 2, "stats": {}, "books": {}}
+    front.front.jobs.relay({"type": "ended", "key": key, "index": 1, "ending": ending})
+    assert app.hear()["text"] == "a"
+    assert front.ask(app, "credit", credit=2)["text"] == "bd"
+    assert app.hear()["text"] == "c"
+    (job,) = front.front.jobs.by_key.values()
+    assert (job.emitted, job.characters) == ([[0, 0], [1, 1]], [2, 2])
+    assert [end is not None for end in job.endings] == [False, True]
+
+
 def test_without_credit_tokens_wait_and_come_in_one_message(front: Desk) -> None:
     slow, quick = front.app(), front.app()
     first = front.generate(slow, credit=2)

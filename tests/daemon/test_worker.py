@@ -174,7 +174,8 @@ def test_a_request_resumed_at_any_token_ends_as_it_would_have(ending: Ending, st
     tokens, text, done = ending.ask(max_tokens=20, stop=stop)
     for cut in range(len(tokens) + 1):
         known = "".join(chr(97 + token) for token in tokens[:cut])[: len(text)]
-        rest, more, end = ending.ask(max_tokens=20, stop=stop, emitted=[tokens[:cut]], characters=[len(known)])
+        had: dict[str, Any] = {"emitted": [tokens[:cut]], "characters": [len(known)]}
+        rest, more, end = ending.ask(max_tokens=20, stop=stop, **had)
         assert tokens[:cut] + rest == tokens
         assert known + more == text
         assert (end["finish_reason"], end["usage"]["completion_tokens"]) == (
