@@ -101,7 +101,8 @@ def asks(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def asking(**options: Any) -> None:
-        command(**options, params=answer(**{name: options.pop(name) for name in shared.parameters}))
+        chosen = {name: options.pop(name) for name in shared.parameters}
+        command(**options, params=answer(**chosen))
 
     parts: list[inspect.Parameter] = []
     for parameter in own.parameters.values():

@@ -19,6 +19,7 @@ import pytest
 from draftd.daemon import cli, terminal
 from draftd.ipc import messages
 from draftd.ipc.messages import Generate, Grammar
+from draftd.ipc.progress import CREDIT
 from tests.ipc import scripted
 from tests.ipc.scripted import Say, ScriptedDaemon
 
@@ -170,7 +171,7 @@ def test_run_streams_the_answer(daemon: ScriptedDaemon) -> None:
     sent = daemon.wait_for(Generate)
     assert [(turn.role, turn.content) for turn in sent.messages] == [("system", "Be brief"), ("user", "Hi")]
     assert sent == Generate(
-        id=sent.id, messages=sent.messages
+        id=sent.id, messages=sent.messages, credit=CREDIT
     )  # what is not given has the protocol's default
 
 
@@ -194,7 +195,7 @@ def test_run_passes_options_on(daemon: ScriptedDaemon) -> None:
     sent = daemon.wait_for(Generate)
     assert sent == Generate(
         id=sent.id, prompt="Hi", max_tokens=5, temperature=0.5, top_k=4, top_p=0.9, min_p=0.1, seed=9,
-        stop=["a", "b"], speculate="off",
+        stop=["a", "b"], speculate="off", credit=CREDIT,
     )  # fmt: skip
 
 
@@ -210,6 +211,7 @@ def test_run_passes_on_what_shapes_an_answer(daemon: ScriptedDaemon, tmp_path: P
         id=sent.id, prompt="Hi", repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=0.25,
         logit_bias={"7": -2.5, "9": 1.0}, stop_tokens=[5], ignore_eos=True, speculate="model:4",
         verify="rejection", n=2, logprobs=3, grammar=Grammar(kind="regex", source="a+"),
+        credit=CREDIT,
     )  # fmt: skip
     for name, option, kind in (
         ("s.json", "--schema", "json_schema"),
