@@ -14,9 +14,11 @@ import zmq
 
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
+from draftd.daemon.keeping import Keeping
 from draftd.daemon.loader import Loaded
 from draftd.daemon.pulse import SIZE, Pulse
 from draftd.daemon.retreat import Retreat
+from draftd.daemon.settings import Settings
 from draftd.daemon.worker import Worker
 from draftd.models.base import Rows, Span
 from tests.fakes import TableTarget
@@ -54,6 +56,8 @@ GENERATE: dict[str, Any] = {
     "client": "",
     "cache_owner": "",
     "scope": "",
+    "app": "",
+    "conversation": None,
     "received": 0.0,
 }
 
@@ -102,6 +106,8 @@ class Bench:
         self.worker.loaded = Loaded(self.target, tokenizer, drafting, directory / "learnt.json", {})
         self.worker.engine = Engine(self.target, drafting)
         self.worker.retreat = Retreat(self.worker.loaded, self.worker.engine)
+        settings = Settings(state_dir=directory, conversations_mb=0)
+        self.worker.keeping = Keeping(settings, {}, self.worker.engine)
         self.worker.saved = time.monotonic()
 
     def say(self, body: dict[str, Any]) -> None:
