@@ -67,7 +67,7 @@ $(VENV)/llama: $(VENV)/made FORCE
 
 $(VENV)/dependencies: pyproject.toml $(VENV)/constraints.txt $(VENV)/llama
 	@echo "installing Python packages (torch is the large one: a few minutes, once)"
-	@$(PIP) --constraint $(VENV)/constraints.txt $(EDITABLE) --editable '.[engine,dev]' && touch $@
+	@$(PIP) --constraint $(VENV)/constraints.txt $(EDITABLE) --editable '.[engine,http,dev]' && touch $@
 
 # Strict editable mode links file by file: a new or removed file needs new links, an edited one does not.
 $(VENV)/package: $(VENV)/dependencies FORCE

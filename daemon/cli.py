@@ -28,6 +28,11 @@ ELSEWHERE = {
     "keys": ("draftd.daemon.keys_cli", "keys_app", "Keys for apps that connect over tcp."),
     "service": ("draftd.daemon.service", "service_app", "Have systemd run the daemon."),
     "metrics": ("draftd.daemon.exporter", "metrics", "Serve the daemon's figures to Prometheus."),
+    "gateway": (
+        "draftd.daemon.gateway_cli",
+        "gateway",
+        "Answer apps that speak OpenAI's protocol, over HTTP.",
+    ),
     "top": ("draftd.daemon.top", "top", "Watch requests, speeds, acceptance and memory, live."),
     "doctor": ("draftd.daemon.doctor", "doctor", "Check this machine, and say how to mend what is wrong."),
     "plan": ("draftd.daemon.plan_cli", "plan", "Say what a pair takes of this machine, and what fits."),
@@ -35,7 +40,7 @@ ELSEWHERE = {
 }
 ORDER = [
     *("serve", "run", "chat", "status", "top", "models", "cache"),
-    *("keys", "service", "metrics", "plan", "doctor", "bench"),
+    *("keys", "service", "gateway", "metrics", "plan", "doctor", "bench"),
 ]
 
 

@@ -1,0 +1,315 @@
+"""The gateway over a real daemon: OpenAI's own client, raw HTTP, and clients that misbehave."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from draftd.daemon.gateway_cli import bound, read_keys
+from draftd.daemon.gateway_guard import Guard, hostname
+from draftd.ipc.errors import InvalidConfig
+from tests.daemon.conftest import Daemon, Serve
+
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+
+
+def start_gateway(listen: str, endpoint: str, *options: str) -> subprocess.Popen[str]:
+    """A gateway child that has said that it listens."""
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "draftd.daemon.cli",
+            "gateway",
+            "--listen",
+            listen,
+            "--endpoint",
+            endpoint,
+            *options,
+        ],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stderr is not None
+    line = child.stderr.readline()
+    assert line == f"gateway at {listen}\n", line + child.stderr.read()
+    return child
+
+
+def stop(child: subprocess.Popen[str]) -> None:
+    child.terminate()
+    try:
+        child.wait(20)
+    finally:
+        child.kill()
+        child.wait()
+        if child.stderr is not None:
+            child.stderr.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def base(shared: Daemon) -> Iterator[str]:
+    shared.wait_ready()
+    port = free_port()
+    child = start_gateway(f"127.0.0.1:{port}", shared.endpoint)
+    yield f"http://127.0.0.1:{port}"
+    stop(child)
+
+
+@pytest.fixture
+def client(base: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{base}/v1", api_key="any", max_retries=0) as made:
+        yield made
+
+
+def test_models_and_health(client: openai.OpenAI, base: str) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "draftd"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+    assert httpx.get(f"{base}/health").json()["status"] == "ok"
+    assert "draftd_up 1.0" in httpx.get(f"{base}/metrics").text
+
+
+def test_a_stream_and_a_whole_answer_are_the_same(client: openai.OpenAI) -> None:
+    chat = client.chat.completions
+    whole = chat.create(**ASK, max_completion_tokens=12, temperature=0.7, seed=5)  # type: ignore[call-overload]
+    chunks = list(chat.create(**ASK, max_completion_tokens=12, temperature=0.7, seed=5, stream=True))  # type: ignore[call-overload]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert all(chunk.choices for chunk in chunks)
+    assert all(chunk.usage is None for chunk in chunks)
+    finishes = [chunk.choices[0].finish_reason for chunk in chunks]
+    assert finishes[-1] == whole.choices[0].finish_reason
+    assert not any(finishes[:-1])
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == whole.choices[0].message.content != ""
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    assert whole.timings["draft_n"] >= whole.timings["draft_n_accepted"] >= 0
+    assert whole.timings["seed"] == 5
+
+
+def test_usage_comes_last_and_only_if_asked(client: openai.OpenAI) -> None:
+    chunks = list(
+        client.chat.completions.create(  # type: ignore[call-overload]
+            **ASK, max_tokens=4, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens <= 4
+    assert all(chunk.choices and chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_the_raw_stream_is_data_lines_and_ends_with_done(base: str) -> None:
+    body = ASK | {"max_tokens": 4, "stream": True, "a field of tomorrow": 1}
+    reply = httpx.post(f"{base}/v1/chat/completions", json=body)
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    lines = [line for line in reply.text.split("\n") if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    marks = json.loads(lines[1].removeprefix("data: "))["draftd"]
+    assert len(marks["tokens"]) == len(marks["drafted"])
+
+
+def test_several_answers_can_be_had_again_alone(client: openai.OpenAI) -> None:
+    create = client.completions.create
+    several = create(model="tiny", prompt="abc", max_tokens=8, n=3, seed=10, temperature=1.5)
+    assert [choice.index for choice in several.choices] == [0, 1, 2]
+    alone = [create(model="tiny", prompt="abc", max_tokens=8, seed=10 + i, temperature=1.5) for i in range(3)]
+    assert [choice.text for choice in several.choices] == [one.choices[0].text for one in alone]
+
+
+def test_logprobs_in_both_shapes(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(**ASK, max_tokens=3, logprobs=True, top_logprobs=2)  # type: ignore[call-overload]
+    content = chat.choices[0].logprobs.content
+    assert len(content) == chat.usage.completion_tokens
+    assert all(len(each.top_logprobs) == 2 and each.logprob <= 0 for each in content)
+    old = client.completions.create(model="tiny", prompt="abc", max_tokens=3, logprobs=1)
+    assert old.choices[0].logprobs is not None
+    assert len(old.choices[0].logprobs.token_logprobs or []) == old.usage.completion_tokens  # type: ignore[union-attr]
+
+
+def test_a_schema_holds(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    made = client.chat.completions.create(**ASK, max_tokens=200, response_format=wanted, temperature=0)  # type: ignore[call-overload]
+    assert isinstance(json.loads(made.choices[0].message.content)["ok"], bool)
+
+
+async def _ask_async(base: str) -> tuple[str, str]:
+    async with openai.AsyncOpenAI(base_url=f"{base}/v1", api_key="any") as made:
+        whole = await made.chat.completions.create(**ASK, max_tokens=6, temperature=0)  # type: ignore[call-overload]
+        stream = await made.chat.completions.create(**ASK, max_tokens=6, temperature=0, stream=True)  # type: ignore[call-overload]
+        parts = [chunk.choices[0].delta.content or "" async for chunk in stream]
+    return whole.choices[0].message.content, "".join(parts)
+
+
+def test_the_async_client(base: str) -> None:
+    import asyncio
+
+    whole, streamed = asyncio.run(_ask_async(base))
+    assert whole == streamed
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "reads text only"),
+        (ASK | {"temperature": -1}, 400, "temperature"),
+        (ASK | {"response_format": {"type": "json_schema"}}, 400, "json_schema is missing"),
+        ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "the context holds 512"),
+    ],
+)
+def test_wrong_requests_are_told_in_openai_s_shape(base: str, body: object, status: int, words: str) -> None:
+    reply = httpx.post(f"{base}/v1/chat/completions", json=body)
+    assert reply.status_code == status, reply.text
+    assert words in reply.json()["error"]["message"]
+
+
+def test_what_is_not_here_says_so(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError, match="no embeddings") as caught:
+        client.embeddings.create(model="tiny", input="x")
+    assert caught.value.status_code == 501
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Host": "localhost:1"}, 200),
+        ({}, 200),
+    ],
+)
+def test_web_pages_of_others_get_nothing(base: str, headers: dict[str, str], status: int) -> None:
+    assert httpx.get(f"{base}/v1/models", headers=headers).status_code == status
+
+
+def test_its_own_page_may_ask(base: str) -> None:
+    assert httpx.get(f"{base}/v1/models", headers={"Origin": base}).status_code == 200
+
+
+def test_a_client_that_leaves_cancels(base: str, shared: Daemon) -> None:
+    body = ASK | {"max_tokens": 400, "stream": True, "stop": ["never said"], "temperature": 1}
+    with httpx.stream("POST", f"{base}/v1/chat/completions", json=body) as reply:
+        next(reply.iter_lines())
+    idle = shared.wait_for(lambda status: not status.requests["running"])
+    assert idle.state == "ready"
+
+
+def test_half_a_request_harms_nobody(base: str) -> None:
+    host, port = base.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as broken:
+        broken.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"
+        )
+    reply = httpx.post(f"{base}/v1/chat/completions", content=b"{not json")
+    assert reply.status_code == 400
+    assert httpx.get(f"{base}/health").status_code == 200
+
+
+def test_keys_and_a_daemon_that_is_away(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\nsecret-1\n")
+    keys.chmod(0o600)
+    port = free_port()
+    nowhere = f"ipc://{tmp_path}/none.sock"
+    child = start_gateway(f"127.0.0.1:{port}", nowhere, "--api-keys", str(keys))
+    try:
+        base = f"http://127.0.0.1:{port}"
+        assert httpx.get(f"{base}/v1/models").status_code == 401
+        reply = httpx.get(f"{base}/v1/models", headers={"Authorization": "Bearer secret-1"})
+        assert reply.status_code == 503
+        assert reply.headers["Retry-After"]
+        assert "draftd serve" in reply.json()["error"]["message"]
+    finally:
+        stop(child)
+
+
+def test_a_full_queue_is_503_with_retry_after(serve: Serve) -> None:
+    daemon = serve("--slots", "1", queue="0", context="8192")
+    daemon.wait_ready()
+    port = free_port()
+    child = start_gateway(f"127.0.0.1:{port}", daemon.endpoint)
+    try:
+        with daemon.client() as busy:
+            running = busy.generate(prompt="x", max_tokens=8000, ignore_eos=True)
+            next(running)
+            refused = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=ASK)
+            running.close()
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) >= 1
+    finally:
+        stop(child)
+
+
+def test_a_unix_socket_is_its_owner_s(tmp_path: Path, shared: Daemon) -> None:
+    path = tmp_path / "gateway.sock"
+    child = start_gateway(f"unix:{path}", shared.endpoint)
+    try:
+        assert path.stat().st_mode & 0o077 == 0
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as http:
+            assert http.get("http://draftd/v1/models").json()["data"][0]["id"] == "tiny"
+    finally:
+        stop(child)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("listen", "words"),
+    [
+        ("0.0.0.0:80", "can be reached from other machines"),
+        ("8080", "give 127.0.0.1:port or unix:/path"),
+        ("127.0.0.1:99999", "give 127.0.0.1:port or unix:/path"),
+        ("unix:/nonexistent/x.sock", "cannot listen at"),
+    ],
+)
+def test_addresses_that_can_not_be(listen: str, words: str) -> None:
+    with pytest.raises(InvalidConfig, match=words), bound(listen, has_keys=False):
+        pass
+
+
+def test_a_keys_file_that_others_can_read(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    os.chmod(keys, 0o644)
+    with pytest.raises(InvalidConfig, match="chmod 600"):
+        read_keys(keys)
+
+
+def test_host_names() -> None:
+    assert [hostname(host) for host in ("localhost:80", "[::1]:80", "EXAMPLE.org", "")] == [
+        "localhost",
+        "::1",
+        "example.org",
+        "",
+    ]
+
+
+def test_an_origin_that_is_allowed() -> None:
+    async def app(*_: object) -> None: ...
+
+    guard = Guard(app, origins=frozenset({"https://chat.example"}))
+    assert guard.refusal({"host": "localhost", "origin": "https://chat.example"}, "/v1/models") is None
+    assert guard.refusal({"host": "localhost", "origin": "null"}, "/v1/models") is not None
