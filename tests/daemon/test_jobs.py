@@ -263,7 +263,10 @@ def test_the_hint_is_the_pace_of_recent_ends() -> None:
     assert admission.retry_after(6.5) == 2.0
     refused()
     assert admission.retry_after(6.5) == 4.0, "the second refused comes after the first"
-    assert admission.retry_after(16.0) == 20.0, "nothing has ended for longer than the pace"
+    admission.ended(8.0)
+    refused()
+    assert admission.retry_after(8.5) == 2.0, "a place became free: the count begins anew"
+    assert admission.retry_after(16.0) == 8.0, "nothing has ended for longer than the pace"
     assert admission.retry_after(1000.0) == LONGEST
     admission.ended(1001.0)
     admission.admit(request, settings, 0)
