@@ -41,6 +41,18 @@ bench: install ## PROMPTS=file.jsonl PAIR=smollm2 ARGS="--per-category 2": speed
 	@test -n "$(PROMPTS)" || { echo 'make bench: say which prompts: make bench PROMPTS=prompts.jsonl'; exit 2; }
 	@$(BIN)/draftd bench --pair $(or $(PAIR),smollm2) --prompts $(PROMPTS) $(ARGS)
 
+kills: install ## COUNT=100 PAIR=smollm2: end the engine in mid-stream so often, and compare the answers
+	@$(BIN)/python -m tests.reliability.kills --count $(or $(COUNT),100) $(if $(PAIR),--pair $(PAIR))
+
+fuzz: install ## FRAMES=100000: frames that no client sends, against the real daemon
+	@$(BIN)/python -m tests.reliability.fuzz --frames $(or $(FRAMES),100000)
+
+soak: install ## FOR=900: eight clients that cancel, vanish and flood
+	@$(BIN)/python -m tests.reliability.soak --seconds $(or $(FOR),900)
+
+pings: install ## PAIR=smollm2: round trips idle and under load, and the front's memory
+	@$(BIN)/python -m tests.reliability.pings --pair $(or $(PAIR),smollm2)
+
 install: $(VENV)/package ## the virtual environment with everything in it
 
 clean: ## remove .venv and build output; models and the compiled llama.cpp stay in the cache directory

@@ -14,7 +14,7 @@ from draftd.daemon.peers import Peers
 from draftd.ipc import codec, messages
 from draftd.ipc.errors import DraftdError, EndpointInUse, InvalidEndpoint, Overloaded
 
-KNOWN = 4096  # connections that are remembered
+KNOWN = 1024  # connections that are remembered
 SEND_QUEUE = 1000  # messages an app may leave unread; then what more there is waits in the front
 
 Sending = Literal["sent", "blocked", "gone"]

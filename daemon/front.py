@@ -25,6 +25,7 @@ from draftd.daemon import logs
 from draftd.daemon.admission import check_pair
 from draftd.daemon.apps import Apps
 from draftd.daemon.clears import Clears
+from draftd.daemon.door import Door, all_descriptors
 from draftd.daemon.expiry import Expiry
 from draftd.daemon.governing import Governing
 from draftd.daemon.jobs import Jobs
@@ -86,9 +87,9 @@ class Front:
         self.in_terminal = sys.stderr.isatty()  # when that is closed, SIGHUP means the end
         self.wake, self.waker = socket.socketpair()  # signals arrive here
 
-    def run(self) -> None:
+    def run(self, hold: endpoint.Hold | None) -> None:
         """Serve until a signal says stop; DraftdError if the pair can't be loaded."""
-        self.apps.bind(self.address)
+        self.timers.append(Door(hold, lambda: self.apps.bind(self.address)).tick)
         self._catch_signals()
         log.info("listening at %s", self.address)
         self.notifier.ready()
@@ -274,6 +275,7 @@ def serve(again: Again) -> None:
     """
     settings = again()
     logs.guard()
+    all_descriptors()
     logs.set_up(settings.log_level, settings.log_content)
     missing = [name for name in ("torch", "transformers", "llama_cpp") if find_spec(name) is None]
     if missing:
@@ -281,9 +283,9 @@ def serve(again: Again) -> None:
     address = endpoint.resolve(settings.endpoint)
     # A tcp endpoint's port is its lock, and keys are its guard.
     claim = nullcontext() if endpoint.is_tcp(address) else endpoint.prepare(address, group_id(settings.group))
-    with claim:
+    with claim as hold:
         try:
-            Front(settings, address, again).run()
+            Front(settings, address, again).run(hold)
         except DraftdError:
             raise
         except Exception as error:

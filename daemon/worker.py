@@ -87,7 +87,7 @@ class Worker:
 
     def beat(self, stage: int, rows: int, batch: Sequence[Work]) -> None:
         """A step of the engine begins; its draft may take what the target would."""
-        keys = [work.request.key for work in batch]
+        keys = [work.request.key for work in batch if not work.request.cache_only]
         self.pulse.step(stage, rows, keys, self.loaded.drafting.controller.target)
 
     def run(self) -> None:
@@ -98,7 +98,7 @@ class Worker:
                     self.pulse.beat(IDLE)
                 frame = self.socket.recv()
                 body = msgpack.unpackb(frame)
-                self.pulse.read(len(frame), [body["key"]] if "key" in body else [])
+                self.pulse.read(len(frame), [body["key"]] if body["type"] == "generate" else [])
                 if not self.handle(body):
                     return
             for emission in self.engine.step():
@@ -210,6 +210,8 @@ class Worker:
             prompt = list(body["tokens"])
             if wrong := [token for token in prompt if token >= target.vocab]:
                 raise InvalidRequest(f"token {wrong[0]} is outside the vocabulary of {target.vocab}")
+        if not prompt:
+            raise InvalidRequest("the prompt gives no token to go on from: send some text")
         if len(prompt) >= target.context:
             raise ContextOverflow(
                 f"the prompt has {len(prompt)} tokens, the context holds {target.context}, answer included: "

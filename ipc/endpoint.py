@@ -57,7 +57,7 @@ def prepare(endpoint: str, group: int | None = None) -> Hold:
     """
     path = socket_path(endpoint)
     _private_directory(path.parent, group)
-    hold = Hold(path)
+    hold = Hold(path, group)
     if path.exists() and not path.is_socket():
         hold.release()
         raise InvalidEndpoint(f"{path} exists and is not a socket: move it away or choose another endpoint")
@@ -68,10 +68,31 @@ def prepare(endpoint: str, group: int | None = None) -> Hold:
 class Hold:
     """This process's claim on a socket path, until release(); the lock file names the process."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, group: int | None = None) -> None:
         self.path = path
+        self._group = group
         self._lock = path.with_name(path.name + ".lock")
         self._file: int | None = self._claim()
+        self._bound: tuple[int, int] | None = None  # device and inode of the socket file
+
+    def bound(self) -> None:
+        """The socket file is there now: remember which it is."""
+        self._bound = self._socket()
+
+    def is_whole(self) -> bool:
+        """Are lock and socket file still those of this process?"""
+        if self._file is None or self._bound is None:
+            return True  # not yet, or no more
+        return _same_file(self._file, self._lock) and self._socket() == self._bound
+
+    def renew(self) -> None:
+        """Make directory, lock and a free path again where someone removed them; errors as prepare()."""
+        _private_directory(self.path.parent, self._group)
+        if self._file is not None and not _same_file(self._file, self._lock):
+            file = self._claim()
+            os.close(self._file)
+            self._file = file
+        self.path.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Remove the socket file and the lock; a second call does nothing."""
@@ -88,6 +109,13 @@ class Hold:
 
     def __exit__(self, *exception: object) -> None:
         self.release()
+
+    def _socket(self) -> tuple[int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _claim(self) -> int:
         while True:

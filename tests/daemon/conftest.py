@@ -26,7 +26,10 @@ WAIT = 60.0  # seconds until a daemon must be where a test wants it
 @pytest.fixture(scope="session")
 def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """target/ (fp32), draft.gguf that often agrees with it, same.gguf with its very weights, other.gguf."""
-    root = tmp_path_factory.mktemp("tiny")
+    return write_models(tmp_path_factory.mktemp("tiny"))
+
+
+def write_models(root: Path) -> Path:
     write_tiny(root / "target")
     write_gguf(root / "target", root / "same.gguf")
     write_gguf(write_tiny(root / "noisy", noise=0.15), root / "draft.gguf")

@@ -168,6 +168,7 @@ def test_the_engine_killed_in_mid_stream_continues_with_the_same_tokens(serve: S
     ("options", "kind"),
     [
         ({"prompt": "x" * 600}, ContextOverflow),
+        ({"prompt": ""}, InvalidRequest),
         ({"prompt": "x", "model": "other"}, ModelNotFound),
         ({"tokens": [100_000]}, InvalidRequest),
     ],

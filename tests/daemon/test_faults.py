@@ -1,0 +1,100 @@
+"""What surrounds the daemon fails: disk, state files, clock, socket directory, descriptors."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from draftd.ipc import Client
+from draftd.ipc.errors import Unreachable
+from tests.daemon.conftest import Serve
+
+OPTIONS: dict[str, Any] = {"prompt": "def add(a, b):", "max_tokens": 60, "temperature": 1.0, "seed": 9}
+
+
+def test_a_full_disk_costs_a_warning_and_no_answer(serve: Serve, tmp_path: Path) -> None:
+    daemon = serve(target="same.gguf", backend="llama_cpp")
+    engine = daemon.engine()
+    client = daemon.client()
+    first = client.complete(**OPTIONS)
+    state = tmp_path / "state" / "suffix"
+    (history,) = [file for file in state.iterdir() if file.name != ".lock"]
+    before = history.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for pid in (daemon.process.pid, engine.pid):  # no file may grow: the log, what was learnt, the history
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, limits[1]))
+    assert client.complete(**OPTIONS).tokens == first.tokens
+    other = client.complete(**{**OPTIONS, "seed": 10})
+    assert history.read_bytes() == before
+    for pid in (daemon.process.pid, engine.pid):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+    assert client.complete(**{**OPTIONS, "seed": 11}).tokens != other.tokens
+    assert len(history.read_bytes()) > len(before)
+    assert client.complete(**OPTIONS).tokens == first.tokens
+    assert engine.is_running()
+
+
+def test_state_files_cut_short_cost_what_they_held_and_no_answer(serve: Serve, tmp_path: Path) -> None:
+    daemon = serve(target="same.gguf", backend="llama_cpp")
+    first = daemon.client().complete(**OPTIONS)
+    daemon.process.terminate()
+    daemon.process.wait(20)
+    files = [file for file in (tmp_path / "state").rglob("*") if file.is_file() and file.stat().st_size > 1]
+    assert {file.parent.name for file in files} >= {"learnt", "suffix"}
+    whole = tmp_path / "whole"
+    shutil.copytree(tmp_path / "state", whole)
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    second = serve(target="same.gguf", backend="llama_cpp")
+    assert second.client().complete(**OPTIONS).tokens == first.tokens
+    assert "is damaged" in second.lines.read_text("utf-8")
+
+
+JUMPING = """
+import time
+_real, _calls = time.time, 0
+def jumping():
+    global _calls
+    _calls += 1
+    return _real() + (1 if _calls % 2 else -1) * 365 * 86400.0
+time.time = jumping
+"""
+
+
+def test_a_clock_that_jumps_by_years_changes_nothing(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steady = serve(target="same.gguf", backend="llama_cpp", hang_seconds="5").client().complete(**OPTIONS)
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(JUMPING)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    daemon = serve(target="same.gguf", backend="llama_cpp", hang_seconds="5")
+    engine = daemon.engine()
+    client = daemon.client()
+    assert client.complete(**OPTIONS).tokens == steady.tokens
+    engine.kill()
+    assert client.complete(**OPTIONS).tokens == steady.tokens
+    assert 0.0 < daemon.status().uptime_seconds < 3600.0
+
+
+def test_a_removed_socket_directory_is_made_again_and_nobody_is_cut_off(serve: Serve) -> None:
+    daemon = serve(target="same.gguf", backend="llama_cpp")
+    client = daemon.client()
+    first = client.complete(**OPTIONS)
+    directory = Path(daemon.endpoint.removeprefix("ipc://")).parent
+    shutil.rmtree(directory)
+    with pytest.raises(Unreachable):
+        daemon.status()
+    assert client.complete(**OPTIONS).tokens == first.tokens  # the connection that there is goes on
+    daemon.wait_ready()
+    with Client(daemon.endpoint) as other:
+        assert other.complete(**OPTIONS).tokens == first.tokens
+    assert client.complete(**OPTIONS).tokens == first.tokens
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert (directory / "d.sock.lock").exists()
+    assert "bound again" in daemon.lines.read_text("utf-8")

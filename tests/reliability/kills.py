@@ -1,0 +1,274 @@
+"""End the engine in mid-stream, again and again, and hold every answer to its undisturbed run.
+
+    python -m tests.reliability.kills [--count 100] [--pair smollm2]
+
+Without --pair a tiny model in fp32, whose answers must be equal to the token. With one the pair in the user's
+cache in bf16, where a near tie may flip when a cache is recomputed at another width: the answers that part
+from their undisturbed run are counted, with the lead of the likeliest token at the place where they do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from draftd.ipc import Client, Tokens
+from draftd.ipc.errors import DraftdError
+from tests.daemon.conftest import Daemon, serving, write_models
+from tests.reliability.record import here, record
+
+STREAMS = 3  # open at each kill
+CAUSES = ("SIGKILL", "SIGSEGV", "SIGILL", "out of memory")
+PROMPTS = (
+    "def add(a, b):",
+    "The capital of France is",
+    "Once upon a time there was a little",
+    "import os\nimport sys\n\n",
+    "Dear Sir or Madam,",
+)
+
+
+@dataclass
+class Answer:
+    """One answer, undisturbed or not."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    problem: str = ""
+    margins: list[float] = field(
+        default_factory=list
+    )  # by token, if asked: how far the likeliest leads, in nats
+
+
+@dataclass(frozen=True)
+class Case:
+    """One stream that was open when the engine ended."""
+
+    number: int  # of the kill
+    cause: str
+    temperature: float
+    undisturbed: Answer
+    answer: Answer
+
+    @property
+    def equal(self) -> bool:
+        return (self.answer.tokens, self.answer.text) == (self.undisturbed.tokens, self.undisturbed.text)
+
+    @property
+    def parts_at(self) -> int:
+        """The first token that differs."""
+        pairs = zip(self.undisturbed.tokens, self.answer.tokens, strict=False)
+        return next((at for at, (one, other) in enumerate(pairs) if one != other), len(self.answer.tokens))
+
+    @property
+    def problem(self) -> str:
+        at, count = self.parts_at, len(self.undisturbed.tokens)
+        return self.answer.problem or f"token {at} of {count} differs, {len(self.answer.tokens)} came"
+
+
+def questions(count: int, length: int, seed: int = 1) -> list[dict[str, Any]]:
+    """Requests of different prompts, temperatures and seeds, that draft in different ways."""
+    dice = random.Random(seed)
+    return [
+        {
+            "prompt": dice.choice(PROMPTS),
+            "max_tokens": dice.randrange(length // 2, length),
+            "temperature": dice.choice((0.0, 0.7, 1.0)),
+            "seed": index,
+            "speculate": dice.choice(("auto", "model:4", "suffix:8", "off")),
+            "ignore_eos": True,
+        }
+        for index in range(count)
+    ]
+
+
+def ask(endpoint: str, question: dict[str, Any], answer: Answer) -> None:
+    """Stream one answer into `answer`, on a connection of its own."""
+    try:
+        with Client(endpoint) as client:
+            for event in client.generate(**question):
+                if isinstance(event, Tokens):
+                    answer.text += event.text
+                    answer.tokens += event.tokens
+                    answer.margins += [each.top[0].logprob - each.top[1].logprob for each in event.logprobs]
+    except DraftdError as error:
+        answer.problem = f"{error.code}: {error}"
+
+
+def end_engine(daemon: Daemon, engine: psutil.Process, cause: str) -> None:
+    """By a signal, or by having it ask for memory where there is no more."""
+    if cause != "out of memory":
+        engine.send_signal(getattr(signal, cause))
+        return
+    used = engine.memory_info().vms
+    resource.prlimit(engine.pid, resource.RLIMIT_AS, (used, used))
+    stop = time.monotonic() + 60
+    with contextlib.suppress(DraftdError), Client(daemon.endpoint) as client:
+        while engine.is_running() and engine.status() != "zombie" and time.monotonic() < stop:
+            client.complete(
+                prompt="x" * 12_000_000, max_tokens=1
+            )  # more than any context; dropped if it lives
+
+
+def one_kill(daemon: Daemon, asked: list[dict[str, Any]], cause: str, dice: random.Random) -> list[Answer]:
+    """Open streams, end the engine after a random share of their tokens, and wait for the answers."""
+    answers = [Answer() for _ in asked]
+    engine = daemon.engine()
+    threads = [
+        threading.Thread(target=ask, args=(daemon.endpoint, question, answer))
+        for question, answer in zip(asked, answers, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    wanted = dice.randrange(1, sum(question["max_tokens"] for question in asked) * 3 // 4)
+    while sum(len(answer.tokens) for answer in answers) < wanted and any(t.is_alive() for t in threads):
+        time.sleep(0.001)
+    time.sleep(dice.random() * 0.01)
+    end_engine(daemon, engine, cause)
+    for thread in threads:
+        thread.join(300)
+    return answers
+
+
+def kill_often(
+    daemon: Daemon, count: int, asked: list[dict[str, Any]], causes: Sequence[str] = CAUSES
+) -> Iterator[Case]:
+    """End the engine `count` times; a case by stream that was open."""
+    dice = random.Random(2)
+    undisturbed = [Answer() for _ in asked]
+    for question, answer in zip(asked, undisturbed, strict=True):
+        ask(daemon.endpoint, question, answer)
+        assert not answer.problem, answer.problem
+    for number in range(count):
+        daemon.wait_ready()
+        cause = causes[number % len(causes)]
+        chosen = dice.sample(range(len(asked)), STREAMS)
+        got = one_kill(daemon, [asked[index] for index in chosen], cause, dice)
+        for index, answer in zip(chosen, got, strict=True):
+            yield Case(number, cause, asked[index]["temperature"], undisturbed[index], answer)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--pair", help="a pair in the cache, in bf16, in place of the tiny fp32 model")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="draftd-") as folder:
+        if given.pair is None:
+            with serving(*make_files(folder)) as serve:
+                daemon = serve(target="same.gguf", backend="llama_cpp")
+                return report(given.count, kill_often(daemon, given.count, questions(12, 400)))
+        with serving_pair(Path(folder), given.pair) as daemon:
+            asked = questions(12, 120)
+            for question in asked:
+                question["logprobs"] = 2
+            return report_bf16(given.pair, given.count, kill_often(daemon, given.count, asked))
+
+
+def make_files(folder: str) -> tuple[Path, Path]:
+    """A folder for the daemon and one with the tiny models."""
+    root = Path(folder) / "tiny"
+    root.mkdir()
+    write_models(root)
+    return Path(folder), root
+
+
+@contextlib.contextmanager
+def serving_pair(folder: Path, pair: str) -> Iterator[Daemon]:
+    """A daemon over a pair of the cache, with the target in transformers and bf16."""
+    endpoint = f"ipc://{folder}/d.sock"
+    command = [sys.executable, "-m", "draftd.daemon.cli", "serve", "--pair", pair, "--endpoint", endpoint]
+    environment = {
+        **os.environ,
+        "DRAFTD_BACKEND": "transformers",
+        "DRAFTD_CONTEXT": "1024",
+        "DRAFTD_THREADS": "1",
+        "DRAFTD_STATE_DIR": str(folder / "state"),
+    }
+    lines = folder / "log"
+    with lines.open("w") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, text=True)
+    try:
+        daemon = Daemon(process, endpoint, lines)
+        daemon.wait_ready()
+        yield daemon
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def report(count: int, cases: Iterator[Case]) -> int:
+    """The table of the fp32 run; a failure is shown as it comes."""
+    equal: Counter[str] = Counter()
+    kills: dict[str, set[int]] = {cause: set() for cause in CAUSES}
+    bad: set[int] = set()
+    for case in cases:
+        kills[case.cause].add(case.number)
+        equal[case.cause] += case.equal
+        if not case.equal:
+            bad.add(case.number)
+            print(f"kill {case.number}, {case.cause}: {case.problem}", file=sys.stderr, flush=True)
+    record(
+        "kills",
+        [
+            here(),
+            ("kills whose every stream went on and was equal", f"{count - len(bad)} of {count}"),
+            *(
+                (f"streams equal after {cause}", f"{equal[cause]} of {STREAMS * len(kills[cause])}")
+                for cause in CAUSES
+            ),
+        ],
+    )
+    return 1 if bad else 0
+
+
+def report_bf16(pair: str, count: int, cases: Iterator[Case]) -> int:
+    """The table of the bf16 run: how many parted, and how far the likeliest token led where they did."""
+    total: Counter[bool] = Counter()
+    parted: Counter[bool] = Counter()
+    margins = []
+    broken = 0
+    for case in cases:
+        sampled = case.temperature > 0
+        total[sampled] += 1
+        if case.answer.problem or len(case.answer.tokens) != len(case.undisturbed.tokens):
+            broken += 1
+            print(f"kill {case.number}, {case.cause}: {case.problem}", file=sys.stderr, flush=True)
+        elif not case.equal:
+            parted[sampled] += 1
+            if not sampled:
+                margins.append(case.undisturbed.margins[case.parts_at])
+    shown = ", ".join(f"{margin:.3f}" for margin in sorted(margins)) or "none"
+    record(
+        "kills-bf16",
+        [
+            here(),
+            ("pair", f"{pair}, target in transformers, bf16"),
+            ("kills", str(count)),
+            ("streams that did not go on to their end", str(broken)),
+            ("greedy streams equal to the token", f"{total[False] - parted[False]} of {total[False]}"),
+            ("sampled streams equal to the token", f"{total[True] - parted[True]} of {total[True]}"),
+            ("where greedy ones part: lead of the likeliest token, in nats", shown),
+        ],
+    )
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
