@@ -57,7 +57,7 @@ def run(target: Target, requests: list[Request]) -> dict[int, Emission]:
     engine = Engine(target)
     for each in requests:
         engine.add(each)
-    last = {}
+    last: dict[int, Emission] = {}
     while engine.busy:
         last |= {emission.request.key: emission for emission in engine.step()}
     assert len(engine.scheduler.places.free) == target.slots, "all slots are given back"
@@ -76,7 +76,7 @@ def test_the_tokens_are_those_of_transformers(tmp_path: Path, family: str) -> No
             likely = run(target, [plain(0, prompt, 40)])[0].request.tokens[len(prompt) :]
             for stop_ids in (frozenset({IM_END, END_OF_TEXT}), frozenset(likely[::3])):
                 with torch.inference_mode():
-                    expected = model.generate(
+                    expected = model.generate(  # type: ignore[misc]
                         torch.tensor([prompt]),
                         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
                         num_beams=width,
@@ -144,7 +144,7 @@ def test_the_daemon_searches_and_says_what_does_not_go_together(shared: Daemon, 
     model = AutoModelForCausalLM.from_pretrained(tiny_files / "target", dtype=torch.float32)
     prompt = list(b"def add(a, b):")
     with torch.inference_mode():
-        expected = model.generate(torch.tensor([prompt]), num_beams=2, do_sample=False, max_new_tokens=24)
+        expected = model.generate(torch.tensor([prompt]), num_beams=2, do_sample=False, max_new_tokens=24)  # type: ignore[misc]
     tokens = expected[0, len(prompt) :].tolist()
     found = client.complete(tokens=prompt, beams=2, max_tokens=24, logprobs=1)
     if tokens[-1] in (IM_END, END_OF_TEXT):

@@ -220,7 +220,7 @@ def test_run_passes_on_what_shapes_an_answer(daemon: ScriptedDaemon, tmp_path: P
     ):
         (tmp_path / name).write_text("{}")
         assert _draftd("run", "Hi", option, str(tmp_path / name), endpoint=daemon.endpoint).returncode == 0
-        assert daemon.wait_for(Generate).grammar == Grammar(kind=kind, source="{}")
+        assert daemon.wait_for(Generate).grammar == Grammar.model_validate({"kind": kind, "source": "{}"})
     for wrong in (["--regex", "a", "--schema", str(tmp_path / "s.json")], ["--logit-bias", "x=1"]):
         assert _draftd("run", "Hi", *wrong, endpoint=daemon.endpoint).returncode == 2
 

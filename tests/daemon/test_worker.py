@@ -106,7 +106,7 @@ class Bench:
         self.worker.loaded = Loaded(self.target, tokenizer, drafting, directory / "learnt.json", {})
         self.worker.engine = Engine(self.target, drafting)
         self.worker.retreat = Retreat(self.worker.loaded, self.worker.engine)
-        settings = Settings(state_dir=directory, conversations_mb=0)
+        settings = Settings.model_validate({"state_dir": directory, "conversations_mb": 0})
         self.worker.keeping = Keeping(settings, {}, self.worker.engine)
         self.worker.saved = time.monotonic()
 
@@ -162,7 +162,7 @@ class Ending(Bench):
             finish(job, reason)
             self.say(end)
 
-        self.worker.finish = last  # type: ignore[method-assign]
+        self.worker.finish = last  # type: ignore[method-assign, assignment]
         answer = _whole(self.run({**GENERATE, **fields}))
         self.worker.finish = finish  # type: ignore[method-assign]
         return answer

@@ -31,6 +31,10 @@ class Speller:
         self.asked: list[list[int]] = []
         self.steps = 0
 
+    def drop(self, slots: Sequence[int]) -> None: ...
+
+    def set_threads(self, count: int) -> None: ...
+
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
         return [self._propose(context) for context in contexts]
 

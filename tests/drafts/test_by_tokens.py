@@ -39,6 +39,10 @@ class Scripted:
         self.forgotten: list[int] = []
         self.closed = False
 
+    def drop(self, slots: Sequence[int]) -> None: ...
+
+    def set_threads(self, count: int) -> None: ...
+
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
         return [self._propose(context) for context in contexts]
 

@@ -203,9 +203,13 @@ def serving_pair(folder: Path, pair: str) -> Iterator[Daemon]:
     }
     lines = folder / "log"
     with lines.open("w") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, text=True)
+
+        def launch() -> subprocess.Popen[str]:
+            return subprocess.Popen(command, env=environment, stdout=out, stderr=out, text=True)
+
+        process = launch()
     try:
-        daemon = Daemon(process, endpoint, lines)
+        daemon = Daemon(process, endpoint, lines, launch)
         daemon.wait_ready()
         yield daemon
     finally:
