@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from draftd.ipc.errors import DraftdError
 from draftd.ipc.messages import Status
 
-STATES = ("loading", "ready", "restarting", "failed")  # a new state of the daemon's shows as its own label
+STATES = ("loading", "ready", "restarting", "unloaded", "failed")  # a new state of the daemon's shows as its own label
 
 
 class Daemon(Collector):
@@ -53,6 +53,8 @@ def families(status: Status) -> Iterator[Metric]:
     yield _gauge("draftd_load_progress_ratio", "How much of the models is loaded.", status.progress)
     yield _gauge("draftd_requests_running", "Requests in a slot.", status.requests.get("running", 0))
     yield _gauge("draftd_requests_waiting", "Requests in the queue.", status.requests.get("waiting", 0))
+    rung = status.governor.get("rung", 0)
+    yield _gauge("draftd_governor_rung", "How far it steps back for the machine; 0: not at all.", rung)
     for name, words_ in (("slots", "Requests that can run at once."), ("queue", "Requests that may wait.")):
         yield _gauge(f"draftd_{name}_limit", words_, status.limits.get(name, 0))
     yield _labelled(
