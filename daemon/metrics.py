@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from draftd.ipc.errors import DraftdError
 from draftd.ipc.messages import Status
 
-STATES = ("loading", "ready", "restarting", "unloaded", "failed")  # a new state of the daemon's shows as its own label
+STATES = ("loading", "ready", "restarting", "unloaded", "failed")  # any other shows as its own label
 
 
 class Daemon(Collector):

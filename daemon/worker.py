@@ -20,23 +20,20 @@ import zmq
 
 from draftd.daemon import budget, forget, learnt, logs, machine
 from draftd.daemon.answers import Choice, Job, seed_of
+from draftd.daemon.asked import Asked, mode
 from draftd.daemon.beams import Beams
-from draftd.daemon.control import Mode
 from draftd.daemon.engine import Emission, Engine
 from draftd.daemon.governor import Rung
 from draftd.daemon.keeping import Keeping
 from draftd.daemon.loader import Loaded, load
-from draftd.daemon.plan import Source
 from draftd.daemon.pulse import IDLE, LOADING, Pulse
 from draftd.daemon.request import Priority, Request
 from draftd.daemon.retreat import Retreat
 from draftd.daemon.scheduler import Work
 from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
-from draftd.ipc.errors import ContextOverflow, DraftdError, InvalidRequest
+from draftd.ipc.errors import DraftdError, InvalidRequest
 from draftd.models.catalog import load_catalog
-from draftd.models.grammar import Grammars
-from draftd.models.processors import Penalties, Processors
 from draftd.models.sampling import Sampling
 
 log = logging.getLogger("draftd.engine")
@@ -55,10 +52,10 @@ class Worker:
         self.engine: Engine
         self.keeping: Keeping
         self.retreat: Retreat
+        self.asked: Asked
         self.jobs: dict[int, Job] = {}
         self.choices: dict[Request, Choice] = {}
         self.prefills: dict[int, Request] = {}  # by keys of their own
-        self.grammars: Grammars | None = None  # made with the first request that has a grammar
         self.saved = time.monotonic()
 
     def say(self, body: dict[str, Any]) -> None:
@@ -76,6 +73,7 @@ class Worker:
         self.engine = Engine(self.loaded.target, self.loaded.drafting, beat=self.beat)
         self.keeping = Keeping(settings, self.loaded.info, self.engine)
         self.retreat = Retreat(self.loaded, self.engine)
+        self.asked = Asked(self.loaded)
         self.say({"type": "ready", "info": self.loaded.info})
 
     def save(self, every: float = SAVE_EVERY) -> None:
@@ -136,7 +134,7 @@ class Worker:
         return True
 
     def accept(self, body: dict[str, Any]) -> None:
-        prompt = self.prompt(body)
+        prompt = self.asked.prompt(body)
         job = Job(body["key"], len(prompt), body["received"], body["endings"])
         for index, ending in enumerate(job.endings):
             if ending is None:
@@ -180,7 +178,7 @@ class Worker:
             end=len(prompt) + limit,
             sampling=Sampling(body["temperature"], body["top_k"], body["top_p"], body["min_p"], seed=seed),
             stop_ids=stop_ids,
-            processors=self.processors(body, prompt),
+            processors=self.asked.processors(body, prompt),
             mode="off" if beams else mode(body["speculate"]),
             beams=beams,
             verify=body["verify"],
@@ -199,32 +197,12 @@ class Worker:
             request.processors.accept(emitted)
         return Choice(job, index, request, text)
 
-    def prompt(self, body: dict[str, Any]) -> list[int]:
-        """The tokens of a request's prompt; DraftdError if they can't be used."""
-        tokenizer, target = self.loaded.tokenizer, self.loaded.target
-        if body["messages"] is not None:
-            prompt = tokenizer.chat(body["messages"])
-        elif body["prompt"] is not None:
-            prompt = tokenizer.encode(body["prompt"])
-        else:
-            prompt = list(body["tokens"])
-            if wrong := [token for token in prompt if token >= target.vocab]:
-                raise InvalidRequest(f"token {wrong[0]} is outside the vocabulary of {target.vocab}")
-        if not prompt:
-            raise InvalidRequest("the prompt gives no token to go on from: send some text")
-        if len(prompt) >= target.context:
-            raise ContextOverflow(
-                f"the prompt has {len(prompt)} tokens, the context holds {target.context}, answer included: "
-                "shorten the prompt or serve with a larger --context"
-            )
-        return prompt
-
     def prefill(self, body: dict[str, Any]) -> None:
         """Compute a prompt that is still being typed, its template's closing marks included.
 
         They are right if nothing more is typed; if more is, they are a handful of tokens computed in vain.
         """
-        prompt = self.prompt(body)
+        prompt = self.asked.prompt(body)
         request = Request(
             key=body["key"],
             tokens=prompt,
@@ -268,25 +246,6 @@ class Worker:
         else:
             self.say({"type": "cleared", "key": body["key"], "files": files})
 
-    def processors(self, body: dict[str, Any], prompt: list[int]) -> Processors | None:
-        """The row processors a request asks for, None if it asks for none."""
-        penalties = Penalties(
-            body["repetition_penalty"],
-            body["presence_penalty"],
-            body["frequency_penalty"],
-            tuple((int(token), bias) for token, bias in body["logit_bias"].items()),
-        )
-        matcher = None
-        if body["grammar"] is not None:
-            if self.grammars is None:
-                tokenizer = self.loaded.tokenizer
-                vocabulary = tokenizer.grammar_vocabulary(self.loaded.target.vocab)
-                self.grammars = Grammars(vocabulary, tokenizer.stop_ids)
-            matcher = self.grammars.matcher(body["grammar"]["kind"], body["grammar"]["source"])
-        if penalties == Penalties() and matcher is None:
-            return None
-        return Processors(penalties, prompt, matcher)
-
     def emit(self, emission: Emission) -> None:
         """A round's tokens as text; a stop string ends the answer here, before the next round."""
         if emission.request.cache_only:
@@ -324,17 +283,6 @@ class Worker:
         del self.jobs[job.key]
         self.say(job.done())
         self.say({"type": "learnt", "report": self.loaded.drafting.controller.report()})
-
-
-def mode(speculate: bool | str) -> Mode:
-    """A request's `speculate` as the controller takes it."""
-    if speculate is True or speculate == "auto":
-        return "auto"
-    if speculate is False or speculate == "off":
-        return "off"
-    source, _, length = speculate.partition(":")
-    sources: dict[str, Source] = {"suffix": "suffix", "model": "model", "chain": "chain"}
-    return sources[source], int(length)
 
 
 def main() -> None:

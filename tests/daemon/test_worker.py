@@ -12,6 +12,7 @@ import msgpack
 import pytest
 import zmq
 
+from draftd.daemon.asked import Asked
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
 from draftd.daemon.keeping import Keeping
@@ -106,6 +107,7 @@ class Bench:
         self.worker.loaded = Loaded(self.target, tokenizer, drafting, directory / "learnt.json", {})
         self.worker.engine = Engine(self.target, drafting)
         self.worker.retreat = Retreat(self.worker.loaded, self.worker.engine)
+        self.worker.asked = Asked(self.worker.loaded)
         settings = Settings.model_validate({"state_dir": directory, "conversations_mb": 0})
         self.worker.keeping = Keeping(settings, {}, self.worker.engine)
         self.worker.saved = time.monotonic()
