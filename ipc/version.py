@@ -9,7 +9,7 @@ SPOKEN = {1: 0, 0: 1}  # by major version: the newest minor one this code speaks
 # What `welcome` lists. An app looks here before it uses what a daemon of the same major version may lack.
 CAPABILITIES = (
     *("generate", "grammar", "logprobs", "n", "beams", "rejection", "priority", "prefill", "clear"),
-    *("credit", "lease", "deadline", "resume"),
+    *("credit", "lease", "deadline", "resume", "conversation", "unload"),
 )
 
 
