@@ -13,15 +13,25 @@ from draftd.models.noise import BLOCK, Noise
 Row = NDArray[np.float32]  # [vocab]
 
 
+COLDEST = 1e-6  # 32 bits can't divide by much less
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """A request's sampling parameters; temperature 0 is greedy and ignores the rest."""
+    """A request's sampling parameters; temperature 0 is greedy and ignores the rest.
+
+    A temperature below `COLDEST` counts as 0: only a logit equal to the best one would have a chance.
+    """
 
     temperature: float = 0.0
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     min_p: float = 0.0  # 0: off
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
 
 
 def choose(row: Row, sampling: Sampling, position: int) -> int:

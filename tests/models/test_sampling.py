@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,3 +109,10 @@ def test_noise_depends_on_seed_position_and_token_only() -> None:
 def test_confidence_is_the_softmax() -> None:
     row = np.log(np.array([0.1, 0.2, 0.7], np.float32))
     assert confidence(row, 1) == pytest.approx(0.2, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e-38, 1e-7, 1e-6, 1e-3])
+@pytest.mark.parametrize("limits", [{}, {"top_p": 0.5}, {"top_k": 3, "min_p": 0.1}])
+def test_a_tiny_temperature_is_as_good_as_none(temperature: float, limits: dict[str, Any]) -> None:
+    row = np.random.default_rng(3).normal(0, 30, 400).astype(np.float32)
+    assert choose(row, Sampling(temperature, **limits, seed=9), 7) == int(row.argmax())
