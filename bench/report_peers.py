@@ -121,7 +121,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def first_ms(document: dict[str, Any], name: str) -> float:
-    return 1000 * median(answer["first_seconds"] for answer in answers(document, name))
+    return 1000 * float(median(answer["first_seconds"] for answer in answers(document, name)))
 
 
 def same(document: dict[str, Any], name: str, own: str) -> str:

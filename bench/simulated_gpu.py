@@ -114,6 +114,10 @@ class Replay:
     def load_slot(self, slot: int, state: State, length: int) -> None:
         raise ValueError("a replayed target keeps no state")
 
+    def drop(self, slots: Sequence[int]) -> None: ...
+
+    def set_threads(self, count: int) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -134,12 +138,24 @@ class TimedDraft:
 
         return list(self.clock.instead(lambda: self.draft.propose(contexts), seconds))
 
+    def prepare(self, slot: int, tokens: Sequence[int]) -> None:
+        raise AssertionError("nothing is prefilled here")
+
+    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
+        return self.draft.unseen(slot, tokens)
+
     def copy(self, source: int, target: int, length: int) -> None:
         raise AssertionError("one slot has nobody to copy from")
 
     def forget(self, slot: int) -> None:
         self.seen = 0
         self.draft.forget(slot)
+
+    def drop(self, slots: Sequence[int]) -> None:
+        self.draft.drop(slots)
+
+    def set_threads(self, count: int) -> None:
+        self.draft.set_threads(count)
 
     def close(self) -> None:
         self.draft.close()
