@@ -109,9 +109,11 @@ class Worker:
                 try:
                     self.accept(body)
                 except DraftdError as error:
-                    self.say(
-                        {"type": "error", "key": body["key"], "code": error.code, "message": error.message}
-                    )
+                    self.refuse(body["key"], error)
+                except Exception as error:  # a fault of ours must not end the requests of others
+                    logs.crash(error)
+                    what = f"the daemon failed on this request ({type(error).__name__}): see its log"
+                    self.refuse(body["key"], DraftdError(what))
             case "prefill":
                 try:
                     self.prefill(body)
@@ -132,6 +134,9 @@ class Worker:
             case "stop":
                 return False
         return True
+
+    def refuse(self, key: int, error: DraftdError) -> None:
+        self.say({"type": "error", "key": key, "code": error.code, "message": error.message})
 
     def accept(self, body: dict[str, Any]) -> None:
         prompt = self.asked.prompt(body)

@@ -69,8 +69,8 @@ class Grammars:
 
     def matcher(self, kind: Kind, source: str | dict[str, Any]) -> Matcher:
         """A matcher at the start of a grammar; InvalidRequest says what is wrong with it."""
-        text = source if isinstance(source, str) else json.dumps(source)
         try:
+            text = source if isinstance(source, str) else json.dumps(source)
             if kind == "json_schema":
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(text)
             elif kind == "regex":
@@ -79,7 +79,7 @@ class Grammars:
                 grammar = llguidance.LLMatcher.grammar_from_lark(
                     gbnf_to_lark(text) if kind == "gbnf" else text
                 )
-        except (ValueError, GbnfToLarkError) as error:
+        except (ValueError, TypeError, GbnfToLarkError) as error:  # TypeError: no JSON, as a map with bytes
             raise InvalidRequest(f"grammar: not a {kind}: {_first_line(str(error))}") from None
         matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
         if matcher.is_error():

@@ -450,7 +450,9 @@ def test_chat_ctrl_c_stops_the_answer_only(daemon: ScriptedDaemon) -> None:
     chat.expect("[stopped]")
     daemon.wait_for(messages.Cancel)
     chat.expect("> ")
-    chat.type("dropped\x03")
+    chat.type("dropped")
+    chat.expect("dropped")  # it reads by now: a Ctrl-C that comes earlier finds nobody
+    chat.type("\x03")
     chat.expect("> ")
     daemon.script = scripted.answer
     chat.type("two\r")

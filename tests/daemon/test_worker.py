@@ -195,3 +195,15 @@ def test_a_request_resumed_at_any_token_ends_as_it_would_have(ending: Ending, st
 def test_a_resumed_token_outside_the_vocabulary_is_refused(bench: Bench) -> None:
     (error,) = bench.run({**GENERATE, "emitted": [[VOCAB]]}, {"type": "stop"})
     assert error["code"] == "invalid_request"
+
+
+def test_a_fault_of_ours_ends_one_request_and_not_the_engine(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(body: dict[str, Any]) -> list[int]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench.worker.asked, "prompt", fault)
+    (error,) = bench.run(GENERATE, {"type": "stop"})
+    assert (error["key"], error["code"]) == (1, "internal")
+    assert "ZeroDivisionError" in error["message"]

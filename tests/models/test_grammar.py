@@ -79,6 +79,11 @@ def test_other_kinds(grammars: Grammars, kind: Kind, source: str, first: set[str
     assert not allowed(grammars, kind, source, "") & {"z", "q"}
 
 
+def test_a_schema_that_json_can_not_say(grammars: Grammars) -> None:
+    with pytest.raises(InvalidRequest, match="grammar: not a json_schema: ."):
+        grammars.matcher("json_schema", {"const": b"bytes"})
+
+
 @pytest.mark.parametrize(
     ("kind", "source"),
     [
