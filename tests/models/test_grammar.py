@@ -80,7 +80,7 @@ def test_other_kinds(grammars: Grammars, kind: Kind, source: str, first: set[str
 
 
 def test_a_schema_that_json_can_not_say(grammars: Grammars) -> None:
-    with pytest.raises(InvalidRequest, match="grammar: not a json_schema: ."):
+    with pytest.raises(InvalidRequest, match=r"grammar: not a json_schema: ."):
         grammars.matcher("json_schema", {"const": b"bytes"})
 
 
