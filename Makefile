@@ -10,7 +10,7 @@ PACKAGES := ipc models drafts daemon
 FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES) systemd)))
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict
 
-.PHONY: help demo test test-qwen test-systemd test-million lint bench bench-check bench-peers install clean FORCE
+.PHONY: help demo test test-qwen test-systemd test-million lint bench bench-peers install clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -41,12 +41,6 @@ lint: install ## ruff and mypy
 bench: install ## PROMPTS=file.jsonl PAIR=smollm2 ARGS="--per-category 2": speed with and without drafting
 	@test -n "$(PROMPTS)" || { echo 'make bench: say which prompts: make bench PROMPTS=prompts.jsonl'; exit 2; }
 	@$(BIN)/draftd bench --pair $(or $(PAIR),smollm2) --prompts $(PROMPTS) $(ARGS)
-
-bench-check: install ## a small run, its ratios held to bench/floors.toml: fails where drafting got slower
-	@$(BIN)/draftd models pull smollm2 >/dev/null
-	@$(BIN)/draftd bench --pair smollm2 --prompts bench/check.jsonl --max-tokens 48 --repeat 3 --again \
-		--ping 500 --json $(VENV)/check.json
-	@$(BIN)/python bench/check.py $(VENV)/check.json
 
 bench-peers: install ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-coder: draftd beside its peers
 	@test -n "$(PROMPTS)" || { echo 'make bench-peers: say which prompts: make bench-peers PROMPTS=prompts.jsonl'; exit 2; }
