@@ -14,6 +14,8 @@ from xml.sax.saxutils import escape
 
 import report_peers
 
+from draftd.daemon.bench_table import geometric_mean, share_of_best
+
 DOCS = Path(__file__).parents[1] / "docs"
 COLOURS = ("#3465a4", "#c17d11", "#4e9a06", "#a40000", "#75507b")
 BAR, GAP, SCALE, LEFT, TOP = 9, 8, 70, 130, 40  # pixels; SCALE: pixels of a speed-up of 1
@@ -136,14 +138,12 @@ def policies(document: dict[str, Any]) -> list[str]:
     lines = ["By policy, speed over the target alone:", "", f"| category | {' | '.join(heads)} |"]
     lines.append("|---" * (len(heads) + 1) + "|")
     for name in names(document):
-        speedups = {policy: each[name] for policy, each in found.items()}
+        speedups = {policy: each[name] or 0.0 for policy, each in found.items()}
         cells = [f"{value:.2f}x" if value else "-" for value in speedups.values()]
         if compared:
-            cells.append(f"{speedups['auto'] / max(1.0, *(speedups[policy] or 0 for policy in fixed)):.2f}")
+            cells.append(f"{share_of_best(speedups, fixed):.2f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    means = [
-        report_peers.geometric_mean([value for value in each.values() if value]) for each in found.values()
-    ]
+    means = [geometric_mean([value for value in each.values() if value]) for each in found.values()]
     lines.append(f"| **geometric mean** | {' | '.join(f'{mean:.2f}x' for mean in means)} |{' |' * compared}")
     return lines
 

@@ -10,6 +10,8 @@ from statistics import median
 from typing import Any
 from xml.sax.saxutils import escape
 
+from draftd.daemon.bench_table import geometric_mean
+
 OWN = {  # a contender that drafts -> the same library without
     "hf generate": "hf generate plain",
     "llama server": "llama server plain",
@@ -89,7 +91,7 @@ def by_question(document: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def category_speed(document: dict[str, Any], name: str, category: str) -> float:
     found = [speed(answer) for answer in answers(document, name) if answer["category"] == category]
-    return geometric_mean([value for value in found if not math.isnan(value)])
+    return geometric_mean(found)
 
 
 def plain_of(name: str) -> str:
@@ -114,10 +116,6 @@ def bootstrap(values: Sequence[float], of: Callable[[list[float]], float]) -> tu
     dice = random.Random(1)
     found = sorted(of(dice.choices(values, k=len(values))) for _ in range(SAMPLES))
     return found[int(0.025 * SAMPLES)], found[int(0.975 * SAMPLES)]
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(sum(math.log(value) for value in values) / len(values)) if values else math.nan
 
 
 def first_ms(document: dict[str, Any], name: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -155,6 +155,11 @@ def table(results: Sequence[Result]) -> Table:
     return made
 
 
+def share_of_best(speedups: Mapping[str, float], fixed: Iterable[str]) -> float:
+    """The controller's speed-up over that of the best fixed policy, to draft nothing being one of them."""
+    return speedups["auto"] / max(1.0, *(speedups[policy] for policy in fixed))
+
+
 def policies_table(by_policy: dict[str, list[Result]]) -> Table:
     """Speed over the target alone by category and policy, and `auto` against the best of the fixed ones."""
     rows = {policy: by_category(each) for policy, each in by_policy.items()}
@@ -169,7 +174,7 @@ def policies_table(by_policy: dict[str, list[Result]]) -> Table:
         speedups = {policy: each[index].speedup for policy, each in rows.items()}
         cells = [_number(value, "x") for value in speedups.values()]
         if compared:
-            shares.append(speedups["auto"] / max(1.0, *(speedups[policy] for policy in fixed)))
+            shares.append(share_of_best(speedups, fixed))
             cells.append(_number(shares[-1]))
         made.add_row(line.name, *cells)
     made.add_section()

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import struct
-import tempfile
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -23,6 +22,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from draftd.models.digest import replace_file
 
 log = logging.getLogger("draftd.engine")
 
@@ -138,18 +139,8 @@ class Conversations:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.folder.chmod(0o700)
-            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".new")  # mode 0600
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(PREFIX.pack(MAGIC, VERSION, len(header), digest.digest()))
-                    for part in (header, ids, state):
-                        file.write(part)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            prefix = PREFIX.pack(MAGIC, VERSION, len(header), digest.digest())
+            replace_file(path, prefix, header, ids, state)
             self._trim(path)
         except OSError as error:
             log.warning("cannot keep a conversation in %s: %s", self.folder, error.strerror)

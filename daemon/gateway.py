@@ -237,7 +237,7 @@ async def _on_error(_: Request, error: Exception) -> JSONResponse:
     code = "context_length_exceeded" if isinstance(error, ContextOverflow) else error.code
     reply = _error(status, error.message, kind, code)
     if status == 503:
-        hint = getattr(error, "retry_after", None)
+        hint = error.retry_after if isinstance(error, Overloaded) else None
         reply.headers["Retry-After"] = RETRY_AFTER if hint is None else str(max(1, round(hint)))
     return reply
 

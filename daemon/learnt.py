@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -12,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from draftd.daemon.calibration import BINS
 from draftd.daemon.costs import KNOTS
+from draftd.models.digest import replace_file
 
 VERSION: Literal[1] = 1
 FOLDER = "learnt"  # in the state directory
@@ -87,15 +86,6 @@ def save(path: Path, learnt: Learnt) -> None:
     """Replace the file in one step; a disk that can't take it costs a warning, not an answer."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(learnt.model_dump_json())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        replace_file(path, learnt.model_dump_json().encode())
     except OSError as error:
         logger.warning("cannot keep what was learnt in %s: %s", path, error.strerror)

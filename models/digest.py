@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,23 @@ def replace_text(path: Path, text: str) -> None:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file that only its owner may read, and have it on the disk before it takes the old one's place.
+
+    What a crash leaves behind ends in `.new`.
+    """
+    handle, new = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".new")  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException:
+        os.unlink(new)
+        raise
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -119,3 +119,51 @@ class TableDraft:
 
     def close(self) -> None:
         pass
+
+
+class ScriptedDraft:
+    """A draft that is sure of one of its own tokens after the other, in rows of its own width."""
+
+    def __init__(self, width: int, *says: int, sure: float = 5.0) -> None:
+        self.width, self.says, self.sure = width, says, sure
+        self.asked: list[list[int]] = []
+        self.steps = 0  # tokens chosen
+        self.fed: list[int] = []  # of them, those behind which another was wanted
+        self.forgotten: list[int] = []
+        self.closed = False
+
+    def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
+        return [self._propose(context) for context in contexts]
+
+    def _propose(self, context: Context) -> Proposal:
+        self.asked.append(list(context.tokens))
+        proposal = Proposal()
+        for token in self.says[: context.limit]:
+            row = np.zeros(self.width, np.float32)
+            row[token] = self.sure
+            self.steps += 1
+            chosen, confidence = context.choose(row, 999)
+            proposal.tokens.append(chosen)
+            proposal.confidence.append(confidence)
+            if not context.proceed(proposal.confidence):
+                break
+            self.fed.append(chosen)
+        return proposal
+
+    def forget(self, slot: int) -> None:
+        self.forgotten.append(slot)
+
+    def prepare(self, slot: int, tokens: Sequence[int]) -> None: ...
+
+    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
+        return len(tokens)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self.copied = (source, target, length)
+
+    def drop(self, slots: Sequence[int]) -> None: ...
+
+    def set_threads(self, count: int) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True

@@ -90,6 +90,10 @@ class Box:
             self.close()
             raise
 
+    def inside(self, path: str) -> Path:
+        """Where a file of the box is found from without."""
+        return Path(f"/proc/{self.init}/root{path}")
+
     def run(self, *command: str, check: bool = True, user: str | None = None) -> str:
         """What a command in the box said; its failure is the test's."""
         as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if user else []
@@ -105,7 +109,7 @@ class Box:
         return done.stdout
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
-        outside = Path(f"/proc/{self.init}/root{path}")
+        outside = self.inside(path)
         outside.parent.mkdir(parents=True, exist_ok=True)
         outside.write_text(text)
         outside.chmod(mode)
@@ -119,7 +123,7 @@ class Box:
             environment = "[Service]\nEnvironment=LD_LIBRARY_PATH=/opt/python/lib\n"
             self.write(f"/etc/systemd/system/{unit}.service.d/python.conf", environment)
         self.run("/opt/python/bin/python3", "-m", "venv", "--without-pip", "/opt/draftd")
-        outside = Path(f"/proc/{self.init}/root{site}/draftd")
+        outside = self.inside(f"{site}/draftd")
         for part in ("daemon", "models", "drafts", "ipc", "systemd"):
             (outside / part).mkdir(parents=True)
             for file in (ROOT / part).iterdir():

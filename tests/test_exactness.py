@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,20 +113,25 @@ CHAINS = [
 ]
 
 
-@pytest.mark.parametrize("chain", CHAINS, ids=str)
-def test_tokens_are_equal_with_and_without_speculation(target: Target, files: Path, chain: Sampling) -> None:
-    draft = open_draft(files / "noisy.gguf")
-    engine = Engine(target, Drafting(draft, SuffixDraft()))
+def drafted_like_alone(engine: Engine, chain: Sampling, seeds: int, *modes: Mode) -> tuple[int, int]:
+    """Hold every mode to the answer without drafts, seed by seed; drafts accepted and drafted."""
     accepted = drafted = 0
-    for seed in range(12):
-        sampling = Sampling(chain.temperature, chain.top_k, chain.top_p, chain.min_p, seed=seed)
+    for seed in range(seeds):
+        sampling = replace(chain, seed=seed)
         alone = run(engine, [make(0, sampling, "off")])
-        modes: tuple[Mode, ...] = (("model", 6), ("chain", 6), "auto")
         for mode in modes:
             helped = make(1, sampling, mode)
             assert run(engine, [helped]) == alone
             accepted += helped.tally.accepted
             drafted += helped.tally.drafted
+    return accepted, drafted
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_tokens_are_equal_with_and_without_speculation(target: Target, files: Path, chain: Sampling) -> None:
+    draft = open_draft(files / "noisy.gguf")
+    engine = Engine(target, Drafting(draft, SuffixDraft()))
+    accepted, drafted = drafted_like_alone(engine, chain, 12, ("model", 6), ("chain", 6), "auto")
     draft.close()
     assert 0 < accepted < drafted, "a draft that is always right, or never, tests no rollback"
 
@@ -169,15 +175,9 @@ def test_a_draft_with_another_tokenizer_changes_no_token(
     accepted = drafted = 0
     for draft in drafts:
         engine = Engine(target, Drafting(draft, SuffixDraft()))
-        for seed in range(6):
-            sampling = Sampling(chain.temperature, chain.top_k, chain.top_p, seed=seed)
-            alone = run(engine, [make(0, sampling, "off")])
-            modes: tuple[Mode, ...] = (("model", 1), ("model", 6), ("chain", 6), "auto")
-            for mode in modes:
-                helped = make(1, sampling, mode)
-                assert run(engine, [helped]) == alone
-                accepted += helped.tally.accepted
-                drafted += helped.tally.drafted
+        modes: tuple[Mode, ...] = (("model", 1), ("model", 6), ("chain", 6), "auto")
+        more_accepted, more_drafted = drafted_like_alone(engine, chain, 6, *modes)
+        accepted, drafted = accepted + more_accepted, drafted + more_drafted
         draft.close()
     assert 0 < accepted < drafted
 

@@ -12,56 +12,21 @@ from draftd.drafts.by_text import TextDraft
 from draftd.models.hf_tokenizer import HfTokenizer
 from draftd.models.spelling import Spelling
 from draftd.models.translation import Translation
+from tests.fakes import ScriptedDraft
 from tests.tiny import retokenize, write_tiny
 
 MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "t"), ("Ġt", "o"), ("o", "o"))
 VOCAB = 272
 
 
-class Speller:
+def speller(translation: Translation, *says: bytes | int, sure: float = 30.0) -> ScriptedDraft:
     """A draft that says a text: its tokens are this translation's."""
-
-    def __init__(self, translation: Translation, *says: bytes | int, sure: float = 30.0) -> None:
-        self.says = [
-            token
-            for each in says
-            for token in ([each] if isinstance(each, int) else translation.draft.spell(each))
-        ]
-        self.sure = sure
-        self.asked: list[list[int]] = []
-        self.steps = 0
-
-    def drop(self, slots: Sequence[int]) -> None: ...
-
-    def set_threads(self, count: int) -> None: ...
-
-    def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
-        return [self._propose(context) for context in contexts]
-
-    def _propose(self, context: Context) -> Proposal:
-        self.asked.append(list(context.tokens))
-        proposal = Proposal()
-        for token in self.says[: context.limit]:
-            row = np.zeros(VOCAB, np.float32)
-            row[token] = self.sure
-            self.steps += 1
-            chosen, confidence = context.choose(row, 0)
-            proposal.tokens.append(chosen)
-            proposal.confidence.append(confidence)
-            if not context.proceed(proposal.confidence):
-                break
-        return proposal
-
-    def forget(self, slot: int) -> None: ...
-
-    def prepare(self, slot: int, tokens: Sequence[int]) -> None: ...
-
-    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
-        return len(tokens)
-
-    def copy(self, source: int, target: int, length: int) -> None: ...
-
-    def close(self) -> None: ...
+    tokens = [
+        token
+        for each in says
+        for token in ([each] if isinstance(each, int) else translation.draft.spell(each))
+    ]
+    return ScriptedDraft(VOCAB, *tokens, sure=sure)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +58,7 @@ def ask(
 
 
 def test_the_text_is_cut_as_the_target_cuts_it(letters: Translation) -> None:
-    draft = Speller(letters, b"the tin too")
+    draft = speller(letters, b"the tin too")
     proposal = ask(TextDraft(draft, letters), letters.target.spell(b"in "))
     said = letters.target.spell(b"the tin too")
     assert proposal.tokens == said[:-1], "the last token may go on"
@@ -102,24 +67,24 @@ def test_the_text_is_cut_as_the_target_cuts_it(letters: Translation) -> None:
 
 
 def test_a_token_made_of_several_letters_waits_for_what_follows(letters: Translation) -> None:
-    assert ask(TextDraft(Speller(letters, b"th"), letters), [97]).tokens == []
-    assert ask(TextDraft(Speller(letters, b"th", b"o"), letters), [97]).tokens == letters.target.spell(b"th")
-    assert ask(TextDraft(Speller(letters, b"th", b"e"), letters), [97]).tokens == []
+    assert ask(TextDraft(speller(letters, b"th"), letters), [97]).tokens == []
+    assert ask(TextDraft(speller(letters, b"th", b"o"), letters), [97]).tokens == letters.target.spell(b"th")
+    assert ask(TextDraft(speller(letters, b"th", b"e"), letters), [97]).tokens == []
 
 
 def test_a_whole_word_of_the_drafts_own_is_kept(words: Translation) -> None:
-    assert ask(TextDraft(Speller(words, b"the"), words), [*b"in"]).tokens == [*b"the"]
-    assert ask(TextDraft(Speller(words, b"the", b"o"), words), [*b"in"]).tokens == [*b"the"]
+    assert ask(TextDraft(speller(words, b"the"), words), [*b"in"]).tokens == [*b"the"]
+    assert ask(TextDraft(speller(words, b"the", b"o"), words), [*b"in"]).tokens == [*b"the"]
 
 
 def test_the_drafts_end_ends_the_text(letters: Translation) -> None:
     end = letters.draft.controls["<|im_end|>"]
-    tokens = ask(TextDraft(Speller(letters, b"in", end, b"the"), letters), [97]).tokens
+    tokens = ask(TextDraft(speller(letters, b"in", end, b"the"), letters), [97]).tokens
     assert tokens == [*letters.target.spell(b"in"), letters.target.controls["<|im_end|>"]]
 
 
 def test_confidence_is_the_product_of_the_letters(letters: Translation) -> None:
-    draft = Speller(letters, b"the in", sure=4.0)
+    draft = speller(letters, b"the in", sure=4.0)
     proposal = ask(TextDraft(draft, letters), [97])
     each = float(np.exp(4.0) / (np.exp(4.0) + VOCAB - 1))
     assert letters.target.join(proposal.tokens) == b"the "
@@ -127,7 +92,7 @@ def test_confidence_is_the_product_of_the_letters(letters: Translation) -> None:
 
 
 def test_limit_and_doubt_end_it(letters: Translation) -> None:
-    draft = Speller(letters, b"the in the in the in")
+    draft = speller(letters, b"the in the in the in")
     assert len(ask(TextDraft(draft, letters), [97], limit=2).tokens) == 2
     assert draft.steps < 8
     asked: list[list[float]] = []
@@ -143,15 +108,15 @@ def test_limit_and_doubt_end_it(letters: Translation) -> None:
 def test_a_character_may_be_parted(letters: Translation) -> None:
     euro = "€".encode()
     before = letters.target.spell(b"in " + euro[:1])
-    draft = Speller(letters, euro[1:] + b"in", b"o")
+    draft = speller(letters, euro[1:] + b"in", b"o")
     proposal = ask(TextDraft(draft, letters), before)
     assert draft.asked == [[*b"in ", *euro[:1]]]
     assert letters.target.join([*before, *proposal.tokens]) == b"in " + euro + b"in"
-    assert ask(TextDraft(Speller(letters, b"o", euro[:2]), letters), [97]).tokens == []
+    assert ask(TextDraft(speller(letters, b"o", euro[:2]), letters), [97]).tokens == []
 
 
 def test_a_context_is_retokenised_from_its_last_words_on(words: Translation) -> None:
-    inner = Speller(words, b"in")
+    inner = speller(words, b"in")
     draft = TextDraft(inner, words)
     text = b"the tool in the tin to the tool"
     for length in range(1, len(text) + 1):
@@ -165,7 +130,7 @@ def test_a_context_is_retokenised_from_its_last_words_on(words: Translation) -> 
 
 
 def test_only_new_words_are_retokenised(words: Translation, monkeypatch: pytest.MonkeyPatch) -> None:
-    draft = TextDraft(Speller(words, b"in"), words)
+    draft = TextDraft(speller(words, b"in"), words)
     text = [*(b"the tool in the tin " * 20)]
     ask(draft, text)
     seen: list[int] = []

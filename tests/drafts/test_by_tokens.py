@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from draftd.drafts.base import Context, Proposal
+from draftd.drafts.base import Context
 from draftd.drafts.by_tokens import TokenDraft
+from tests.fakes import ScriptedDraft
 
 Row = NDArray[np.float32]
 # the draft's id of each of the target's tokens 0 … 4; the target's 2 is none of the draft's
@@ -29,50 +30,8 @@ class Table:
         return [one for token in tokens for one in ([TO_DRAFT[token]] if token in TO_DRAFT else [1, 1])]
 
 
-class Scripted:
-    """A draft that is sure of one of its own tokens after the other."""
-
-    def __init__(self, *says: int) -> None:
-        self.says = says
-        self.asked: list[list[int]] = []
-        self.fed: list[int] = []
-        self.forgotten: list[int] = []
-        self.closed = False
-
-    def drop(self, slots: Sequence[int]) -> None: ...
-
-    def set_threads(self, count: int) -> None: ...
-
-    def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
-        return [self._propose(context) for context in contexts]
-
-    def _propose(self, context: Context) -> Proposal:
-        self.asked.append(list(context.tokens))
-        proposal = Proposal()
-        for token in self.says[: context.limit]:
-            row = np.zeros(WIDTH, np.float32)
-            row[token] = 5.0
-            chosen, confidence = context.choose(row, 999)
-            proposal.tokens.append(chosen)
-            proposal.confidence.append(confidence)
-            if not context.proceed(proposal.confidence):
-                break
-            self.fed.append(chosen)
-        return proposal
-
-    def forget(self, slot: int) -> None:
-        self.forgotten.append(slot)
-
-    def prepare(self, slot: int, tokens: Sequence[int]) -> None: ...
-
-    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
-        return len(tokens)
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        self.copied = (source, target, length)
-
-    def close(self) -> None:
-        self.closed = True
+def scripted(*says: int) -> ScriptedDraft:
+    return ScriptedDraft(WIDTH, *says)
 
 
 def context(
@@ -85,7 +44,7 @@ def context(
 
 
 def test_context_and_proposal_are_translated() -> None:
-    draft = Scripted(2, 0, 3)
+    draft = scripted(2, 0, 3)
     (proposal,) = TokenDraft(draft, Table()).propose([context([1, 2, 4])])
     assert draft.asked == [[0, 1, 1, 2]], "a token that the draft lacks is spelled"
     assert proposal.tokens == [4, 1, 0]
@@ -100,32 +59,32 @@ def test_the_targets_own_rows_and_positions_choose() -> None:
         seen.append((position, row.tolist()))
         return int(row.argmax()), 0.5
 
-    TokenDraft(Scripted(2, 0), Table()).propose([context([1, 2, 4], choose)])
+    TokenDraft(scripted(2, 0), Table()).propose([context([1, 2, 4], choose)])
     assert [position for position, _ in seen] == [3, 4], "positions of the target, not of the spelled context"
     assert seen[0][1] == [0.0, 0.0, np.float32(-1e9), 0.0, 5.0]
 
 
 def test_a_token_that_the_draft_lacks_is_not_fed_to_it() -> None:
-    draft = Scripted(2, 0)
+    draft = scripted(2, 0)
     (proposal,) = TokenDraft(draft, Table()).propose([context([1], lambda row, _: (2, 0.5))])
     assert proposal.tokens == [2]
     assert draft.fed == []
 
 
 def test_limit_and_doubt_end_it() -> None:
-    draft = TokenDraft(Scripted(0, 0, 0, 0), Table())
+    draft = TokenDraft(scripted(0, 0, 0, 0), Table())
     assert len(draft.propose([context([1], limit=2)])[0].tokens) == 2
     assert len(draft.propose([context([1], proceed=lambda confidences: len(confidences) < 3)])[0].tokens) == 3
 
 
 def test_requests_are_kept_apart() -> None:
-    draft = TokenDraft(Scripted(2), Table())
+    draft = TokenDraft(scripted(2), Table())
     proposals = draft.propose([context([1]), context([3], lambda row, _: (0, 0.25))])
     assert [proposal.tokens for proposal in proposals] == [[4], [0]]
 
 
 def test_forget_copy_and_close_reach_the_draft() -> None:
-    inner = Scripted()
+    inner = scripted()
     draft = TokenDraft(inner, Table())
     draft.forget(2)
     draft.copy(0, 1, 5)
