@@ -109,9 +109,8 @@ class Jobs:
 
     def open(self, client: bytes, message: messages.Generate) -> None:
         """Take a request on, say so, and hand it to the engine; DraftdError if it can't be taken."""
-        if (client, message.id) in self.by_client:
-            raise InvalidRequest(f"request id {message.id} is in use on this connection: choose another")
-        self.prefills.check_id(client, message.id)
+        if (client, message.id) in self.by_client or self.prefills.holds(client, message.id):
+            raise _in_use(message.id)
         self.admission.admit(message, self.settings, len(self))
         now = time.monotonic()
         resume = message.resume or messages.Resume()
@@ -141,7 +140,7 @@ class Jobs:
     def open_prefill(self, client: bytes, message: messages.Prefill) -> None:
         """Take a prefill on; DraftdError if it can't be taken."""
         if (client, message.id) in self.by_client:
-            raise InvalidRequest(f"request id {message.id} is in use on this connection: choose another")
+            raise _in_use(message.id)
         self.admission.admit(message, self.settings, len(self.prefills))
         body = message.model_dump(exclude={"type", "id", "model"}) | self._whose(client)
         self.prefills.open(client, message.id, body)
@@ -317,6 +316,10 @@ class Jobs:
         del self.by_key[job.key]
         del self.by_client[job.delivery.client, job.delivery.id]
         self.lifetime.release(job.key, time.monotonic(), job.keep_alive)
+
+
+def _in_use(request_id: str) -> InvalidRequest:
+    return InvalidRequest(f"request id {request_id} is in use on this connection: choose another")
 
 
 def prompt(message: messages.Generate) -> str | None:

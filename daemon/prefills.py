@@ -10,7 +10,7 @@ from typing import Any, Literal
 from draftd.daemon.apps import Apps
 from draftd.daemon.lifetime import Lifetime
 from draftd.ipc import messages
-from draftd.ipc.errors import DraftdError, EngineFailed, InvalidRequest, from_code
+from draftd.ipc.errors import DraftdError, EngineFailed, from_code
 
 FIRST_KEY = 1 << 62  # of prefills: apart from the requests' keys
 
@@ -79,11 +79,10 @@ class Prefills:
         for prefill in list(self.by_key.values()):
             self._fail(prefill, error)
 
-    def check_id(self, client: bytes, request_id: str) -> None:
-        """InvalidRequest if a prefill of this connection has the id."""
+    def holds(self, client: bytes, request_id: str) -> bool:
+        """Has a prefill of this connection the id?"""
         prefill = self.by_client.get(client)
-        if prefill is not None and prefill.id == request_id:
-            raise InvalidRequest(f"request id {request_id} is in use on this connection: choose another")
+        return prefill is not None and prefill.id == request_id
 
     def _fail(self, prefill: Prefill, error: DraftdError) -> None:
         self._end(prefill)
