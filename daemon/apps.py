@@ -10,8 +10,10 @@ from typing import Literal
 import zmq
 from pydantic import BaseModel
 
+from draftd.daemon.gate import Gates
 from draftd.daemon.peers import Peers
 from draftd.ipc import codec, messages
+from draftd.ipc.endpoint import is_tcp, socket_path
 from draftd.ipc.errors import DraftdError, EndpointInUse, InvalidEndpoint, Overloaded
 
 KNOWN = 1024  # connections that are remembered
@@ -32,9 +34,10 @@ class Connection:
 class Apps:
     """Every connected app, by the ROUTER's name of its connection."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], peers: Peers) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], peers: Peers, gates: Gates) -> None:
         self.socket = context.socket(zmq.ROUTER)
         self.peers = peers
+        self.gates = gates
         self._known: dict[bytes, Connection] = {}
 
     def bind(self, address: str) -> None:
@@ -48,8 +51,10 @@ class Apps:
         self.peers.guard(socket)
         mask = os.umask(0o177)  # the socket file is its owner's until peers.open_to_group
         try:
+            if not is_tcp(address):
+                socket.setsockopt(zmq.USE_FD, self.gates.add(socket_path(address)))
             socket.bind(address)
-        except zmq.ZMQError as error:
+        except (OSError, zmq.ZMQError) as error:
             if error.errno == zmq.EADDRINUSE:
                 raise EndpointInUse(
                     f"something already listens at {address}: stop it or choose another port"
@@ -60,6 +65,7 @@ class Apps:
         self.peers.open_to_group(address)
 
     def close(self) -> None:
+        self.gates.close()
         self.socket.close()
 
     def receive(self) -> tuple[bytes, list[zmq.Frame]] | None:

@@ -27,6 +27,7 @@ from draftd.daemon.apps import Apps
 from draftd.daemon.clears import Clears
 from draftd.daemon.door import Door, all_descriptors
 from draftd.daemon.expiry import Expiry
+from draftd.daemon.gate import Gates
 from draftd.daemon.governing import Governing
 from draftd.daemon.jobs import Jobs
 from draftd.daemon.lifecycle import Lifecycle
@@ -64,7 +65,8 @@ class Front:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.poller = zmq.Poller()
         self.peers = Peers(settings, address)
-        self.apps = Apps(self.context, self.peers)
+        gates = Gates(self.poller)
+        self.apps = Apps(self.context, self.peers, gates)
         self.engine = EngineProcess(self.context, first_message(settings))
         lifetime = Lifetime(settings.keep_alive)
         self.jobs = Jobs(settings, self.apps, lifetime, self.engine.send)
@@ -76,6 +78,7 @@ class Front:
         self.notifier = Notifier()
         self.reload = Reload(again or (lambda: settings), self.jobs, self.life, self._adopt)
         self.timers: list[Timer] = [
+            gates.tick,
             self.governing.tick,
             self.life.tick,
             self.loads.tick,

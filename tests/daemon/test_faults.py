@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import shutil
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +101,27 @@ def test_a_removed_socket_directory_is_made_again_and_nobody_is_cut_off(serve: S
     assert directory.stat().st_mode & 0o777 == 0o700
     assert (directory / "d.sock.lock").exists()
     assert "bound again" in daemon.lines.read_text("utf-8")
+
+
+def test_a_flood_of_connections_is_turned_away_and_ends(serve: Serve) -> None:
+    limited = ["bash", "-c", 'ulimit -n 1024; exec "$0" "$@"', sys.executable, "-m", "draftd.daemon.cli"]
+    daemon = serve(target="same.gguf", backend="llama_cpp", program=limited)
+    client = daemon.client()
+    first = client.complete(**OPTIONS)
+    path = daemon.endpoint.removeprefix("ipc://")
+    with contextlib.ExitStack() as flood:
+        for _ in range(1200 // 30):  # more than the front may have descriptors
+            for _ in range(30):
+                one = flood.enter_context(socket.socket(socket.AF_UNIX))
+                one.connect(path)
+            client.ping()
+        assert daemon.process.poll() is None, daemon.lines.read_text("utf-8")
+        with pytest.raises(Unreachable):
+            daemon.status()
+        assert client.complete(**OPTIONS).tokens == first.tokens
+        daemon.engine().kill()  # another one takes descriptors, too
+        assert client.complete(**OPTIONS).tokens == first.tokens
+    daemon.wait_ready()
+    assert daemon.client().complete(**OPTIONS).tokens == first.tokens
+    log = daemon.lines.read_text("utf-8")
+    assert log.count("no further connection is taken") == log.count("connections are taken again") == 1
