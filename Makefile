@@ -35,7 +35,7 @@ test-million: install ## a million answers of a table model in rejection mode ag
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check . .ci/build-llama
 	@$(BIN)/mypy $(addprefix -p draftd.,$(PACKAGES))
-	@$(BIN)/mypy tests docs .ci/build-llama
+	@$(BIN)/mypy tests docs examples .ci/build-llama
 	@$(BIN)/mypy bench --exclude bench/peers
 
 bench: install ## PROMPTS=file.jsonl PAIR=smollm2 ARGS="--per-category 2": speed with and without drafting

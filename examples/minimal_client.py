@@ -5,6 +5,7 @@ What it leaves out, ipc/PROTOCOL.md has: a lease, credit, cancelling, resuming.
 
 import os
 import sys
+from typing import Any
 
 import msgpack
 import zmq
@@ -20,10 +21,10 @@ def say(kind: str, **fields: object) -> None:
     socket.send(msgpack.packb({"type": kind, "id": "1", **fields}))
 
 
-def hear() -> dict:
+def hear() -> dict[str, Any]:
     if not socket.poll(600_000):  # milliseconds: a large pair may take minutes to load
         sys.exit(f"no daemon answers at {endpoint}")
-    message = msgpack.unpackb(socket.recv())
+    message: dict[str, Any] = msgpack.unpackb(socket.recv())
     if message["type"] == "error":
         sys.exit(f"{message['code']}: {message['message']}")
     return message

@@ -7,14 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from draftd.daemon.settings import Settings
 from draftd.ipc import messages
 from draftd.ipc.errors import CODES
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
 def test_the_configuration_page_is_current() -> None:
@@ -31,12 +28,3 @@ def test_the_changelog_names_every_message_field_setting_and_code() -> None:
     fields = {name for kind in kinds for name in kind.model_fields} - {"id", "type"}
     expected = {*messages.CLIENT_TYPES, *messages.DAEMON_TYPES, *fields, *Settings.model_fields, *CODES}
     assert expected - named == set()
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_and_file_names_lead_somewhere(page: Path) -> None:
-    text = page.read_text("utf-8")
-    links = [(page.parent / link) for link in re.findall(r"\]\((?!http)([^)#]+)\)", text)]
-    files = re.findall(r"`((?:ipc|daemon|models|drafts|docs|tests)/[\w./-]+\.(?:py|md|toml))[:`]", text)
-    missing = [str(path) for path in [*links, *(ROOT / name for name in files)] if not path.exists()]
-    assert missing == []
