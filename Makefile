@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 PACKAGES := ipc models drafts daemon
-FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES) systemd)))
+FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES) daemon/page systemd)))
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict
 
 .PHONY: help demo test test-qwen test-systemd test-million lint bench bench-peers install clean FORCE

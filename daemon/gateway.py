@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from draftd.daemon import gateway_answers as answers
 from draftd.daemon import gateway_types as types
 from draftd.daemon.gateway_answers import Answer, Head
+from draftd.daemon.gateway_page import serve_page
 from draftd.daemon.metrics import Daemon
 from draftd.ipc.aio import AsyncClient
 from draftd.ipc.errors import (
@@ -55,6 +56,8 @@ def create_app(endpoint: str | None) -> FastAPI:
     app = FastAPI(title="draftd", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(DraftdError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_wrong_body)
+
+    serve_page(app)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -200,7 +203,7 @@ async def _stream(
                     ended.append(event)
                     yield _event(answers.closing(head, index, event))
                 elif event.text or event.logprobs:
-                    yield _event(answers.piece(head, index, event))
+                    yield _event(answers.piece(head, index, event, body.mark_drafted))
                 item = await anext(events, None)
         except DraftdError as error:
             _, kind = _status(error)

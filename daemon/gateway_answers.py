@@ -74,8 +74,8 @@ def opening(head: Head, index: int) -> dict[str, Any] | None:
     return head.chunk({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
 
 
-def piece(head: Head, index: int, event: Tokens) -> dict[str, Any]:
-    """A chunk with text; `drafted` says of each token whether the draft had proposed it."""
+def piece(head: Head, index: int, event: Tokens, marks: bool) -> dict[str, Any]:
+    """A chunk with text; with `marks` also which of its tokens the draft had proposed."""
     choice: dict[str, Any] = {
         "index": index,
         "logprobs": logprobs(head.kind, event.logprobs),
@@ -85,8 +85,8 @@ def piece(head: Head, index: int, event: Tokens) -> dict[str, Any]:
         choice["delta"] = {"content": event.text}
     else:
         choice["text"] = event.text
-    marks = {"tokens": event.tokens, "drafted": event.drafted, "lengths": event.lengths}
-    return head.chunk(choice) | {"draftd": marks}
+    told = {"tokens": event.tokens, "drafted": event.drafted, "lengths": event.lengths}
+    return head.chunk(choice) | ({"draftd": told} if marks else {})
 
 
 def closing(head: Head, index: int, done: Done) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Sampling(Body):
     repetition_penalty: float | None = None
     speculate: bool | str | None = None
     cache_prompt: bool | None = None
+    mark_drafted: bool = False  # in a stream: tell of each token whether the draft had proposed it
 
     @property
     def answers(self) -> int:

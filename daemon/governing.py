@@ -32,6 +32,7 @@ class Governing:
         self.governor = Governor(_marks(settings))
         self._cores = machine.usable()
         self.threads = _threads(settings)
+        self.reading = Reading()  # the latest
         self.others = 0.0  # cores that other programs use
         self._looked = -IDLE
         self._used = self._cpu_use(time.monotonic())
@@ -60,7 +61,7 @@ class Governing:
             raise Overloaded(f"draftd takes no new requests, since {self.governor.why}: try again later")
 
     def report(self) -> dict[str, Any]:
-        """For `status`: the rung and why, threads, and the cores that others use."""
+        """For `status`: the rung and why, threads, the cores that others use, and °C if a sensor tells."""
         rung = self.governor.rung
         return {
             "rung": int(rung),
@@ -68,13 +69,15 @@ class Governing:
             "why": self.governor.why,
             "threads": self.threads.count,
             "others_use_cores": round(self.others, 2),
+            "temperature": self.reading.temperature,
         }
 
     def _look(self, now: float) -> None:
         if self.settings.follow_load:
             self._follow_load(now)
         before = self.governor.rung
-        rung = self.governor.step(readings.read() if self.settings.governor else Reading(), now)
+        self.reading = readings.read() if self.settings.governor else Reading()
+        rung = self.governor.step(self.reading, now)
         if rung is not before:
             log.warning("%s: %s", WORDS[rung], self.governor.why or "the machine has room again")
         if rung is Rung.UNLOAD:

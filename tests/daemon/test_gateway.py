@@ -122,8 +122,18 @@ def test_the_raw_stream_is_data_lines_and_ends_with_done(base: str) -> None:
     lines = [line for line in reply.text.split("\n") if line]
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
-    marks = json.loads(lines[1].removeprefix("data: "))["draftd"]
-    assert len(marks["tokens"]) == len(marks["drafted"])
+    assert "draftd" not in reply.text
+
+
+def test_who_asks_is_told_which_tokens_were_drafted(base: str) -> None:
+    body = ASK | {"max_tokens": 20, "stream": True, "mark_drafted": True, "speculate": "model:4"}
+    lines = httpx.post(f"{base}/v1/chat/completions", json=body | {"temperature": 0}).text.split("\n")
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    told = [chunk["draftd"] for chunk in chunks if chunk["choices"][0]["delta"].get("content")]
+    assert sum(len(each["tokens"]) for each in told) <= 20
+    assert all(len(each["tokens"]) == len(each["drafted"]) == len(each["lengths"]) for each in told)
+    drafted = sum(sum(each["drafted"]) for each in told)
+    assert 0 < drafted <= chunks[-1]["timings"]["draft_n_accepted"]
 
 
 def test_several_answers_can_be_had_again_alone(client: openai.OpenAI) -> None:

@@ -1,0 +1,338 @@
+"""The gateway's page in a real browser: headless Chromium before a real gateway and daemon."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
+
+from tests.daemon.conftest import Daemon, serving
+from tests.daemon.test_gateway import free_port, start_gateway, stop
+from tests.tiny import write_tiny
+from tests.tiny_gguf import write_gguf
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+CONTEXT = 32768
+ENDLESS = {  # a minute or more of an answer, whatever the machine
+    "temperature": 0, "max_tokens": 30_000, "logit_bias": {"256": -100, "258": -100}, "speculate": False
+}  # fmt: skip
+PATIENCE = 30_000  # milliseconds until the page must show what a test waits for
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: sudo apt install chromium")
+expect.set_options(timeout=PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One with room for answers that do not end before a test has stopped them."""
+    files = tmp_path_factory.mktemp("models")
+    write_tiny(files / "target", context=CONTEXT)
+    write_gguf(write_tiny(files / "noisy", noise=0.15, context=CONTEXT), files / "draft.gguf")
+    with serving(tmp_path_factory.mktemp("page"), files) as start:
+        yield start("--slots", "2", context=str(CONTEXT))
+
+
+@pytest.fixture(scope="module")
+def base(daemon: Daemon) -> Iterator[str]:
+    port = free_port()
+    child = start_gateway(f"127.0.0.1:{port}", daemon.endpoint)
+    yield f"http://127.0.0.1:{port}"
+    stop(child)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser, base: str) -> Iterator[BrowserContext]:
+    made = browser.new_context(base_url=base)
+    made.set_default_timeout(PATIENCE)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, base: str) -> Iterator[Page]:
+    """The page, loaded; it must not have complained to the console, nor asked anyone but the gateway."""
+    made = context.new_page()
+    wrong: list[str] = []
+    made.on("pageerror", lambda error: wrong.append(str(error)))
+    made.on("console", lambda line: wrong.append(line.text) if _complains(line) else None)
+    made.on("request", lambda request: None if request.url.startswith(base) else wrong.append(request.url))
+    made.goto("/")
+    yield made
+    assert wrong == []
+
+
+def _complains(line: Any) -> bool:
+    """A reply that is an error is told on the console too, and is no fault of the page."""
+    return line.type in ("error", "warning") and not line.text.startswith("Failed to load resource")
+
+
+def asks(page: Page, **fields: Any) -> None:
+    """Have the page's requests carry further fields: a short answer, a source that surely drafts."""
+
+    def more(route: Route) -> None:
+        route.continue_(post_data=(route.request.post_data_json or {}) | fields)
+
+    page.route("**/v1/chat/completions", more)
+
+
+def say(page: Page, text: str) -> None:
+    page.get_by_role("textbox", name="Your message").fill(text)
+    page.keyboard.press("Enter")
+
+
+def answers(page: Page) -> Any:
+    return page.get_by_role("article").filter(has=page.get_by_role("heading", name="Answer"))
+
+
+def finished(page: Page) -> None:
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+
+
+def test_an_answer_streams_with_its_drafted_tokens_marked(page: Page) -> None:
+    asks(page, max_tokens=60, speculate="model:4", temperature=0)
+    say(page, "hello")
+    expect(answers(page)).to_have_count(1)
+    finished(page)
+    note = answers(page).locator(".note")
+    expect(note).to_contain_text(re.compile(r"60 tokens, \d+ of them drafted \(\d+ %\) · [\d.]+ tokens/s"))
+    marked, whole = answers(page).locator(".drafted"), answers(page).locator(".words")
+    assert 0 < len("".join(marked.all_text_contents())) < len(whole.text_content() or "")
+    expect(marked.first).not_to_have_css("background-color", "rgba(0, 0, 0, 0)")
+    page.get_by_role("checkbox", name="Mark drafted tokens").uncheck()
+    expect(marked.first).to_have_css("background-color", "rgba(0, 0, 0, 0)")
+    # What a screen reader hears is the whole answer, once, when it is there.
+    expect(page.locator("#spoken")).to_contain_text((whole.text_content() or "")[:20])
+
+
+def test_the_figures(page: Page, daemon: Daemon) -> None:
+    asks(page, max_tokens=40, speculate="model:4", temperature=0)
+    say(page, "figures")
+    finished(page)
+    aside = page.get_by_role("complementary", name="Live figures")
+    expect(aside.locator("#sources")).to_contain_text(re.compile(r"Draft model\d+ % of \d+"))
+    expect(aside.locator("#speed-now")).to_contain_text(re.compile(r"^[\d.]+ tokens/s$"))
+    expect(aside.locator("#running")).to_have_text("0 of 2")
+    expect(aside.locator("#memory")).to_have_text(re.compile(r"^[\d.]+ [MG]B$"))
+    heat = daemon.status().governor["temperature"]
+    expect(aside.locator("#temperature-now")).to_have_text("no sensor" if heat is None else re.compile("°C$"))
+
+
+def test_the_target_alone_is_known_once_it_was_measured(page: Page) -> None:
+    asks(page, max_tokens=40, temperature=0)
+    page.get_by_role("checkbox", name="Draft", exact=True).uncheck()
+    say(page, "alone")
+    finished(page)
+    expect(answers(page).locator(".note")).to_contain_text("drafting off")
+    expect(page.locator("#speed-alone")).to_have_text(re.compile(r"^[\d.]+ tokens/s$"))
+    expect(page.locator("#gain")).to_have_text("\u2013")  # an answer without drafts is no gain
+    page.get_by_role("checkbox", name="Draft", exact=True).check()
+    say(page, "again")
+    expect(page.locator("#gain")).to_have_text(re.compile(r"^[\d.]+\u00d7$"))
+
+
+def test_stop_in_mid_answer(page: Page, daemon: Daemon) -> None:
+    asks(page, **ENDLESS)
+    say(page, "a long answer")
+    expect(answers(page).locator(".drafted, .prose span").nth(5)).to_be_attached()
+    page.get_by_role("button", name="Stop").click()
+    finished(page)
+    expect(answers(page).locator(".note")).to_contain_text(re.compile(r"^Stopped\. \d+ tokens"))
+    expect(page.get_by_role("textbox", name="Your message")).to_be_focused()
+    daemon.wait_for(lambda status: not status.requests["running"])
+    say(page, "another long answer")
+    expect(answers(page)).to_have_count(2)
+    expect(answers(page).nth(1).locator("span").first).to_be_attached()
+    page.keyboard.press("Escape")
+    finished(page)
+    daemon.wait_for(lambda status: not status.requests["running"])
+
+
+def test_a_reload_keeps_the_conversation(page: Page) -> None:
+    asks(page, max_tokens=30, speculate="model:4", temperature=0)
+    page.get_by_role("spinbutton", name="Temperature").fill("0.3")
+    say(page, "remember")
+    finished(page)
+    before = page.get_by_role("region", name="Conversation").inner_html()
+    page.get_by_role("textbox", name="Your message").fill("half a quest")
+    page.reload()
+    expect(answers(page)).to_have_count(1)
+    assert page.get_by_role("region", name="Conversation").inner_html() == before
+    expect(page.get_by_role("textbox", name="Your message")).to_have_value("half a quest")
+    expect(page.get_by_role("spinbutton", name="Temperature")).to_have_value("0.3")
+    page.get_by_role("button", name="New chat").click()
+    expect(page.get_by_text("Ask the model on this machine")).to_be_visible()
+    page.reload()
+    expect(answers(page)).to_have_count(0)
+
+
+def test_a_reload_in_mid_answer_keeps_what_had_come(page: Page, daemon: Daemon) -> None:
+    asks(page, **ENDLESS)
+    say(page, "long")
+    expect(answers(page).locator("span").nth(3)).to_be_attached()
+    page.reload()
+    expect(answers(page).locator("span").nth(3)).to_be_attached()
+    finished(page)
+    daemon.wait_for(lambda status: not status.requests["running"])
+
+
+def test_keyboard_only(page: Page) -> None:
+    asks(page, max_tokens=5, temperature=0)
+    expect(page.get_by_role("textbox", name="Your message")).to_be_focused()
+    page.keyboard.type("first line")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("second line")
+    page.keyboard.press("Enter")
+    expect(page.locator(".you .words")).to_have_text("first line\nsecond line")
+    finished(page)
+    names = []
+    for _ in range(5):
+        page.keyboard.press("Tab")
+        names.append(page.evaluate(FOCUSED))
+    assert names == ["Send", "Draft", "Mark drafted tokens", "Temperature", "none"]
+
+
+FOCUSED = """() => {
+    const focused = document.activeElement;
+    if (focused === document.body) return "none";
+    const style = getComputedStyle(focused);
+    if (style.outlineStyle === "none" || style.outlineWidth === "0px") return "no visible focus";
+    return (focused.labels?.[0] ?? focused).textContent.trim();
+}"""
+
+
+def test_roles_and_names(page: Page) -> None:
+    expect(page.get_by_role("main")).to_be_visible()
+    expect(page.get_by_role("heading", level=1, name="draftd")).to_be_visible()
+    for name in ("Speed", "Drafts accepted, by source", "Daemon"):
+        expect(page.get_by_role("region", name=name)).to_be_visible()
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, textarea, img")].filter((each) =>
+            !(each.textContent.trim() || each.labels?.length || each.hasAttribute("alt"))).length"""
+    )
+    assert nameless == 0
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_nothing_is_cut_off(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_dark_and_light(page: Page) -> None:
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        ratios = page.evaluate(CONTRAST)
+        assert min(ratios.values()) >= 4.5, (scheme, ratios)
+        bright = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", bright))) > 384) == (scheme == "light")
+
+
+CONTRAST = """() => {
+    const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
+        .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+    const ground = (each) => {
+        const colour = getComputedStyle(each).backgroundColor;
+        return colour === "rgba(0, 0, 0, 0)" ? ground(each.parentElement) : colour;
+    };
+    const found = {};
+    for (const each of document.querySelectorAll("h1, h2, p, dt, dd, button, label, .drafted, kbd, strong")) {
+        if (!each.checkVisibility() || !each.textContent.trim()) continue;
+        const [one, other] = [light(getComputedStyle(each).color), light(ground(each))].sort((a, b) => b - a);
+        found[each.textContent.trim().slice(0, 30)] = (one + 0.05) / (other + 0.05);
+    }
+    return found;
+}"""
+
+
+def test_the_policy_lets_nothing_else_in(page: Page, base: str) -> None:
+    for path in ("/", "/page/page.js", "/page/page.css"):
+        headers = httpx.get(base + path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+    say(page, "<img src=x onerror=alert(1)><script>alert(1)</script>")
+    expect(page.locator(".you .words")).to_have_text("<img src=x onerror=alert(1)><script>alert(1)</script>")
+    assert page.locator("#talk img, #talk script").count() == 0
+    page.keyboard.press("Escape")
+    finished(page)
+
+
+def test_code_stands_in_a_box(page: Page) -> None:
+    text = "Look:\n```python\nx = 1\n\ny = 2\n```\nThat is all."
+    turns = [{"role": "assistant", "runs": [[text[:20], True], [text[20:], False]], "note": ""}]
+    page.evaluate("turns => sessionStorage.setItem('turns', JSON.stringify(turns))", turns)
+    page.evaluate("window.stop()")
+    kept = page.evaluate("sessionStorage.getItem('turns')")
+    page.add_init_script(f"sessionStorage.setItem('turns', {kept!r})")
+    page.reload()
+    assert page.locator("pre").text_content() == "x = 1\n\ny = 2\n"
+    assert [each.strip() for each in page.locator(".prose").all_text_contents()] == ["Look:", "That is all."]
+
+
+def test_the_daemon_goes_and_comes_back(page: Page, daemon: Daemon) -> None:
+    """In mid-answer, which then goes on where it was; and between answers."""
+    trouble = page.locator("#trouble")
+    expect(page.locator("#state")).to_have_text("ready")
+    asks(page, **ENDLESS)
+    say(page, "a long answer")
+    expect(answers(page).locator("span").nth(3)).to_be_attached()
+    daemon.process.kill()
+    daemon.process.wait()
+    expect(trouble).to_contain_text("start it with `draftd serve` This page goes on by itself")
+    expect(page.locator("#state")).to_have_text("away")
+    daemon.start_again()
+    expect(trouble).to_have_text("The daemon is back.")
+    page.keyboard.press("Escape")
+    finished(page)
+    expect(answers(page).locator(".note")).to_contain_text("Stopped.")
+    expect(trouble).to_be_empty()
+
+
+def test_a_gateway_with_keys_that_goes_and_comes_back(
+    browser: Browser, daemon: Daemon, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret-1\n")
+    keys.chmod(0o600)
+    listen = f"127.0.0.1:{free_port()}"
+    child = start_gateway(listen, daemon.endpoint, "--api-keys", str(keys))
+    context = browser.new_context()
+    try:
+        assert httpx.get(f"http://{listen}/status").status_code == 401
+        page = context.new_page()
+        page.goto(f"http://{listen}/")
+        page.get_by_label("This gateway asks for a key").fill("secret-1")
+        page.keyboard.press("Enter")
+        expect(page.locator("#state")).to_have_text("ready")
+        stop(child)
+        expect(page.locator("#trouble")).to_contain_text("Is `draftd gateway` running?")
+        asks(page, max_tokens=5)
+        say(page, "anyone there?")
+        expect(answers(page).locator(".note")).to_contain_text("Is `draftd gateway` running?")
+        child = start_gateway(listen, daemon.endpoint, "--api-keys", str(keys))
+        expect(page.locator("#trouble")).to_have_text("The daemon is back.")
+        page.get_by_role("button", name="Try again").click()
+        finished(page)
+        expect(answers(page).locator(".note")).to_contain_text("tokens")
+        expect(answers(page)).to_have_count(1)
+    finally:
+        context.close()
+        stop(child)
