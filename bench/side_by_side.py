@@ -14,6 +14,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,10 @@ Answer = dict[str, Any]  # text, tokens, first_seconds, seconds, perhaps drafted
 Ask = Callable[[dict[str, Any]], Answer]
 
 
+class PeerEnded(RuntimeError):
+    """A peer's process is gone; says with which status and last words."""
+
+
 @dataclass(frozen=True, slots=True)
 class Contender:
     """Something that answers; `memory` reads the resident bytes of its processes."""
@@ -68,6 +73,8 @@ def main() -> None:
     with ExitStack() as stack:
         contenders = stack.enter_context(draftd(options.pair, options.policies))
         for peer in OF_BACKEND[options.backend]:
+            if options.only and not any(each.startswith(spoken(peer)) for each in options.only):
+                continue
             found = stack.enter_context(
                 peers(peer, pythons.get(peer, sys.executable), files, options, missing)
             )
@@ -175,17 +182,18 @@ def peers(
     name: str, python: str, files: dict[str, str], options: argparse.Namespace, missing: dict[str, str]
 ) -> Iterator[list[Contender]]:
     """A peer's modes; none if it can't start, with the reason in `missing`."""
+    said_aside = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the child
     child = subprocess.Popen(
         [python, str(PEERS / f"{name}.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=said_aside,
         text=True,
     )
     assert child.stdin is not None
     assert child.stdout is not None
     process = psutil.Process(child.pid)
-    label = name.strip("_").replace("_", " ")
+    label = spoken(name)
 
     def exchange(line: dict[str, Any]) -> dict[str, Any]:
         assert child.stdin is not None
@@ -194,7 +202,10 @@ def peers(
         child.stdin.flush()
         answer = child.stdout.readline()
         if not answer:
-            raise RuntimeError(f"{name} ended with status {child.wait()}")
+            status = child.wait()
+            said_aside.seek(0)
+            reason = (said_aside.read().strip().splitlines() or ["without a word"])[-1]
+            raise PeerEnded(f"{label} ended with status {status}: {reason}")
         return dict(json.loads(answer))
 
     def contender(mode: str) -> Contender:
@@ -206,9 +217,13 @@ def peers(
     if options.int4:
         settings |= {f"{part}_int4": str(options.int4 / part) for part in ("target", "draft")}
     try:
-        said = exchange(settings)
+        try:
+            said = exchange(settings)
+        except PeerEnded as error:
+            said = {"error": str(error)}
         if "error" in said:
             missing[label] = said["error"]
+            print(f"{label} is left out: {said['error']}", file=sys.stderr)
         yield [contender(mode) for mode in said.get("modes", [])]
     finally:
         child.stdin.close()
@@ -217,6 +232,12 @@ def peers(
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+        said_aside.close()
+
+
+def spoken(peer: str) -> str:
+    """A peer's name as the tables print it."""
+    return peer.strip("_").replace("_", " ")
 
 
 def measure(

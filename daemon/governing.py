@@ -56,9 +56,11 @@ class Governing:
         self.life.lifetime.keep_alive = settings.keep_alive
 
     def admit(self) -> None:
-        """Overloaded while the machine has nothing left for new requests."""
+        """A request wants in: Overloaded while the machine has nothing left for new ones."""
         if self.governor.rung >= Rung.REFUSE:
             raise Overloaded(f"draftd takes no new requests, since {self.governor.why}: try again later")
+        if self.settings.follow_load and not len(self.life.jobs):
+            self._wake(time.monotonic())
 
     def report(self) -> dict[str, Any]:
         """For `status`: the rung and why, threads, the cores that others use, and °C if a sensor tells."""
@@ -89,6 +91,16 @@ class Governing:
             return  # another engine: its seconds can't be told from the others'
         self.others = max(0.0, self._used[1] - before[1]) / (now - before[0])
         self.threads.step(self.others, now)
+
+    def _wake(self, now: float) -> None:
+        """A request after a pause: what other programs used in the pause says nothing of the seconds to come."""
+        self._looked, self._used = now, self._cpu_use(now)
+        if self.threads.count < self.threads.most:
+            others = readings.runnable()
+            if others is not None:
+                self.threads.wake(others - 1)  # the front itself is one of them
+                if self.life.state == "ready":
+                    self._tell()  # before the request reaches the engine
 
     def _cpu_use(self, now: float) -> tuple[float, float, int] | None:
         """When it is, seconds that all programs but draftd have computed, and the engine's process."""

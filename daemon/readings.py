@@ -62,6 +62,15 @@ def cpu_seconds(cores: Set[int], root: Path = Path("/")) -> float | None:
     return ticks / TICK if ticks else None
 
 
+def runnable(root: Path = Path("/")) -> int | None:
+    """How many threads of all programs compute or wait for a core at this moment, if the system tells."""
+    for line in text(root / "proc/stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "procs_running":
+            return int(value)
+    return None
+
+
 def process_seconds(pid: int, root: Path = Path("/")) -> float:
     """Seconds that a process has computed, on all its threads; 0 once it is gone."""
     _, _, behind_name = text(root / f"proc/{pid}/stat").rpartition(")")

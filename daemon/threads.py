@@ -20,9 +20,17 @@ class Threads:
         self.count = most
         self._calm_since: float | None = None
 
+    def wake(self, others: int) -> None:
+        """Work begins after a pause, and so many threads of other programs compute at this moment.
+
+        One moment is too little to take a thread away by, and enough to give one back.
+        """
+        self.count = max(self.count, self._fitting(others))
+        self._calm_since = None
+
     def step(self, others: float, now: float) -> int:
         """Take what other programs use, in cores, at `now` (seconds): down at once, up after a while."""
-        fitting = max(1, min(self.most, int(self.cores - others + SLACK)))
+        fitting = self._fitting(others)
         if fitting <= self.count:
             self.count, self._calm_since = fitting, None
         elif self._calm_since is None:
@@ -30,3 +38,6 @@ class Threads:
         elif now - self._calm_since >= CALM:
             self.count, self._calm_since = fitting, None
         return self.count
+
+    def _fitting(self, others: float) -> int:
+        return max(1, min(self.most, int(self.cores - others + SLACK)))

@@ -29,3 +29,14 @@ def test_cores_beyond_the_most_are_the_others_to_use() -> None:
 def test_a_load_that_comes_and_goes_does_not_make_the_count_swing() -> None:
     swings = counts(Threads(cores=4, most=4), [1.0, 0.0] * 20)
     assert set(swings) == {3}
+
+
+def test_work_after_a_pause_begins_with_what_fits_at_that_moment() -> None:
+    threads = Threads(cores=4, most=4)
+    threads.step(3.0, 0.0)
+    threads.wake(2)
+    assert threads.count == 2
+    threads.wake(0)
+    assert threads.count == 4
+    threads.wake(3)  # a moment is too little to go down by
+    assert threads.count == 4
