@@ -1,8 +1,13 @@
-"""Writes docs/configuration.md from the settings' types and the commands' options; --check only compares."""
+"""Writes what pages say of the code and of measurements; --check only compares.
+
+docs/configuration.md from the settings' types and the commands' options; from docs/benchmarks.md the tables
+that README.md and docs/pairs.md have between `<!-- speed-ups -->` and `<!-- end -->`.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -10,18 +15,32 @@ from typing import Any, get_args, get_origin
 for name in [name for name in os.environ if name.startswith(("XDG_", "DRAFTD_"))]:
     del os.environ[name]  # the defaults are everybody's, not this shell's
 
+import speedups  # noqa: E402
 import typer  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
 from draftd.daemon.cli import app  # noqa: E402
 from draftd.daemon.settings import Settings, default_config_path  # noqa: E402
 
-PAGE = Path(__file__).with_name("configuration.md")
+DOCS = Path(__file__).parent
+PART = re.compile(r"(?<=<!-- speed-ups -->\n).*?(?=<!-- end -->)", re.DOTALL)
 NAMES = {str: "text", int: "integer", bool: "true or false", float: "number", Path: "path"}
 LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
-def page() -> str:
+def pages() -> dict[Path, str]:
+    """Each page as it should be."""
+    made = {DOCS / "configuration.md": configuration()}
+    tables = {DOCS.parent / "README.md": speedups.by_category(), DOCS / "pairs.md": speedups.by_run()}
+    for page, table in tables.items():
+        before, *parts = PART.split(page.read_text("utf-8"))
+        made[page] = f"{before}{table}\n{parts[-1]}" if parts else before
+        if (count := len(parts)) != 1:
+            sys.exit(f"{page.name} has {count} places for speed-ups, and should have one")
+    return made
+
+
+def configuration() -> str:
     return "\n".join(
         [
             "# Configuration",
@@ -108,14 +127,14 @@ def option(parameter: Any) -> str:
 
 
 def main() -> int:
-    made = page()
-    if "--check" in sys.argv[1:]:
-        current = PAGE.exists() and PAGE.read_text("utf-8") == made
-        if not current:
-            print(f"{PAGE.name} is not what the code says: run `python docs/generate.py`", file=sys.stderr)
-        return 0 if current else 1
-    PAGE.write_text(made, "utf-8")
-    return 0
+    status = 0
+    for page, made in pages().items():
+        if "--check" not in sys.argv[1:]:
+            page.write_text(made, "utf-8")
+        elif not page.exists() or page.read_text("utf-8") != made:
+            print(f"{page.name} is not up to date: run `python docs/generate.py`", file=sys.stderr)
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

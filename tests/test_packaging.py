@@ -79,7 +79,9 @@ def test_sdist_and_wheel_carry_every_file_of_the_packages(built: Path) -> None:
     found = [file.relative_to(ROOT) for part in PARTS for file in (ROOT / part).rglob("*") if file.is_file()]
     files = {str(file) for file in found if "__pycache__" not in file.parts}
     (wheel,) = built.glob("*.whl")
-    assert {f"draftd/{file}" for file in files} - set(zipfile.ZipFile(wheel).namelist()) == set()
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"draftd/{file}" for file in files} - names == set()
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}

@@ -14,7 +14,7 @@ from draftd.ipc.errors import CODES
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_configuration_page_is_current() -> None:
+def test_generated_pages_are_current() -> None:
     done = subprocess.run(
         [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True
     )

@@ -11,13 +11,14 @@ from tests.docs.pages import ROOT
 
 PAGE = (ROOT / "docs/troubleshooting.md").read_text("utf-8")
 BOLD = re.findall(r"^\*\*(`.*?`)\*\*", PAGE, re.DOTALL | re.MULTILINE)
-QUOTES = [" ".join(quote.split()) for bold in BOLD for quote in re.findall(r"`([^`]{20,})`", bold)]
+QUOTES = [" ".join(quote.split()) for bold in BOLD for quote in re.findall(r"`([^`]+)`", bold)]
 
 
 @pytest.fixture(scope="module")
 def words() -> str:
     """What the code can say: the fixed parts of its texts, a line each, without the marks around commands."""
-    files = [file for folder in ("daemon", "models", "drafts", "ipc") for file in (ROOT / folder).glob("*.py")]
+    folders = ("daemon", "models", "drafts", "ipc")
+    files = [file for folder in folders for file in (ROOT / folder).glob("*.py")]
     trees = [ast.parse(file.read_text("utf-8")) for file in [*files, ROOT / ".ci/build-llama"]]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     found = [str(node.value) for node in nodes if isinstance(node, ast.Constant)]
