@@ -93,7 +93,7 @@ class Governing:
         self.threads.step(self.others, now)
 
     def _wake(self, now: float) -> None:
-        """A request after a pause: what other programs used in the pause says nothing of the seconds to come."""
+        """A request after a pause: what others used in the pause says nothing of the seconds to come."""
         self._looked, self._used = now, self._cpu_use(now)
         if self.threads.count < self.threads.most:
             others = readings.runnable()

@@ -87,6 +87,7 @@ def test_cpu_seconds_of_this_machine_hold_those_of_this_process() -> None:
 
 
 def test_runnable_threads_are_those_of_this_moment(tmp_path: Path) -> None:
-    assert readings.runnable(tree(tmp_path, {"proc/stat": "cpu 1 2\nprocs_running 3\nprocs_blocked 7\n"})) == 3
+    root = tree(tmp_path, {"proc/stat": "cpu 1 2\nprocs_running 3\nprocs_blocked 7\n"})
+    assert readings.runnable(root) == 3
     assert readings.runnable(tmp_path / "none") is None
     assert (readings.runnable() or 0) >= 1  # this test's
