@@ -37,6 +37,7 @@ lint: install ## ruff and mypy
 	@$(BIN)/mypy $(addprefix -p draftd.,$(PACKAGES))
 	@$(BIN)/mypy tests docs examples .ci/build-llama
 	@$(BIN)/mypy bench --exclude bench/peers
+	@$(BIN)/mypy $(wildcard integrations/*)
 
 bench: install ## PROMPTS=file.jsonl PAIR=smollm2 ARGS="--per-category 2": speed with and without drafting
 	@test -n "$(PROMPTS)" || { echo 'make bench: say which prompts: make bench PROMPTS=prompts.jsonl'; exit 2; }

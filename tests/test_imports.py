@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("daemon", "models", "drafts", "ipc")
+PARTS = ("daemon", "models", "drafts", "ipc", "integrations")
 ALLOWED = {
     "ipc": {"draftd.ipc"},
     "models": {"draftd.models", "draftd.ipc.errors"},
     "drafts": {"draftd.drafts", "draftd.ipc.errors"},
+    "integrations": {"draftd.ipc"},
     "daemon": {"draftd.daemon", "draftd.models", "draftd.drafts", "draftd.ipc"},
 }
 MODULES = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
@@ -53,6 +54,7 @@ def test_imports_run_one_way(path: Path) -> None:
         ("models", "from draftd.ipc import Client"),
         ("drafts", "def f():\n    import draftd.models.base"),
         ("drafts", "from models import base"),
+        ("integrations", "from draftd.daemon import settings"),
     ],
 )
 def test_the_rule_sees_what_it_forbids(part: str, source: str) -> None:

@@ -1,0 +1,41 @@
+"""The daemons of the daemon's own tests, and plugins installed as their users install them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.conftest import Daemon, serving, tiny_files
+
+__all__ = ["tiny_files"]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, tiny_files: Path) -> Iterator[Daemon]:
+    """One daemon for the tests of a file; its target runs in llama.cpp, which is there in a second."""
+    with serving(tmp_path_factory.mktemp("shared"), tiny_files) as start:
+        yield start("--slots", "2", backend="llama_cpp", target="same.gguf")
+
+
+@pytest.fixture(scope="module")
+def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """install("llm-draftd"): the folder in which a package of integrations/ is now installed."""
+
+    def done(name: str) -> Path:
+        where = tmp_path_factory.mktemp(name)
+        source, target = where / "source", where / "installed"
+        shutil.copytree(ROOT / "integrations" / name, source)  # a build leaves files beside what it builds
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+        quiet = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        subprocess.run([*pip, "--target", str(target), str(source)], check=True, env=quiet, timeout=100)
+        return target
+
+    return done

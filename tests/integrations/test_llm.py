@@ -1,0 +1,104 @@
+"""The real llm command with the plugin, found by its entry point, over a real daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemon.conftest import Daemon
+
+Env = dict[str, str]
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
+ASKED = ("-o", "max_tokens", "12", "-o", "temperature", "0.8", "-o", "seed", "3")
+API = """
+import asyncio, json, llm
+model, other = llm.get_model("draftd"), llm.get_async_model("draftd")
+options = {"max_tokens": 12, "temperature": 0.8, "seed": 3}
+response = model.prompt("hello", system="be brief", **options)
+pieces = list(response)
+async def alike():
+    response = other.prompt("hello", system="be brief", **options)
+    return [piece async for piece in response], await response.usage()
+async def left():
+    async for piece in other.prompt("hello", max_tokens=200):
+        break
+asyncio.run(left())
+again, usage = asyncio.run(alike())
+print(json.dumps([pieces, again, vars(response.usage()), vars(usage), response.response_json]))
+"""
+
+
+@pytest.fixture(scope="module")
+def env(install: Callable[[str], Path], shared: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Env:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(install("llm-draftd")),
+        "LLM_USER_PATH": str(tmp_path_factory.mktemp("llm")),
+        "DRAFTD_ENDPOINT": shared.endpoint,
+        "PYTHONIOENCODING": "utf-8",
+    }
+
+
+def llm(env: Env, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "llm", *arguments]
+    return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+
+
+def said(env: Env, *arguments: str) -> str:
+    """What the command printed, without the newline it adds."""
+    done = llm(env, *arguments)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().removesuffix("\n")
+
+
+def test_a_conversation_and_its_log(env: Env, shared: Daemon) -> None:
+    first = said(env, "-m", "draftd", "hello", *ASKED)
+    messages = [{"role": "user", "content": "hello"}]
+    options: dict[str, Any] = {"max_tokens": 12, "temperature": 0.8, "seed": 3}
+    assert first == shared.client().complete(messages=messages, **options).text != ""
+    second = said(env, "-c", "more", *ASKED)
+    messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "more"}]
+    expected = shared.client().complete(messages=messages, **options)
+    assert second == expected.text
+    last = json.loads(said(env, "logs", "-n", "1", "--json"))[0]
+    assert last["model"] == "draftd"
+    assert last["input_tokens"] == expected.usage.prompt_tokens
+    assert last["output_tokens"] == expected.usage.completion_tokens
+    assert json.loads(last["token_details"]).keys() >= {"drafted", "accepted"}
+
+
+def test_a_schema_without_streaming_and_async(env: Env) -> None:
+    asked = ("--async", "--no-stream", "-o", "max_tokens", "60", "--schema", json.dumps(SCHEMA))
+    assert type(json.loads(said(env, "-m", "draftd", "is it?", *asked))["ok"]) is bool
+
+
+def test_the_python_api(env: Env, shared: Daemon) -> None:
+    done = subprocess.run([sys.executable, "-c", API], env=env, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    pieces, again, usage, other, told = json.loads(done.stdout)
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    expected = shared.client().complete(messages=messages, max_tokens=12, temperature=0.8, seed=3)
+    assert "".join(pieces) == "".join(again) == expected.text
+    assert len(pieces) > 1
+    assert usage["input"] == other["input"] == expected.usage.prompt_tokens
+    assert usage["output"] == other["output"] == expected.usage.completion_tokens
+    assert told["stats"]["seed"] == 3
+    shared.wait_for(lambda status: status.requests["running"] == 0)  # what was left in the middle has ended
+
+
+def test_what_is_wrong_is_said_in_a_sentence(env: Env, tmp_path: Path) -> None:
+    nobody = {**env, "DRAFTD_ENDPOINT": f"ipc://{tmp_path}/none.sock"}
+    done = llm(nobody, "-m", "draftd", "hello")
+    assert (done.returncode, b"Error: no daemon" in done.stderr) == (1, True), done.stderr
