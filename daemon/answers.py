@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from typing import Any
 
+from draftd.daemon.calls import CallPart
 from draftd.daemon.engine import Emission
 from draftd.daemon.request import Request
 from draftd.daemon.text import Answer
@@ -73,8 +75,17 @@ class Choice:
             "drafted": [each.drafted for each in pending],
             "lengths": [each.length for each in pending],
             "logprobs": [each.logprob for each in pending if each.logprob is not None],
+            "tool_calls": [self._named(part) for part in self.text.take()],
             "rounds": self.job.rounds(),
         }
+
+    def _named(self, part: CallPart) -> dict[str, Any]:
+        """A piece of a call as the protocol has it; an engine that goes on with it gives it the same id."""
+        told = {"index": part.index, "name": part.name, "arguments": part.arguments, "id": None}
+        if part.name is not None:
+            whose = f"{self.request.sampling.seed} {self.request.prompt} {part.index}"
+            told["id"] = f"call_{blake2b(whose.encode(), digest_size=12).hexdigest()}"
+        return told
 
     def ending(self, reason: str) -> dict[str, Any]:
         """How it ended: the protocol's `AnswerEnd`."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from draftd.daemon.calls import Calls
 from draftd.daemon.control import Mode
 from draftd.daemon.loader import Loaded
 from draftd.daemon.plan import Source
 from draftd.ipc.errors import ContextOverflow, InvalidRequest
-from draftd.models.grammar import Grammars
+from draftd.models import tools
+from draftd.models.grammar import Grammars, Matcher
 from draftd.models.processors import Penalties, Processors
 
 
@@ -18,12 +20,15 @@ class Asked:
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
         self.grammars: Grammars | None = None  # made with the first request that has a grammar
+        self._form: tools.Form | None = None  # found with the first request that has tools
 
     def prompt(self, body: dict[str, Any]) -> list[int]:
         """The tokens of a request's prompt; DraftdError if they can't be used."""
         tokenizer, target = self.loaded.tokenizer, self.loaded.target
         if body["messages"] is not None:
-            prompt = tokenizer.chat(body["messages"])
+            # A model that may call nothing is told of nothing; a prefill does not say what may be called.
+            none = body.get("tool_choice") == "none"
+            prompt = self._chat(body["messages"], [] if none else body["tools"])
         elif body["prompt"] is not None:
             prompt = tokenizer.encode(body["prompt"])
         else:
@@ -39,6 +44,56 @@ class Asked:
             )
         return prompt
 
+    def _chat(self, messages: list[dict[str, Any]], declared: list[dict[str, Any]]) -> list[int]:
+        """A conversation's tokens; a template that takes no tools would drop them without a word."""
+        if declared or any(message["tool_calls"] for message in messages):
+            self.form()
+        return self.loaded.tokenizer.chat(tools.for_template(messages), tools.declared(declared))
+
+    def form(self) -> tools.Form:
+        """How this model calls tools; InvalidRequest if it does not."""
+        if self._form is None:
+            self._form = tools.find_form(self.loaded.tokenizer.render)
+        return self._form
+
+    def calls(self, body: dict[str, Any]) -> Calls | None:
+        """What reads calls out of an answer; None where none can be in it."""
+        return Calls(self.form()) if body["tools"] and body["tool_choice"] != "none" else None
+
+    def _matcher(self, body: dict[str, Any]) -> Matcher | None:
+        """Where a request's answer stands in the grammar that holds it; None: it is free."""
+        given = body["grammar"]
+        if given is None and self.calls(body) is None:
+            return None
+        if self.grammars is None:
+            self.grammars = Grammars(self.loaded.tokenizer, self.loaded.target.vocab)
+        if self.calls(body) is None:
+            return self.grammars.matcher(given["kind"], given["source"])
+        return self.calling(body, self.grammars)
+
+    def calling(self, body: dict[str, Any], grammars: Grammars) -> Matcher:
+        """A matcher that holds calls to their functions' schemas; InvalidRequest names a wrong one."""
+        choice, given = body["tool_choice"], body["grammar"]
+        allowed = tools.functions(body["tools"])
+        if isinstance(choice, dict):
+            allowed = [each for each in allowed if each.name == choice["function"]["name"]]
+        source = tools.grammar(
+            self.form(),
+            allowed,
+            forced=choice != "auto",
+            parallel=body["parallel_tool_calls"] and not isinstance(choice, dict),
+            schema=None if given is None else given["source"],
+        )
+        try:
+            return grammars.matcher("lark", source)
+        except InvalidRequest:
+            for each in allowed:
+                try:
+                    grammars.matcher("json_schema", each.parameters)
+                except InvalidRequest as error:
+                    raise InvalidRequest(f"tools: the parameters of {each.name}: {error}") from None
+            raise
+
     def processors(self, body: dict[str, Any], prompt: list[int]) -> Processors | None:
         """The row processors a request asks for, None if it asks for none."""
         penalties = Penalties(
@@ -47,13 +102,7 @@ class Asked:
             body["frequency_penalty"],
             tuple((int(token), bias) for token, bias in body["logit_bias"].items()),
         )
-        matcher = None
-        if body["grammar"] is not None:
-            if self.grammars is None:
-                tokenizer = self.loaded.tokenizer
-                vocabulary = tokenizer.grammar_vocabulary(self.loaded.target.vocab)
-                self.grammars = Grammars(vocabulary, tokenizer.stop_ids)
-            matcher = self.grammars.matcher(body["grammar"]["kind"], body["grammar"]["source"])
+        matcher = self._matcher(body)
         if penalties == Penalties() and matcher is None:
             return None
         return Processors(penalties, prompt, matcher)

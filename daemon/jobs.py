@@ -205,11 +205,11 @@ class Jobs:
             case "tokens":
                 index = body.get("index", 0)
                 job.emitted[index] += body["tokens"]
-                job.characters[index] += len(body["text"])
+                job.characters[index] += len(body["text"]) + sum(map(_characters, body["tool_calls"]))
                 job.first = job.first or time.monotonic()
                 job.drafted, job.accepted = body.pop("rounds")
                 if self.settings.log_content:
-                    job.text += body["text"]
+                    job.text += body["text"] + "".join(map(_written, body["tool_calls"]))
                 job.ends = 0
                 job.delivery.add(body)
                 self.push(job)
@@ -316,6 +316,15 @@ class Jobs:
         del self.by_key[job.key]
         del self.by_client[job.delivery.client, job.delivery.id]
         self.lifetime.release(job.key, time.monotonic(), job.keep_alive)
+
+
+def _characters(part: dict[str, Any]) -> int:
+    return len(part["name"] or "") + len(part["arguments"])
+
+
+def _written(part: dict[str, Any]) -> str:
+    """A piece of a call as the log shows it."""
+    return (f"\n{part['name']} " if part["name"] else "") + str(part["arguments"])
 
 
 def _in_use(request_id: str) -> InvalidRequest:

@@ -169,7 +169,7 @@ class Worker:
         emitted, limit = body["emitted"][index], min(body["max_tokens"], target.context - len(prompt))
         if wrong := [token for token in emitted if token >= target.vocab]:
             raise InvalidRequest(f"token {wrong[0]} of resume is outside the vocabulary of {target.vocab}")
-        text = Answer(tokenizer.stream(), body["stop"])
+        text = Answer(tokenizer.stream(), body["stop"], self.asked.calls(body))
         text.resume(emitted, body["characters"][index])
         seed = seed_of(body["seed"], index)
         # What a request may not take from others its answers still share with each other.
@@ -258,7 +258,7 @@ class Worker:
             return
         choice = self.choices[emission.request]
         text = choice.push(emission, self.loaded.tokenizer)
-        if text:
+        if text or choice.text.parts:
             self.say(choice.take(text))
         if choice.text.stopped:
             self.finish(choice, "stop")
@@ -278,6 +278,8 @@ class Worker:
         text = choice.flush()
         if text or choice.pending:
             self.say(choice.take(text))
+        if reason == "stop" and choice.text.called:
+            reason = "tool_calls"
         ending = job.endings[choice.index] = choice.ending(reason)
         if len(job.endings) > 1:
             self.say({"type": "ended", "key": job.key, "index": choice.index, "ending": ending})

@@ -42,9 +42,49 @@ class Hello(Message):
     lease_ms: int | None = Field(default=None, ge=100, le=600_000)  # None: none
 
 
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+class Function(Fields):
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None  # a JSON schema; None: it takes none
+
+
+class Tool(Fields):
+    """What the model may call, as OpenAI defines it."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionNamed(Fields):
+    name: FunctionName
+
+
+class ToolChoice(Fields):
+    """The one tool that is to be called."""
+
+    type: Literal["function"]
+    function: FunctionNamed
+
+
+class FunctionCall(Fields):
+    name: str
+    arguments: str  # JSON
+
+
+class ToolCall(Fields):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class ChatMessage(Fields):
     role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: list[ToolCall] | None = None  # of an assistant: what it called
+    tool_call_id: str | None = None  # of a tool: the call that this answers
 
 
 class Grammar(Fields):
@@ -67,6 +107,7 @@ class Prompt(Message):
     prompt: str | None = None
     tokens: list[Tokens32] | None = Field(default=None, fail_fast=True)
     model: str | None = None  # the pair to answer with; None: whichever the daemon serves
+    tools: list[Tool] = Field(default=[], max_length=128)  # the template tells the model of them
     # the app's name for what is kept on disk of the computed prompt and answer; None: nothing is
     conversation: str | None = Field(default=None, max_length=128)
 
@@ -79,6 +120,10 @@ class Prompt(Message):
             raise ValueError("messages is empty: give at least one")
         if self.tokens is not None and not self.tokens:
             raise ValueError("tokens is empty: give at least one")
+        if self.tools and self.messages is None:
+            raise ValueError("tools go with messages: a prompt or tokens say themselves what may be called")
+        if len({tool.function.name for tool in self.tools}) < len(self.tools):
+            raise ValueError("tools has two functions of one name: rename one")
         return self
 
 
@@ -99,6 +144,8 @@ class Generate(Prompt):
     beams: int = Field(default=1, ge=1, le=64)  # above 1: the best answer a search of that width finds
     stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=16)
     grammar: Grammar | None = None
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice = "auto"
+    parallel_tool_calls: bool = True  # several in one answer, where the model's template has that
     stop_tokens: list[Tokens32] = Field(default=[], max_length=64)
     # tell each token's log-probability, and those of so many likeliest
     logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -120,11 +167,25 @@ class Generate(Prompt):
                 "temperature": self.temperature > 0,
                 "n": self.n > 1,
                 "grammar": self.grammar is not None,
+                "tools": bool(self.tools),
             }
             if wrong := [name for name, given in against.items() if given]:
                 raise ValueError(f"beams does not go with {', '.join(wrong)}: leave one of them out")
         if self.n > 1 and self.resume is not None:
             raise ValueError("resume does not go with n: ask for the answers one by one, with seed + i")
+        return self
+
+    @model_validator(mode="after")
+    def _tools_there(self) -> Generate:
+        names = {tool.function.name for tool in self.tools}
+        if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.function.name not in names:
+            raise ValueError(
+                f"tool_choice names {self.tool_choice.function.name}, which is not among the tools"
+            )
+        if self.tool_choice == "required" and not self.tools:
+            raise ValueError("tool_choice is required, but there are no tools: give some")
+        if self.tools and self.tool_choice == "auto" and self.grammar and self.grammar.kind != "json_schema":
+            raise ValueError(f"tools do not go with a {self.grammar.kind} grammar: use a json_schema")
         return self
 
 
@@ -199,7 +260,16 @@ class Logprob(Fields):
     top: list[Alternative] = []  # the likeliest of this place, the best first
 
 
-FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "deadline"]
+
+
+class ToolCallPart(Fields):
+    """A piece of a call; the pieces of one have its index."""
+
+    index: int
+    id: str | None = None  # with the first piece
+    name: str | None = None  # with the first piece
+    arguments: str = ""  # more of the JSON
 
 
 class Tokens(Message):
@@ -210,7 +280,13 @@ class Tokens(Message):
     drafted: list[bool]  # whether the draft had proposed it, by token
     lengths: list[int] = []  # characters of `text` that came with each token; empty: not told
     logprobs: list[Logprob] = []  # by token, if the request asked
+    tool_calls: list[ToolCallPart] = []  # what these tokens released of calls, behind the text
     finish_reason: FinishReason | None = None  # where n is above 1: the answer ends here
+
+    @property
+    def characters(self) -> int:
+        """How many it brings, of text, names and arguments: what `resume` counts."""
+        return len(self.text) + sum(len(part.name or "") + len(part.arguments) for part in self.tool_calls)
 
 
 class Usage(Fields):

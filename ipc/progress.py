@@ -40,7 +40,7 @@ class Progress:
             self._params["seed"] = event.seed
         elif isinstance(event, Tokens):
             self._tokens += event.tokens
-            self._characters += len(event.text)
+            self._characters += event.characters
             self._unpaid += 1
 
     @property

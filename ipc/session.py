@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from draftd.ipc import messages
 from draftd.ipc.codec import decode, encode
 from draftd.ipc.errors import DraftdError, InvalidRequest, MalformedFrame, from_code
-from draftd.ipc.messages import Done, Logprob, Message, Stats, Usage
+from draftd.ipc.messages import Done, FunctionCall, Logprob, Message, Stats, ToolCall, Usage
 
 Event = messages.DaemonMessage
 
@@ -28,6 +28,7 @@ class Answer:
     finish_reason: str
     stats: Stats
     logprobs: list[Logprob]  # by token, if asked for
+    tool_calls: list[ToolCall]  # what it calls, if there were tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,21 @@ def _answer(parts: list[messages.Tokens], end: messages.AnswerEnd | Done) -> Ans
         finish_reason=end.finish_reason,
         stats=end.stats,
         logprobs=[each for part in parts for each in part.logprobs],
+        tool_calls=_calls([each for part in parts for each in part.tool_calls]),
     )
+
+
+def _calls(parts: list[messages.ToolCallPart]) -> list[ToolCall]:
+    calls: dict[int, ToolCall] = {}
+    for part in parts:
+        if part.name is not None:
+            function = FunctionCall(name=part.name, arguments=part.arguments)
+            calls[part.index] = ToolCall(id=part.id or "", function=function)
+        elif part.index in calls:
+            call = calls[part.index]
+            more = {"arguments": call.function.arguments + part.arguments}
+            calls[part.index] = call.model_copy(update={"function": call.function.model_copy(update=more)})
+    return list(calls.values())
 
 
 def _build(kind: type[Message], request: str, fields: dict[str, Any]) -> Message:

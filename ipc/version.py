@@ -8,7 +8,7 @@ VERSION = "1.0"  # of the protocol, apart from the package's
 SPOKEN = {1: 0, 0: 1}  # by major version: the newest minor one this code speaks
 # What `welcome` lists. An app looks here before it uses what a daemon of the same major version may lack.
 CAPABILITIES = (
-    *("generate", "grammar", "logprobs", "n", "beams", "rejection", "priority", "prefill", "clear"),
+    *("generate", "grammar", "tools", "logprobs", "n", "beams", "rejection", "priority", "prefill", "clear"),
     *("credit", "lease", "deadline", "resume", "conversation", "unload"),
 )
 

@@ -88,7 +88,16 @@ class Tokenizer(Protocol):
         """A plain prompt's ids, with the model's own leading tokens if it wants any."""
         ...
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def render(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), *, answer: bool = True
+    ) -> str:
+        """A conversation's text through the model's chat template; `answer`: ending where the answer begins.
+
+        InvalidRequest says why it can't be. The tools are OpenAI's function definitions.
+        """
+        ...
+
+    def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """A conversation's ids through the model's chat template, ending where the answer begins."""
         ...
 
@@ -106,8 +115,4 @@ class Tokenizer(Protocol):
 
     def stream(self) -> TextStream:
         """A fresh decoder for one answer."""
-        ...
-
-    def grammar_vocabulary(self, vocab: int) -> Any:
-        """The vocabulary as llguidance takes it, for rows of this width."""
         ...

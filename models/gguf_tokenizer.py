@@ -38,31 +38,40 @@ class GGUFTokenizer:
         stops = (token for token in range(total) if llama_cpp.llama_vocab_is_eog(self._vocab, token))
         self.stop_ids = frozenset(stops) - self._ordinary
         self._template: bytes | None = llama_cpp.llama_model_chat_template(self._model, None)
+        self._tool_template: bytes | None = llama_cpp.llama_model_chat_template(self._model, b"tool_use")
         self._controls = self._control_pattern(total) if self._ordinary else None
 
     def encode(self, text: str) -> list[int]:
         """A plain prompt's ids, with the model's own leading tokens if it wants any."""
         return self._tokenize(text, add_special=True)
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """A conversation's ids through the model's chat template, ending where the answer begins."""
+    def render(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), *, answer: bool = True
+    ) -> str:
+        """A conversation's text through the model's chat template; InvalidRequest says why it can't be."""
         # Not at the top: it takes the better part of a second, which a plain prompt need not pay.
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        if not self._template:
+        template = self._tool_template if tools and self._tool_template else self._template
+        if not template:
             raise InvalidRequest("the model has no chat template: give `prompt` instead of `messages`")
         special_texts: dict[str, Any] = self._special_texts()
         try:
             rendered = render_jinja_template(
                 [list(messages)],
-                chat_template=self._template.decode("utf-8"),
-                add_generation_prompt=True,
+                tools=list(tools) or None,
+                chat_template=template.decode("utf-8"),
+                add_generation_prompt=answer,
                 **special_texts,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:  # TypeError: it adds up what can't be
             raise InvalidRequest(f"the model's chat template refused the messages: {error}") from None
-        return self._tokenize(rendered[0][0], add_special=False)
+        return str(rendered[0][0])
+
+    def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """A conversation's ids, ending where the answer begins."""
+        return self._tokenize(self.render(messages, tools), add_special=False)
 
     def piece(self, token: int) -> str:
         """The token's raw vocabulary entry, as the file spells it."""
@@ -76,20 +85,6 @@ class GGUFTokenizer:
     def stream(self) -> GGUFTextStream:
         """A fresh decoder for one answer."""
         return GGUFTextStream(self)
-
-    def grammar_vocabulary(self, vocab: int) -> Any:
-        """The vocabulary as llguidance takes it, for rows of this width."""
-        from llguidance import LLTokenizer
-
-        tokens = [self.bytes_of(token) for token in range(min(self.size, vocab))]
-        for token, text in enumerate(tokens):
-            if not text:  # control tokens have no text of their own; this mark keeps them out of it
-                tokens[token] = b"\xff" + self.piece(token).encode()
-        tokens += [b""] * (vocab - len(tokens))
-        tokenize = ctypes.cast(llama_cpp.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value
-        return LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
-            tokens=tokens, vocab_ptr=self._vocab, tokenize_fptr=tokenize, eos_token=sorted(self.stop_ids)
-        )
 
     def bytes_of(self, token: int) -> bytes:
         """The UTF-8 bytes a token adds to the text; none for control tokens."""

@@ -16,6 +16,7 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 from numpy.typing import NDArray
 
 from draftd.ipc.errors import InvalidRequest
+from draftd.models.base import Tokenizer
 
 Kind = Literal["json_schema", "regex", "lark", "gbnf"]
 
@@ -60,12 +61,42 @@ class Matcher:
             self._matcher.rollback(taken)
 
 
-class Grammars:
-    """Compiles grammars for one vocabulary; made once, since indexing a vocabulary takes a second."""
+class Vocabulary:
+    """A tokenizer as llguidance takes it, for rows of a width: what each token adds to a text.
 
-    def __init__(self, vocabulary: llguidance.LLTokenizer, stop_ids: Iterable[int]) -> None:
-        self._vocabulary = vocabulary
-        self._stop_ids = frozenset(stop_ids)
+    Not llguidance's own reading of a tokenizer's file: it keeps every added token in angle brackets out of
+    texts, and `<tool_call>` is text of ours.
+    """
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
+        self._plain = tokenizer.plain
+        self.eos_token_id = min(tokenizer.stop_ids)
+        self.tokens = [tokenizer.bytes_of(token) for token in range(min(tokenizer.size, vocab))]
+        self.tokens += [b""] * (vocab - len(self.tokens))
+        for token, text in enumerate(self.tokens):
+            if (
+                not text
+            ):  # a control token has no text of its own, a padding one none: this mark keeps them out
+                name = tokenizer.piece(token) if token < tokenizer.size else f"[{token}]"
+                self.tokens[token] = b"\xff" + name.encode()
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._plain(text.decode())
+
+
+class Grammars:
+    """Compiles grammars for one vocabulary; made once, since indexing a vocabulary takes a second or two."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
+        """`vocab`: the width of the rows."""
+        self._stop_ids = tokenizer.stop_ids
+        self._vocabulary = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(Vocabulary(tokenizer, vocab)),
+            n_vocab=vocab,
+            eos_token=sorted(self._stop_ids),
+        )
 
     def matcher(self, kind: Kind, source: str | dict[str, Any]) -> Matcher:
         """A matcher at the start of a grammar; InvalidRequest says what is wrong with it."""

@@ -61,17 +61,23 @@ class HfTokenizer:
         """A plain prompt's ids, with the model's own leading tokens if it wants any."""
         return list(self._tokenizer.encode(text))
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """A conversation's ids through the model's chat template; InvalidRequest says why it can't be."""
+    def render(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), *, answer: bool = True
+    ) -> str:
+        """A conversation's text through the model's chat template; InvalidRequest says why it can't be."""
         if not self._tokenizer.chat_template:
             raise InvalidRequest("this model has no chat template: send a prompt instead of messages")
         try:
-            ids = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages), tools=list(tools) or None, add_generation_prompt=answer, tokenize=False
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:  # TypeError: it adds up what can't be
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from error
-        return list(ids)
+        return text
+
+    def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """A conversation's ids, ending where the answer begins."""
+        return list(self._tokenizer.encode(self.render(messages, tools), add_special_tokens=False))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of many tokens at once, special tokens left out."""
@@ -105,12 +111,6 @@ class HfTokenizer:
     def stream(self) -> HfTextStream:
         """A fresh decoder for one answer."""
         return HfTextStream(self)
-
-    def grammar_vocabulary(self, vocab: int) -> Any:
-        """The vocabulary as llguidance takes it, for rows of this width."""
-        from llguidance import LLTokenizer
-
-        return LLTokenizer(self._backend.to_str(), n_vocab=vocab, eos_token=sorted(self.stop_ids))
 
     def is_text(self, token: int) -> bool:
         """Whether a token adds to the text: neither special nor beyond the vocabulary."""

@@ -201,8 +201,7 @@ def test_the_targets_own_weights_under_other_ids_are_always_accepted(
 
 @pytest.fixture(scope="module")
 def grammars(files: Path) -> Grammars:
-    vocabulary = HfTokenizer.load(files / "target").grammar_vocabulary(VOCAB)
-    return Grammars(vocabulary, STOPS)
+    return Grammars(HfTokenizer.load(files / "target"), VOCAB)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,18 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# As Qwen2.5 writes them: the tools in the system message, each call and each result between marks of its own.
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n"
+    "{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content %}{{ message.content }}{% if message.tool_calls %}{{ '\\n' }}{% endif %}{% endif %}"
+    '{% for call in message.tool_calls %}<tool_call>\n{"name": "{{ call.function.name }}", "arguments": '
+    "{{ call.function.arguments | tojson }}}\n</tool_call>{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOL_CALL = (
+    259  # the id of <tool_call>, an ordinary token of vocabularies with tools; behind it that of its end
+)
 
 
 def write_tiny(
@@ -39,6 +51,7 @@ def write_tiny(
     window: int = 16,
     scale: float = 0.3,
     noise: float = 0.0,
+    tools: bool = False,
 ) -> Path:
     """Write a tiny fp32 model and its tokenizer to `path`; the same arguments give the same weights anywhere.
 
@@ -52,7 +65,7 @@ def write_tiny(
         eos_token_id=[IM_END, END_OF_TEXT], bos_token_id=END_OF_TEXT
     )
     model.save_pretrained(path)
-    write_tokenizer(path)
+    write_tokenizer(path, tools)
     return path
 
 
@@ -71,8 +84,11 @@ def fill(model: torch.nn.Module, seed: int, scale: float = 0.3, noise: float = 0
                 parameter.add_(values * 0.1)
 
 
-def write_tokenizer(path: Path) -> Path:
-    """Write the byte-level tokenizer: a token a byte, three specials, no merges, a ChatML template."""
+def write_tokenizer(path: Path, tools: bool = False) -> Path:
+    """Write the byte-level tokenizer: a token a byte, three specials, no merges, a ChatML template.
+
+    With tools: a template that takes them, and the marks of a call as tokens that are text, as in Qwen2.5.
+    """
     path.mkdir(parents=True, exist_ok=True)
     alphabet = byte_alphabet()
     vocab = {character: byte for byte, character in enumerate(alphabet)}
@@ -80,11 +96,13 @@ def write_tokenizer(path: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
+    if tools:
+        tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("<tool_call>", "</tool_call>")])
     fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=TOOL_TEMPLATE if tools else CHAT_TEMPLATE,
     )
     fast.save_pretrained(path)
     return path

@@ -74,8 +74,8 @@ def _add_tokenizer(writer: GGUFWriter, model_dir: Path, config: dict[str, Any]) 
     texts = [names.get(index, f"[PAD{index}]") for index in range(config["vocab_size"])]
     texts[-1] = texts[-3] + texts[-2]  # GGUF cannot hold an empty list of merges: this one never applies
     types = [TokenType.NORMAL if index in names else TokenType.UNUSED for index in range(len(texts))]
-    for index in specials.values():
-        types[index] = TokenType.CONTROL
+    for token in tokenizer["added_tokens"]:
+        types[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")  # without merges no split of the text changes its tokens
     writer.add_token_list(texts)

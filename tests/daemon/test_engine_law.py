@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llguidance import LLTokenizer, TokenizerWrapper
 
 from draftd.daemon import drafting as drafting_module
 from draftd.daemon import engine as engine_module
@@ -61,7 +60,7 @@ class Question:
         noise = np.random.default_rng(1).standard_normal(self.draft.table.shape) * self.scale
         self.draft.table += 0.5 * noise.astype(np.float32)
         self.stop_ids = frozenset({self.vocab - 1} if self.regex else ())
-        self.grammars = Grammars(vocabulary(self.vocab), self.stop_ids) if self.regex else None
+        self.grammars = Grammars(letters(self.vocab), self.vocab) if self.regex else None
 
     def processors(self) -> Processors:
         matcher = self.grammars.matcher("regex", self.regex or "") if self.grammars else None
@@ -113,17 +112,23 @@ class Question:
         return engine
 
 
-def vocabulary(vocab: int) -> LLTokenizer:
+def letters(vocab: int) -> Any:
+    """As much of a tokenizer as a grammar needs: "a", "b", …, and the end."""
+
     class Letters:
-        eos_token_id = vocab - 1
-        bos_token_id = None
-        tokens = (*(bytes([97 + token]) for token in range(vocab - 1)), b"<end>")
-        special_token_ids = (vocab - 1,)
+        size = vocab
+        stop_ids = frozenset({vocab - 1})
 
-        def __call__(self, text: bytes) -> list[int]:
-            return [letter - 97 for letter in text if 0 <= letter - 97 < vocab - 1]
+        def plain(self, text: str) -> list[int]:
+            return [ord(letter) - 97 for letter in text if 0 <= ord(letter) - 97 < vocab - 1]
 
-    return LLTokenizer(TokenizerWrapper(Letters()))
+        def bytes_of(self, token: int) -> bytes:
+            return b"" if token in self.stop_ids else bytes([97 + token])
+
+        def piece(self, token: int) -> str:
+            return "<end>"
+
+    return Letters()
 
 
 def answers(engine: Engine, requests: Sequence[Request]) -> tuple[Tokens, ...]:

@@ -17,6 +17,13 @@ from draftd.ipc import codec, endpoint, errors, messages, version
 PAGE = (Path(__file__).parents[2] / "ipc" / "PROTOCOL.md").read_text("utf-8")
 _PARTS = (
     messages.ChatMessage,
+    messages.Tool,
+    messages.Function,
+    messages.ToolChoice,
+    messages.FunctionNamed,
+    messages.ToolCall,
+    messages.FunctionCall,
+    messages.ToolCallPart,
     messages.Grammar,
     messages.Resume,
     messages.Logprob,
@@ -57,7 +64,7 @@ def _fields(kind: type[BaseModel]) -> dict[str, Row]:
     return {
         name: (_type(field.annotation), _default(field), _range(field))
         for name, field in fields
-        if name not in ("id", "type")
+        if not (issubclass(kind, messages.Message) and name in ("id", "type"))
     }
 
 
@@ -106,7 +113,7 @@ def _range(field: FieldInfo) -> str:
     kinds = (field.annotation, *get_args(field.annotation))
     if choices := [kind for kind in kinds if get_origin(kind) is Literal]:
         *first, last = get_args(choices[0])
-        return f"{', '.join(first)} or {last}"
+        return f"{', '.join(first)} or {last}" if first else str(last)
     own, inner = _bounds(field.metadata), _inner(field.annotation)
     if "max_length" in own and get_origin(field.annotation) in (list, dict) and "min_length" not in inner:
         return f"at most {own['max_length']}"
@@ -125,6 +132,8 @@ def _range(field: FieldInfo) -> str:
 
 # `text` says what the page says in words: where a value comes from, not what a validator checks
 WORDS = {
+    ("Function", "name"): "1 to 64 of letters, digits, `_`, `.` and `-`",
+    ("FunctionNamed", "name"): "1 to 64 of letters, digits, `_`, `.` and `-`",
     ("error", "code"): "section 6",
     ("status", "progress"): "0 to 1",
     ("generate", "speculate"): "also `auto`, `off`, and `suffix:N`, `model:N`, `chain:N`, N to 99",

@@ -25,7 +25,7 @@ def grammars(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         tokenizer: HfTokenizer | GGUFTokenizer = HfTokenizer.load(root / "model")
     else:
         tokenizer = GGUFTokenizer(write_gguf(root / "model", root / "model.gguf"))
-    return Grammars(tokenizer.grammar_vocabulary(VOCAB), tokenizer.stop_ids)
+    return Grammars(tokenizer, VOCAB)
 
 
 def allowed(grammars: Grammars, kind: Kind, source: str, text: str, drafted: str = "") -> set[str]:

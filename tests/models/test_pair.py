@@ -51,13 +51,13 @@ class Words:
     def encode(self, text: str) -> list[int]:
         return self.plain(text)
 
-    def chat(self, messages: object) -> list[int]:
+    def chat(self, messages: object, tools: object = ()) -> list[int]:
         raise NotImplementedError
 
     def stream(self) -> TextStream:
         raise NotImplementedError
 
-    def grammar_vocabulary(self, vocab: int) -> object:
+    def render(self, messages: object, tools: object = (), *, answer: bool = True) -> str:
         raise NotImplementedError
 
 
