@@ -58,20 +58,20 @@ class Asked:
 
     def calls(self, body: dict[str, Any]) -> Calls | None:
         """What reads calls out of an answer; None where none can be in it."""
-        return Calls(self.form()) if body["tools"] and body["tool_choice"] != "none" else None
+        return Calls(self.form()) if _may_call(body) else None
 
     def _matcher(self, body: dict[str, Any]) -> Matcher | None:
         """Where a request's answer stands in the grammar that holds it; None: it is free."""
         given = body["grammar"]
-        if given is None and self.calls(body) is None:
+        if given is None and not _may_call(body):
             return None
         if self.grammars is None:
             self.grammars = Grammars(self.loaded.tokenizer, self.loaded.target.vocab)
-        if self.calls(body) is None:
-            return self.grammars.matcher(given["kind"], given["source"])
-        return self.calling(body, self.grammars)
+        if _may_call(body):
+            return self._calling(body, self.grammars)
+        return self.grammars.matcher(given["kind"], given["source"])
 
-    def calling(self, body: dict[str, Any], grammars: Grammars) -> Matcher:
+    def _calling(self, body: dict[str, Any], grammars: Grammars) -> Matcher:
         """A matcher that holds calls to their functions' schemas; InvalidRequest names a wrong one."""
         choice, given = body["tool_choice"], body["grammar"]
         allowed = tools.functions(body["tools"])
@@ -86,7 +86,9 @@ class Asked:
         )
         try:
             return grammars.matcher("lark", source)
-        except InvalidRequest:
+        except InvalidRequest:  # of all of it: which of its parts is wrong?
+            if given is not None:
+                grammars.matcher(given["kind"], given["source"])
             for each in allowed:
                 try:
                     grammars.matcher("json_schema", each.parameters)
@@ -106,6 +108,10 @@ class Asked:
         if penalties == Penalties() and matcher is None:
             return None
         return Processors(penalties, prompt, matcher)
+
+
+def _may_call(body: dict[str, Any]) -> bool:
+    return bool(body["tools"]) and body["tool_choice"] != "none"
 
 
 def mode(speculate: bool | str) -> Mode:

@@ -28,11 +28,11 @@ CHAT_TEMPLATE = (
 # As Qwen2.5 writes them: the tools in the system message, each call and each result between marks of its own.
 TOOL_TEMPLATE = (
     "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n"
-    "{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% if message.content %}{{ message.content }}{% if message.tool_calls %}{{ '\\n' }}{% endif %}{% endif %}"
+    "{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content %}"
+    "{{ message.content }}{% if message.tool_calls %}{{ '\\n' }}{% endif %}{% endif %}"
     '{% for call in message.tool_calls %}<tool_call>\n{"name": "{{ call.function.name }}", "arguments": '
-    "{{ call.function.arguments | tojson }}}\n</tool_call>{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{{ call.function.arguments | tojson }}}\n</tool_call>{% if not loop.last %}{{ '\\n' }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TOOL_CALL = (
     259  # the id of <tool_call>, an ordinary token of vocabularies with tools; behind it that of its end
