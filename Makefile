@@ -10,7 +10,7 @@ PACKAGES := ipc models drafts daemon
 FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES) daemon/page systemd)))
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict
 
-.PHONY: help demo test test-qwen test-systemd test-million lint bench bench-peers install clean FORCE
+.PHONY: help demo screenshots recording test test-qwen test-systemd test-million lint bench bench-peers install clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -62,6 +62,12 @@ soak: install ## FOR=900: eight clients that cancel, vanish and flood
 
 pings: install ## PAIR=smollm2: round trips idle and under load, and the front's memory
 	@$(BIN)/python -m tests.reliability.pings --pair $(or $(PAIR),smollm2)
+
+screenshots: install ## the pictures of the gateway's page in docs/, made anew (needs Chromium)
+	@$(BIN)/python -m pytest -m screenshots tests/daemon/test_page_pictures.py
+
+recording: install ## the README's recording of `make demo`, made anew
+	@$(BIN)/python docs/record.py docs/demo.svg "make demo" $(BIN)/python -m draftd.daemon.demo
 
 install: $(VENV)/package ## the virtual environment with everything in it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -89,7 +90,7 @@ def pull(
         if not is_here(model, settings.cache_dir):
             with Bar(*columns, TextColumn("{task.fields[source]}"), console=console) as bar:
                 ensure(model, settings.cache_dir, _shown(bar))
-        console.print(f"{model.name}: {ensure(model, settings.cache_dir)}")
+        console.print(f"{model.name}: {_typed(ensure(model, settings.cache_dir))}")
     backend = settings.backend if settings.backend != "auto" else chosen.backend
     needs_converting = not chosen.target.is_directory and backend != "llama_cpp"
     if needs_converting and convert:
@@ -108,7 +109,13 @@ def _convert(chosen: Pair, settings: Settings, console: Console) -> None:
         console.print("converting the target for transformers: once, up to some minutes for a large model")
         with Bar(TextColumn("{task.description}"), BarColumn(), console=console) as bar:
             ensure_transformers(target, settings.cache_dir, settings.dtype, _shown(bar))
-    console.print(f"{chosen.target.name} for transformers: {converted}")
+    console.print(f"{chosen.target.name} for transformers: {_typed(converted)}")
+
+
+def _typed(path: Path) -> str:
+    """A path as people type it, the home directory as ~."""
+    home = os.path.expanduser("~")
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 @models_app.command("verify")

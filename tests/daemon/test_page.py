@@ -276,15 +276,34 @@ def test_the_policy_lets_nothing_else_in(page: Page, base: str) -> None:
 
 
 def test_code_stands_in_a_box(page: Page) -> None:
+    """However the text is cut into tokens, and whoever guessed them."""
     text = "Look:\n```python\nx = 1\n\ny = 2\n```\nThat is all."
-    turns = [{"role": "assistant", "runs": [[text[:20], True], [text[20:], False]], "note": ""}]
-    page.evaluate("turns => sessionStorage.setItem('turns', JSON.stringify(turns))", turns)
-    page.evaluate("window.stop()")
-    kept = page.evaluate("sessionStorage.getItem('turns')")
-    page.add_init_script(f"sessionStorage.setItem('turns', {kept!r})")
-    page.reload()
-    assert page.locator("pre").text_content() == "x = 1\n\ny = 2\n"
-    assert [each.strip() for each in page.locator(".prose").all_text_contents()] == ["Look:", "That is all."]
+    for step in (1, 4, 100):
+        pieces = [[text[at : at + step], at % 3 == 0] for at in range(0, len(text), step)]
+        boxes = page.evaluate(WRITTEN, pieces)
+        assert [kind for kind, _ in boxes] == ["DIV", "PRE", "DIV"]
+        assert [words.strip() for _, words in boxes] == ["Look:", "x = 1\n\ny = 2", "That is all."]
+
+
+WRITTEN = """async (pieces) => {
+    const { Writer } = await import("/page/writer.js");
+    const made = document.createElement("div");
+    const writer = new Writer(made);
+    pieces.forEach((piece) => writer.add(...piece));
+    writer.finish();
+    return [...made.children].map((each) => [each.tagName, each.textContent]);
+}"""
+
+
+def test_lengths_count_characters_and_not_javascript_s_units(page: Page) -> None:
+    chunk = {
+        "choices": [{"delta": {"content": "a\U0001f600bc!"}}],
+        "draftd": {"drafted": [False, True, True, False], "lengths": [1, 1, 2, 0]},
+    }
+    runs = "async (chunk) => (await import('/page/stream.js')).runs(chunk)"
+    assert page.evaluate(runs, chunk) == [["a", False], ["\U0001f600bc", True], ["!", False]]
+    del chunk["draftd"]  # a daemon that does not tell
+    assert page.evaluate(runs, chunk) == [["a\U0001f600bc!", False]]
 
 
 def test_the_daemon_goes_and_comes_back(page: Page, daemon: Daemon) -> None:
