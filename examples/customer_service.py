@@ -35,7 +35,7 @@ FORM: dict[str, Any] = {
     "required": ["reply", "topic", "order_number", "needs_colleague"],
     "additionalProperties": False,
 }
-LONGEST = 500  # tokens: enough for any answer of this form, so none is cut in the middle
+LONGEST = 500  # tokens: more than an answer of this form takes, so that none is cut in the middle
 
 
 def main() -> None:
