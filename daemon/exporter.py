@@ -7,13 +7,10 @@ its thread; a daemon that is down shows as `draftd_up 0`.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
-import socketserver
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,15 +18,14 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, generate_latest
 
 from draftd.daemon import settings
+from draftd.daemon.listening import LOOPBACK, bound, hostname
 from draftd.daemon.metrics import Daemon
 from draftd.daemon.notify import Notifier
 from draftd.daemon.options import Endpoint
 from draftd.ipc.client import Client
 from draftd.ipc.endpoint import resolve, socket_path
-from draftd.ipc.errors import InvalidConfig
 
 PATIENCE = 2.0  # seconds for the daemon to answer, and for a scraper to ask
-LOOPBACK = {"127.0.0.1", "[::1]", "localhost"}
 
 
 def metrics(
@@ -64,49 +60,22 @@ def metrics(
         notifier.stopping()
 
 
+class Server(HTTPServer):
+    """An HTTP server on a socket that is bound already, one scrape at a time."""
+
+    def __init__(self, listening: socket.socket, registry: CollectorRegistry) -> None:
+        handler = type("Bound", (Handler,), {"registry": registry})
+        super().__init__(("", 0), handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self.server_activate()
+
+
 @contextlib.contextmanager
-def server(where: str, registry: CollectorRegistry) -> Iterator[socketserver.BaseServer]:
-    """A bound HTTP server, one scrape at a time; InvalidConfig if it may not or cannot listen there."""
-    handler = type("Bound", (Handler,), {"registry": registry})
-    try:
-        if where.startswith("unix:"):
-            path = Path(where.removeprefix("unix:"))
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if path.is_socket():
-                path.unlink()
-            bound: socketserver.BaseServer = UnixServer(str(path), handler)
-        else:
-            host, _, port = where.rpartition(":")
-            if host not in LOOPBACK or not port.isdigit():
-                raise InvalidConfig(
-                    f"metrics = {where!r}: give unix:/path or 127.0.0.1:port, nothing further off"
-                )
-            bound = (HTTPServer6 if host == "[::1]" else HTTPServer)((host.strip("[]"), int(port)), handler)
-    except (OSError, OverflowError) as error:
-        raise InvalidConfig(
-            f"cannot serve metrics at {where}: {error}: choose another with --listen"
-        ) from None
-    try:
-        yield bound
-    finally:
-        bound.server_close()
-        if where.startswith("unix:"):
-            path.unlink(missing_ok=True)
-
-
-class UnixServer(socketserver.UnixStreamServer):
-    """HTTP over a Unix socket that only its owner and group may use."""
-
-    def server_bind(self) -> None:
-        before = os.umask(0o007)
-        try:
-            super().server_bind()
-        finally:
-            os.umask(before)
-
-
-class HTTPServer6(HTTPServer):
-    address_family = socket.AF_INET6
+def server(where: str, registry: CollectorRegistry) -> Iterator[Server]:
+    """A server that listens, a Unix socket's file for owner and group; InvalidConfig if it can't."""
+    with bound(where, umask=0o007) as listening, Server(listening, registry) as made:
+        yield made
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -116,8 +85,9 @@ class Handler(BaseHTTPRequestHandler):
     timeout = PATIENCE  # a scraper that connects and says nothing does not keep the others out
 
     def do_GET(self) -> None:
-        host = (self.headers.get("Host") or "localhost").rsplit(":", 1)[0] or "localhost"
-        if not isinstance(self.server, UnixServer) and host not in LOOPBACK:
+        host = hostname(self.headers.get("Host") or "localhost")
+        local = self.request.family == socket.AF_UNIX  # no web page gets at a file
+        if not local and host not in LOOPBACK:
             self.send_error(403, "only local names")  # a web page whose name was pointed at this machine
             return
         if self.path.split("?")[0] != "/metrics":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
@@ -14,14 +15,16 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, generate_latest
+from starlette.exceptions import HTTPException
 
 from draftd.daemon import gateway_answers as answers
 from draftd.daemon import gateway_types as types
-from draftd.daemon.gateway_answers import Answer, Head
+from draftd.daemon.gateway_answers import Head
 from draftd.daemon.gateway_page import serve_page
 from draftd.daemon.metrics import Daemon
 from draftd.ipc.aio import AsyncClient
 from draftd.ipc.errors import (
+    Cancelled,
     ContextOverflow,
     DraftdError,
     EngineFailed,
@@ -30,7 +33,8 @@ from draftd.ipc.errors import (
     Overloaded,
     Unreachable,
 )
-from draftd.ipc.messages import Done, Status, Tokens
+from draftd.ipc.messages import AnswerEnd, Done, Status, Tokens
+from draftd.ipc.session import reply
 
 DEFAULT_TOKENS = 4096  # of an answer whose length nobody named; the context may end it before
 RETRY_AFTER = "2"  # seconds, where the daemon gives no hint
@@ -41,6 +45,26 @@ STATUSES = {  # the HTTP status of an error, and OpenAI's type for it; the first
     Overloaded: (503, "overloaded_error"),
     Unreachable: (503, "server_error"),
     EngineFailed: (503, "server_error"),
+    Cancelled: (503, "server_error"),  # the daemon is stopping
+}
+
+HERE = {"models": "GET", "chat/completions": "POST", "completions": "POST"}  # under /v1
+ABSENT = {  # what OpenAI has besides, and why it is not here
+    "embeddings": "a text model has no embeddings that are of use",
+    "moderations": "the model judges nothing but its next token",
+    "images": "the model is a text model and has no images",
+    "audio": "the model is a text model and has no audio",
+    "realtime": "the model is a text model and has no audio",
+    "files": "nothing is stored for later",
+    "uploads": "nothing is stored for later",
+    "batches": "requests wait in the queue, not in files: send each by itself",
+    "responses": "no conversation is stored: send its messages to /v1/chat/completions",
+    "assistants": "no conversation is stored: send its messages to /v1/chat/completions",
+    "threads": "no conversation is stored: send its messages to /v1/chat/completions",
+    "vector_stores": "nothing is stored for later",
+    "fine_tuning": "models are served as they are",
+    "chat": "answers are not stored",
+    "models": "models are loaded with `draftd models`, not over HTTP",
 }
 
 
@@ -56,6 +80,7 @@ def create_app(endpoint: str | None) -> FastAPI:
     app = FastAPI(title="draftd", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(DraftdError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_wrong_body)
+    app.add_exception_handler(HTTPException, _on_wrong_path)
 
     serve_page(app)
 
@@ -99,10 +124,13 @@ def create_app(endpoint: str | None) -> FastAPI:
 
     @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     async def missing(path: str) -> JSONResponse:
-        sentence = (
-            f"/v1/{path} is not here: draftd answers /v1/models, /v1/chat/completions and /v1/completions. "
-            "It serves one text model, which has no embeddings, images, audio, files or stored responses."
-        )
+        if path in HERE:
+            sentence = f"/v1/{path} takes {HERE[path]} only"
+            wrong = _error(405, sentence, "invalid_request_error", None)
+            wrong.headers["Allow"] = HERE[path]
+            return wrong
+        why = ABSENT.get(path.partition("/")[0], "draftd has nothing of that name")
+        sentence = f"/v1/{path} is not here: {why}; there are {', '.join(f'/v1/{name}' for name in HERE)}"
         return _error(501, sentence, "not_implemented_error", None)
 
     return app
@@ -111,68 +139,33 @@ def create_app(endpoint: str | None) -> FastAPI:
 async def _respond(
     client: AsyncClient, kind: answers.Kind, body: types.Chat | types.Completion, request: Request
 ) -> Response:
-    """Ask the daemon, once for each of the `n` answers; their prompt is computed once."""
-    fields = types.generate(body, DEFAULT_TOKENS)
-    asked = [dict(fields) for _ in range(body.answers)]
-    for index, each in enumerate(asked):
-        if "seed" in each:
-            each["seed"] += index  # so that each answer can be had again alone
+    """Ask the daemon, and answer in one piece or as a stream."""
     name = "chatcmpl-" if kind == "chat" else "cmpl-"
     # Apps send the name of whatever model they were written for; there is one here, and it answers.
-    head = Head(kind, name + secrets.token_hex(12), int(time.time()), body.model or "draftd")
+    model, streams_usage = body.model or "draftd", body.stream is True and body.wants_usage
+    head = Head(kind, name + secrets.token_hex(12), int(time.time()), model, streams_usage)
+    events = client.generate(**types.generate(body, DEFAULT_TOKENS))
     # A wrong request, or a daemon that is away, must still be an HTTP error: wait for the first event.
-    events = _merged(client, asked)
     try:
-        first = await _unless_gone(anext(events), request)
+        event = await _unless_gone(anext(events), request)
     except BaseException:
         await events.aclose()
         raise
     if body.stream:
         media = "text/event-stream"
-        return StreamingResponse(_stream(head, first, events, body), media_type=media, headers=UNBUFFERED)
-    made = [Answer() for _ in asked]
+        return StreamingResponse(_stream(head, event, events, body), media_type=media, headers=UNBUFFERED)
+    parts = []
     async with aclosing(events):
-        made[first[0]].add(first[1])
-        while not all(answer.done for answer in made):
-            index, event = await _unless_gone(anext(events), request)
-            made[index].add(event)
-    return JSONResponse(answers.whole(head, made))
+        while isinstance(event, Tokens):
+            parts.append(event)
+            event = await _unless_gone(anext(events), request)
+    return JSONResponse(answers.whole(head, reply(parts, event)))
 
 
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-Indexed = tuple[int, Tokens | Done]
 
 
-async def _merged(client: AsyncClient, asked: list[dict[str, Any]]) -> AsyncGenerator[Indexed, None]:
-    """Events of several answers as they come; leaving early cancels them all."""
-    queue: asyncio.Queue[Indexed | BaseException] = asyncio.Queue()
-
-    async def one(index: int, fields: dict[str, Any]) -> None:
-        try:
-            async with aclosing(client.generate(**fields)) as stream:
-                async for event in stream:
-                    await queue.put((index, event))
-        except DraftdError as error:
-            await queue.put(error)
-
-    tasks = [asyncio.create_task(one(index, fields)) for index, fields in enumerate(asked)]
-    open_ = len(tasks)
-    try:
-        while open_:
-            item = await queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            open_ -= isinstance(item[1], Done)
-            yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
-
-
-async def _unless_gone(work: Any, request: Request) -> Indexed:
+async def _unless_gone(work: Any, request: Request) -> Tokens | Done:
     """Wait for an event, but not longer than the app waits for us: its leaving cancels the request."""
     task = asyncio.ensure_future(work)
     while True:
@@ -187,30 +180,27 @@ async def _unless_gone(work: Any, request: Request) -> Indexed:
 
 
 async def _stream(
-    head: Head, first: Indexed, events: AsyncGenerator[Indexed, None], body: types.Sampling
+    head: Head, event: Tokens | Done, events: AsyncGenerator[Tokens | Done, None], body: types.Sampling
 ) -> AsyncGenerator[str, None]:
     """Server-sent events as OpenAI sends them; an error becomes an event of its own, then the stream ends."""
-    ended: list[Done] = []
     async with aclosing(events):
-        for index in range(body.answers):
+        for index in range(body.n or 1):
             if (chunk := answers.opening(head, index)) is not None:
                 yield _event(chunk)
-        item: Indexed | None = first
         try:
-            while item is not None:
-                index, event = item
-                if isinstance(event, Done):
-                    ended.append(event)
-                    yield _event(answers.closing(head, index, event))
-                elif event.text or event.logprobs:
-                    yield _event(answers.piece(head, index, event, body.mark_drafted))
-                item = await anext(events, None)
+            while isinstance(event, Tokens):
+                if event.text or event.tool_calls or event.logprobs:
+                    yield _event(answers.piece(head, event, body.mark_drafted))
+                event = await anext(events)
         except DraftdError as error:
             _, kind = _status(error)
             yield _event({"error": _body(error.message, kind, error.code)})
             return
-        if body.wants_usage:
-            yield _event(answers.usage_chunk(head, ended))
+        ends: Sequence[AnswerEnd | Done] = event.answers or [event]
+        for index, end in enumerate(ends):
+            yield _event(answers.closing(head, index, end, event.usage))
+        if head.usage:
+            yield _event(answers.usage_chunk(head, event.usage))
         yield "data: [DONE]\n\n"
 
 
@@ -241,7 +231,7 @@ async def _on_error(_: Request, error: Exception) -> JSONResponse:
     reply = _error(status, error.message, kind, code)
     if status == 503:
         hint = error.retry_after if isinstance(error, Overloaded) else None
-        reply.headers["Retry-After"] = RETRY_AFTER if hint is None else str(max(1, round(hint)))
+        reply.headers["Retry-After"] = RETRY_AFTER if hint is None else str(max(1, math.ceil(hint)))
     return reply
 
 
@@ -250,3 +240,11 @@ async def _on_wrong_body(_: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])
     return _error(400, f"{where}: {first['msg']}", "invalid_request_error", None, where or None)
+
+
+async def _on_wrong_path(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    sentence = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(
+        {"error": _body(sentence, "invalid_request_error", None)}, error.status_code, error.headers
+    )

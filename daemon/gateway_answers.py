@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from draftd.ipc.messages import Done, Logprob, Tokens
+from draftd.ipc import Reply
+from draftd.ipc.messages import AnswerEnd, Done, Logprob, Stats, Tokens, ToolCall, ToolCallPart, Usage
 
 Kind = Literal["chat", "completion"]
 OBJECTS = {  # of a whole answer, of a chunk
     "chat": ("chat.completion", "chat.completion.chunk"),
     "completion": ("text_completion", "text_completion"),
 }
-FINISH = {"stop": "stop", "length": "length", "deadline": "length", "cancelled": "stop"}
-
-
-@dataclass(slots=True)
-class Answer:
-    """One answer of a request, as it grows."""
-
-    text: list[str] = field(default_factory=list)
-    logprobs: list[Logprob] = field(default_factory=list)
-    done: Done | None = None
-
-    def add(self, event: Tokens | Done) -> None:
-        if isinstance(event, Done):
-            self.done = event
-        else:
-            self.text.append(event.text)
-            self.logprobs += event.logprobs
+FINISH = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "deadline": "length",
+    "cancelled": "stop",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,30 +31,35 @@ class Head:
     id: str
     created: int  # Unix seconds
     model: str
+    usage: bool = False  # the stream ends with the usage; then every chunk before has none
 
     def whole(self) -> dict[str, Any]:
         return {"id": self.id, "object": OBJECTS[self.kind][0], "created": self.created, "model": self.model}
 
     def chunk(self, *choices: dict[str, Any]) -> dict[str, Any]:
-        start = self.whole() | {"object": OBJECTS[self.kind][1]}
-        return start | {"choices": list(choices)}
+        start = self.whole() | {"object": OBJECTS[self.kind][1], "choices": list(choices)}
+        return start | ({"usage": None} if self.usage else {})
 
 
-def whole(head: Head, answers: Sequence[Answer]) -> dict[str, Any]:
-    """The answer of a request that does not stream."""
+def whole(head: Head, reply: Reply) -> dict[str, Any]:
+    """The answers of a request that does not stream."""
     choices = []
-    for index, answer in enumerate(answers):
-        assert answer.done is not None
-        text = "".join(answer.text)
-        choice: dict[str, Any] = {"index": index, "finish_reason": FINISH[answer.done.finish_reason]}
+    for index, answer in enumerate(reply.answers):
+        choice: dict[str, Any] = {"index": index, "finish_reason": FINISH[answer.finish_reason]}
         if head.kind == "chat":
-            choice["message"] = {"role": "assistant", "content": text}
+            choice["message"] = _message(answer.text, answer.tool_calls)
         else:
-            choice["text"] = text
+            choice["text"] = answer.text
         choice["logprobs"] = logprobs(head.kind, answer.logprobs)
         choices.append(choice)
-    done = [answer.done for answer in answers if answer.done is not None]
-    return head.whole() | {"choices": choices, "usage": usage(done), "timings": timings(done)}
+    told = timings([(answer.stats, len(answer.tokens)) for answer in reply.answers], reply.usage)
+    return head.whole() | {"choices": choices, "usage": usage(reply.usage), "timings": told}
+
+
+def _message(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    """An answer that only calls tools has no content, not an empty one."""
+    message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else "")}
+    return message | ({"tool_calls": [call.model_dump() for call in calls]} if calls else {})
 
 
 def opening(head: Head, index: int) -> dict[str, Any] | None:
@@ -74,57 +70,69 @@ def opening(head: Head, index: int) -> dict[str, Any] | None:
     return head.chunk({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
 
 
-def piece(head: Head, index: int, event: Tokens, marks: bool) -> dict[str, Any]:
-    """A chunk with text; with `marks` also which of its tokens the draft had proposed."""
+def piece(head: Head, event: Tokens, marks: bool) -> dict[str, Any]:
+    """A chunk with text or calls; with `marks` also which of its tokens the draft had proposed."""
     choice: dict[str, Any] = {
-        "index": index,
+        "index": event.index,
         "logprobs": logprobs(head.kind, event.logprobs),
         "finish_reason": None,
     }
-    if head.kind == "chat":
-        choice["delta"] = {"content": event.text}
-    else:
+    if head.kind == "completion":
         choice["text"] = event.text
+    elif event.tool_calls:
+        choice["delta"] = {"content": event.text} if event.text else {}
+        choice["delta"]["tool_calls"] = calls(event.tool_calls)
+    else:
+        choice["delta"] = {"content": event.text}
     told = {"tokens": event.tokens, "drafted": event.drafted, "lengths": event.lengths}
     return head.chunk(choice) | ({"draftd": told} if marks else {})
 
 
-def closing(head: Head, index: int, done: Done) -> dict[str, Any]:
+def calls(parts: Sequence[ToolCallPart]) -> list[dict[str, Any]]:
+    """A chunk's pieces of calls, one entry a call: apps that add up chunks take no second one."""
+    found: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        entry = found.setdefault(part.index, {"index": part.index, "function": {"arguments": ""}})
+        if part.name is not None:
+            entry |= {"id": part.id, "type": "function", "function": {"name": part.name, "arguments": ""}}
+        entry["function"]["arguments"] += part.arguments
+    return list(found.values())
+
+
+def closing(head: Head, index: int, end: AnswerEnd | Done, usage: Usage) -> dict[str, Any]:
     """An answer's last chunk: why it ended, and its timings."""
-    choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": FINISH[done.finish_reason]}
+    choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": FINISH[end.finish_reason]}
     choice["delta" if head.kind == "chat" else "text"] = {} if head.kind == "chat" else ""
-    return head.chunk(choice) | {"timings": timings([done])}
+    made = end.completion_tokens if isinstance(end, AnswerEnd) else usage.completion_tokens
+    return head.chunk(choice) | {"timings": timings([(end.stats, made)], usage)}
 
 
-def usage_chunk(head: Head, done: Sequence[Done]) -> dict[str, Any]:
+def usage_chunk(head: Head, found: Usage) -> dict[str, Any]:
     """The chunk after the last, only where it was asked for; its `choices` is empty as OpenAI's is."""
-    return head.chunk() | {"usage": usage(done)}
+    return head.chunk() | {"usage": usage(found)}
 
 
-def usage(done: Sequence[Done]) -> dict[str, Any]:
-    prompt = done[0].usage.prompt_tokens if done else 0
-    made = sum(each.usage.completion_tokens for each in done)
+def usage(found: Usage) -> dict[str, Any]:
     return {
-        "prompt_tokens": prompt,
-        "completion_tokens": made,
-        "total_tokens": prompt + made,
-        "prompt_tokens_details": {"cached_tokens": done[0].usage.cached_tokens if done else 0},
+        "prompt_tokens": found.prompt_tokens,
+        "completion_tokens": found.completion_tokens,
+        "total_tokens": found.prompt_tokens + found.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": found.cached_tokens},
     }
 
 
-def timings(done: Sequence[Done]) -> dict[str, Any]:
-    """What speculation did, under the names of llama.cpp's server, which some apps show."""
-    stats = [each.stats for each in done]
-    made = sum(each.usage.completion_tokens for each in done)
+def timings(made: Sequence[tuple[Stats, int]], usage: Usage) -> dict[str, Any]:
+    """What speculation did, from each answer's books and tokens, as llama.cpp's server calls it."""
+    stats = [each for each, _ in made]
     return {
-        "predicted_n": made,
+        "predicted_n": sum(tokens for _, tokens in made),
         "predicted_per_second": stats[0].tokens_per_second if len(stats) == 1 else None,
-        "prompt_n": done[0].usage.prompt_tokens - done[0].usage.cached_tokens if done else 0,
+        "prompt_n": usage.prompt_tokens - usage.cached_tokens,
         "prompt_ms": 1000 * sum(each.prefill_seconds for each in stats),
-        "first_token_ms": 1000 * min((each.time_to_first_token for each in stats), default=0.0),
+        "first_token_ms": 1000 * min(each.time_to_first_token for each in stats),
         "draft_n": sum(each.drafted for each in stats),
         "draft_n_accepted": sum(each.accepted for each in stats),
-        "seed": stats[0].seed if stats else None,
+        "seed": stats[0].seed,
     }
 
 

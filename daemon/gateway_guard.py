@@ -10,15 +10,21 @@ import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+
+from draftd.daemon.listening import LOOPBACK, hostname
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Callable[..., Awaitable[Any]], Callable[..., Awaitable[Any]]], Awaitable[None]]
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+MAX_BODY = 16 * 1024 * 1024  # bytes, as of a frame to the daemon
+
+
+KINDS = {401: "authentication_error", 403: "permission_error", 413: "invalid_request_error"}
 
 
 class Guard:
-    """ASGI middleware: 403 for a wrong Host or Origin, 401 for a wrong key."""
+    """ASGI middleware: 403 for a wrong Host or Origin, 401 for a wrong key, 413 for a body beyond all use."""
 
     def __init__(
         self, app: App, hosts: frozenset[str] = LOOPBACK, origins: frozenset[str] = frozenset(),
@@ -28,6 +34,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
+            receive = _limited(receive)
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             if refusal := self.refusal(headers, str(scope["path"])):
                 await _answer(send, *refusal)
@@ -36,6 +43,9 @@ class Guard:
 
     def refusal(self, headers: dict[str, str], path: str) -> tuple[int, str] | None:
         """Status and sentence; None lets the request through."""
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > MAX_BODY:
+            return 413, f"the body is larger than {MAX_BODY} bytes: that is more than any prompt needs"
         host = hostname(headers.get("host", ""))
         if not self.any_host and host not in self.hosts:
             return 403, f"the host name {host!r} is not this gateway's: use localhost, or name it with --host"
@@ -55,16 +65,21 @@ class Guard:
         return origin in (f"http://{host}", f"https://{host}")
 
 
-def hostname(host: str) -> str:
-    """The name in a Host header, without its port and brackets."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return host
+def _limited(receive: Any) -> Any:
+    """Take no more of a body without a length than of one with it: then the app counts as gone."""
+    left = MAX_BODY
+
+    async def limited() -> Any:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        return message if left >= 0 else {"type": "http.disconnect"}
+
+    return limited
 
 
 async def _answer(send: Any, status: int, sentence: str) -> None:
-    kind = "authentication_error" if status == 401 else "permission_error"
+    kind = KINDS[status]
     body = json.dumps({"error": {"message": sentence, "type": kind, "param": None, "code": None}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -25,6 +25,8 @@ class Part(Body):
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
 
 class StreamOptions(Body):
@@ -48,7 +50,7 @@ class Sampling(Body):
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0.0)
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
-    n: int | None = Field(default=None, ge=1, le=16)
+    n: int | None = Field(default=None, ge=1, le=128)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: Stop | None = None
@@ -65,10 +67,6 @@ class Sampling(Body):
     mark_drafted: bool = False  # in a stream: tell of each token whether the draft had proposed it
 
     @property
-    def answers(self) -> int:
-        return self.n or 1
-
-    @property
     def wants_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
@@ -79,6 +77,12 @@ class Chat(Sampling):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    # the daemon checks them, and says what is wrong
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Any = None
+    function_call: Any = None
 
 
 class Completion(Sampling):
@@ -90,7 +94,7 @@ class Completion(Sampling):
 
 NAMES = (  # fields that are called the same on both sides
     *("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
-    *("logit_bias", "speculate", "cache_prompt"),
+    *("logit_bias", "speculate", "cache_prompt", "n", "tools", "tool_choice", "parallel_tool_calls"),
 )
 
 
@@ -112,6 +116,8 @@ def generate(body: Chat | Completion, default_tokens: int) -> dict[str, Any]:
 
 
 def _chat(body: Chat) -> dict[str, Any]:
+    if body.functions or body.function_call:
+        raise InvalidRequest("functions and function_call are no longer OpenAI's: send tools and tool_choice")
     found: dict[str, Any] = {"messages": [_message(message) for message in body.messages]}
     if body.max_completion_tokens:
         found["max_tokens"] = body.max_completion_tokens
@@ -127,14 +133,19 @@ def _chat(body: Chat) -> dict[str, Any]:
     return found
 
 
-def _message(message: Message) -> dict[str, str]:
+def _message(message: Message) -> dict[str, Any]:
     content = message.content
     if isinstance(content, list):
         if other := [part.type for part in content if part.type != "text"]:
             raise InvalidRequest(f"a message holds a part of type {other[0]}: this model reads text only")
         content = "".join(part.text for part in content)
     role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
-    return {"role": role, "content": content or ""}
+    found: dict[str, Any] = {"role": role, "content": content or ""}
+    if message.tool_calls:
+        found["tool_calls"] = message.tool_calls
+    if message.tool_call_id is not None:
+        found["tool_call_id"] = message.tool_call_id
+    return found
 
 
 def _completion(body: Completion) -> dict[str, Any]:

@@ -8,7 +8,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +28,8 @@ System = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 Metrics = Annotated[bool, typer.Option("--metrics", help="Also the unit that serves figures to Prometheus.")]
+Gateway = Annotated[bool, typer.Option("--gateway", help="Also the unit that serves OpenAI's protocol.")]
+BESIDE = ("draftd-metrics", "draftd-gateway")  # the units that need not be there
 
 service_app = typer.Typer(no_args_is_help=True)
 
@@ -34,13 +38,17 @@ service_app = typer.Typer(no_args_is_help=True)
 def install(
     system: System = False,
     metrics: Metrics = False,
+    gateway: Gateway = False,
     start: Annotated[bool, typer.Option(help="Start it now and at every login or boot.")] = True,
     dry_run: DryRun = False,
 ) -> None:
     """Make systemd run the daemon, and say what was done."""
     _check(system, dry_run)
-    units = ["draftd.service"] + ["draftd-metrics.service"] * metrics
-    for path, text in rendered(system, metrics, executable(system), systemd_version()).items():
+    if gateway and find_spec("fastapi") is None:
+        raise InvalidConfig("the gateway needs fastapi: run `pip install 'draftd[http]'`")
+    beside = [name for name, wanted in zip(BESIDE, (metrics, gateway), strict=True) if wanted]
+    units = [f"{name}.service" for name in ("draftd", *beside)]
+    for path, text in rendered(system, beside, executable(system), systemd_version()).items():
         _write(path, text, dry_run)
     if system:
         _run(["systemd-sysusers", "/etc/sysusers.d/draftd.conf"], dry_run)
@@ -60,7 +68,7 @@ def install(
 def uninstall(system: System = False, dry_run: DryRun = False) -> None:
     """Stop the daemon and take its units away; models, state and settings stay."""
     _check(system, dry_run)
-    there = [path for path in rendered(system, True, "draftd", 0) if path.exists()]
+    there = [path for path in rendered(system, BESIDE, "draftd", 0) if path.exists()]
     if not there:
         typer.echo("nothing is installed here")
         return
@@ -84,14 +92,13 @@ def status(system: System = False) -> None:
     raise typer.Exit(subprocess.run([*_systemctl(system), "status", "--no-pager", "draftd"]).returncode)
 
 
-def rendered(system: bool, metrics: bool, command: str, version: int) -> dict[Path, str]:
+def rendered(system: bool, beside: Sequence[str], command: str, version: int) -> dict[Path, str]:
     """Every file to install, by where it goes: the units as shipped, with this draftd's path in them."""
     suffix = "" if system else "-user"
     directory = Path("/etc/systemd/system") if system else platformdirs.user_config_path("systemd") / "user"
-    names = ["draftd"] + ["draftd-metrics"] * metrics
     found = {
         directory / f"{name}.service": unit(shipped(f"{name}{suffix}.service"), command, version)
-        for name in names
+        for name in ("draftd", *beside)
     }
     if system:
         found[Path("/etc/sysusers.d/draftd.conf")] = shipped("sysusers.conf")

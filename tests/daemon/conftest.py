@@ -36,6 +36,17 @@ def write_models(root: Path) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def tool_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a template that takes tools; target.gguf; plain/ has a template that takes none."""
+    root = tmp_path_factory.mktemp("tools")
+    write_tiny(root / "target", tools=True)
+    write_gguf(root / "target", root / "target.gguf")
+    write_gguf(write_tiny(root / "noisy", noise=0.15, tools=True), root / "draft.gguf")
+    write_tiny(root / "plain")
+    return root
+
+
 @dataclass
 class Daemon:
     """One `draftd serve` child and how to reach it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -14,8 +15,9 @@ import httpx
 import openai
 import pytest
 
-from draftd.daemon.gateway_cli import bound, read_keys
-from draftd.daemon.gateway_guard import Guard, hostname
+from draftd.daemon.gateway_cli import read_keys
+from draftd.daemon.gateway_guard import Guard
+from draftd.daemon.listening import bound, hostname
 from draftd.ipc.errors import InvalidConfig
 from tests.daemon.conftest import Daemon, Serve
 
@@ -113,6 +115,9 @@ def test_usage_comes_last_and_only_if_asked(client: openai.OpenAI) -> None:
     assert chunks[-1].choices == []
     assert chunks[-1].usage.completion_tokens <= 4
     assert all(chunk.choices and chunk.usage is None for chunk in chunks[:-1])
+    assert all("usage" in chunk.model_fields_set for chunk in chunks)  # as OpenAI: null until the last
+    without = client.chat.completions.create(**ASK, max_tokens=4, stream=True)  # type: ignore[call-overload]
+    assert not any("usage" in chunk.model_fields_set for chunk in without)
 
 
 def test_the_raw_stream_is_data_lines_and_ends_with_done(base: str) -> None:
@@ -142,6 +147,16 @@ def test_several_answers_can_be_had_again_alone(client: openai.OpenAI) -> None:
     assert [choice.index for choice in several.choices] == [0, 1, 2]
     alone = [create(model="tiny", prompt="abc", max_tokens=8, seed=10 + i, temperature=1.5) for i in range(3)]
     assert [choice.text for choice in several.choices] == [one.choices[0].text for one in alone]
+    assert several.usage is not None
+    assert several.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone if one.usage)
+    streamed = ["", "", ""]
+    ends = [""] * 3
+    for chunk in create(model="tiny", prompt="abc", max_tokens=8, n=3, seed=10, temperature=1.5, stream=True):
+        choice = chunk.choices[0]
+        streamed[choice.index] += choice.text
+        ends[choice.index] += choice.finish_reason or ""
+    assert streamed == [choice.text for choice in several.choices]
+    assert ends == [choice.finish_reason for choice in several.choices]
 
 
 def test_logprobs_in_both_shapes(client: openai.OpenAI) -> None:
@@ -188,6 +203,10 @@ def test_the_async_client(base: str) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "reads text only"),
         (ASK | {"temperature": -1}, 400, "temperature"),
         (ASK | {"response_format": {"type": "json_schema"}}, 400, "json_schema is missing"),
+        (ASK | {"functions": [{"name": "f"}]}, 400, "send tools and tool_choice"),
+        (ASK | {"tools": [{"type": "custom", "custom": {}}]}, 400, "tools.0.type: should be 'function'"),
+        (ASK | {"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "takes no tools"),
+        (ASK | {"n": 129}, 400, "n: Input should be less than or equal to 128"),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "the context holds 512"),
     ],
 )
@@ -201,6 +220,16 @@ def test_what_is_not_here_says_so(client: openai.OpenAI) -> None:
     with pytest.raises(openai.APIStatusError, match="no embeddings") as caught:
         client.embeddings.create(model="tiny", input="x")
     assert caught.value.status_code == 501
+
+
+def test_a_wrong_method_or_path_is_told_in_openai_s_shape(base: str) -> None:
+    wrong = httpx.get(f"{base}/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+    assert "takes POST only" in wrong.json()["error"]["message"]
+    assert httpx.post(f"{base}/v1/responses", json={}).status_code == 501
+    away = httpx.get(f"{base}/v2/models")
+    assert away.status_code == 404
+    assert "/v2/models" in away.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -228,15 +257,67 @@ def test_a_client_that_leaves_cancels(base: str, shared: Daemon) -> None:
     assert idle.state == "ready"
 
 
-def test_half_a_request_harms_nobody(base: str) -> None:
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"\x00\xff\x16\x03\x01\r\n\r\n",
+        b"GET /v1/mod",
+        b"GET /v1/models HTTP/9.9\r\n\r\n",
+        POST + b"Content-Length: 99\r\n\r\n{",
+        POST + b"Content-Length: -1\r\n\r\n{}",
+        POST + b"Content-Length: 5\r\n\r\n" + b"x" * 500,
+        POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
+        POST + b"Content-Length: 99999999999\r\n\r\n{",
+        POST + b"X: " + b"x" * 200_000,
+    ],
+    ids=lambda sent: sent[-20:].hex() or "nothing",
+)
+def test_a_broken_client_harms_nobody(base: str, sent: bytes) -> None:
     host, port = base.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as broken:
-        broken.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"
-        )
-    reply = httpx.post(f"{base}/v1/chat/completions", content=b"{not json")
-    assert reply.status_code == 400
+    broken = socket.create_connection((host, int(port)), timeout=30)
+    with broken, contextlib.suppress(OSError):  # it may be refused before it has said all
+        broken.sendall(sent)
+        broken.shutdown(socket.SHUT_WR)
+        answer = broken.recv(4096)
+        assert not answer or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), answer
     assert httpx.get(f"{base}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "content", [b"{not json", b"[]", b"\xff", b"[" * 100_000, b"null", b'{"messages": 1}']
+)
+def test_a_body_that_is_none(base: str, content: bytes) -> None:
+    reply = httpx.post(f"{base}/v1/chat/completions", content=content)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_no_more_of_a_body_is_kept_than_a_prompt_needs(base: str) -> None:
+    def body() -> Iterator[bytes]:
+        for _ in range(20):
+            yield b" " * 1_000_000
+
+    async def app(*_: object) -> None: ...
+
+    told = Guard(app).refusal({"host": "localhost", "content-length": "17000000"}, "/")
+    assert told is not None
+    assert told[0] == 413
+    # of a length that was not told
+    reply = httpx.post(f"{base}/v1/chat/completions", content=body(), timeout=60)
+    assert reply.status_code == 400
+
+
+def test_a_client_that_leaves_before_its_answer_cancels(base: str, shared: Daemon) -> None:
+    host, port = base.removeprefix("http://").split(":")
+    body = json.dumps(ASK | {"max_tokens": 400, "logit_bias": {"256": -100, "258": -100}}).encode()
+    with socket.create_connection((host, int(port))) as leaving:
+        leaving.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        shared.wait_for(lambda status: status.requests["running"] == 1)
+    shared.wait_for(lambda status: not status.requests["running"])
 
 
 def test_keys_and_a_daemon_that_is_away(tmp_path: Path) -> None:
@@ -292,11 +373,11 @@ def test_a_unix_socket_is_its_owner_s(tmp_path: Path, shared: Daemon) -> None:
         ("0.0.0.0:80", "can be reached from other machines"),
         ("8080", "give 127.0.0.1:port or unix:/path"),
         ("127.0.0.1:99999", "give 127.0.0.1:port or unix:/path"),
-        ("unix:/nonexistent/x.sock", "cannot listen at"),
+        ("unix:/proc/no/x.sock", "cannot listen at"),
     ],
 )
 def test_addresses_that_can_not_be(listen: str, words: str) -> None:
-    with pytest.raises(InvalidConfig, match=words), bound(listen, has_keys=False):
+    with pytest.raises(InvalidConfig, match=words), bound(listen, umask=0o077):
         pass
 
 
@@ -323,3 +404,37 @@ def test_an_origin_that_is_allowed() -> None:
     guard = Guard(app, origins=frozenset({"https://chat.example"}))
     assert guard.refusal({"host": "localhost", "origin": "https://chat.example"}, "/v1/models") is None
     assert guard.refusal({"host": "localhost", "origin": "null"}, "/v1/models") is not None
+
+
+def test_a_page_of_an_allowed_origin_gets_at_the_answer(tmp_path: Path, shared: Daemon) -> None:
+    port = free_port()
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    keys.chmod(0o600)
+    options = ("--origin", "https://chat.example", "--api-keys", str(keys))
+    child = start_gateway(f"127.0.0.1:{port}", shared.endpoint, *options)
+    try:
+        base = f"http://127.0.0.1:{port}/v1/models"
+        origin = {"Origin": "https://chat.example"}
+        asks_first = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization",
+        }
+        allowed = httpx.options(base, headers=origin | asks_first)
+        assert allowed.status_code == 200
+        assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
+        got = httpx.get(base, headers=origin | {"Authorization": "Bearer secret"})
+        assert got.headers["access-control-allow-origin"] == "https://chat.example"
+        assert got.status_code == 200
+        other = httpx.options(base, headers={"Origin": "https://evil.example"} | asks_first)
+        assert "access-control-allow-origin" not in other.headers
+    finally:
+        stop(child)
+
+
+def test_keys_that_systemd_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    keys.chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert read_keys(keys) == {"secret"}

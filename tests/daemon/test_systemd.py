@@ -18,7 +18,7 @@ from tests.systemd_box import Box, Unavailable
 from tests.tiny import write_tiny
 from tests.tiny_gguf import write_gguf
 
-UNITS = ["draftd.service", "draftd-metrics.service"]
+UNITS = ["draftd.service", "draftd-metrics.service", "draftd-gateway.service"]
 DRAFTD = "/opt/draftd/bin/draftd"
 CONFIG = 'pair = "tiny"\ndtype = "float32"\ncontext = 512\nthreads = 1\n'
 needs_systemd = pytest.mark.skipif(
@@ -29,7 +29,7 @@ needs_systemd = pytest.mark.skipif(
 def render(directory: Path, system: bool, version: int) -> list[Path]:
     """The service units as `service install` writes them, for a command that exists."""
     found = []
-    for path, text in service.rendered(system, True, "/bin/true", version).items():
+    for path, text in service.rendered(system, service.BESIDE, "/bin/true", version).items():
         if path.suffix == ".service":
             found.append(directory / path.name)
             found[-1].write_text(text)
@@ -139,8 +139,8 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
 @pytest.mark.systemd
 @pytest.mark.timeout(300)
 def test_the_system_service_for_real(box: Box) -> None:
-    said = box.run(DRAFTD, "service", "install", "--system", "--metrics")
-    assert "run   systemctl restart draftd.service draftd-metrics.service" in said
+    said = box.run(DRAFTD, "service", "install", "--system", "--metrics", "--gateway")
+    assert "run   systemctl restart draftd.service draftd-metrics.service draftd-gateway.service" in said
 
     def show(name: str, unit: str = "draftd") -> str:
         return box.run("systemctl", "show", "--value", "-p", name, unit).strip()
@@ -156,6 +156,11 @@ def test_the_system_service_for_real(box: Box) -> None:
         "curl", "-sf", "--unix-socket", "/run/draftd-metrics/metrics.sock", "http://localhost/metrics"
     )
     assert "drwxr-x---" in box.run("ls", "-ld", "/run/draftd")
+    assert (
+        box.run("ps", "-o", "user:20=", "-p", show("MainPID", "draftd-gateway")).strip() == "draftd-gateway"
+    )
+    ask_http = ["curl", "-sf", "http://127.0.0.1:8765/v1/completions", "-H", "Content-Type: application/json"]
+    assert '"finish_reason"' in box.run(*ask_http, "-d", '{"prompt": "def add(a, b):", "max_tokens": 4}')
     with pytest.raises(AssertionError):
         ask("status", user="nobody")
 

@@ -13,8 +13,7 @@ from draftd.ipc import Client
 from draftd.ipc.errors import InvalidRequest
 from draftd.ipc.messages import Done, Tokens
 from tests.daemon.conftest import Daemon, serving
-from tests.tiny import TOOL_CALL, write_tiny
-from tests.tiny_gguf import write_gguf
+from tests.tiny import TOOL_CALL
 
 PLACE = {
     "type": "object",
@@ -24,21 +23,11 @@ PLACE = {
     },
     "required": ["city", "days"],
 }
-WEATHER = {"type": "function", "function": {"name": "weather", "parameters": PLACE}}
+WEATHER: dict[str, Any] = {"type": "function", "function": {"name": "weather", "parameters": PLACE}}
 NOW = {"type": "function", "function": {"name": "now", "description": "the time"}}
 ASK = {"messages": [{"role": "user", "content": "Cold?"}], "tools": [WEATHER, NOW], "max_tokens": 300}
 WRONG = {"properties": {"a": {"type": "colour"}}}
 OPEN = {str(TOOL_CALL): 100.0}  # a bias by which the tiny model calls something whenever it may
-
-
-@pytest.fixture(scope="session")
-def tool_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tools")
-    write_tiny(root / "target", tools=True)
-    write_gguf(root / "target", root / "target.gguf")
-    write_gguf(write_tiny(root / "noisy", noise=0.15, tools=True), root / "draft.gguf")
-    write_tiny(root / "plain")
-    return root
 
 
 @pytest.fixture(scope="module", params=["transformers", "llama_cpp"])
@@ -177,6 +166,7 @@ def test_a_schema_beside_tools(client: Client) -> None:
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
         ({"beams": 2}, "beams does not go with tools"),
         ({"grammar": {"kind": "regex", "source": "a"}}, "do not go with a regex grammar"),
+        ({"grammar": {"kind": "json_schema", "source": "{"}}, "grammar: not a json_schema: "),
         (
             {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "colour"}}}]},
             "parameters of f must be a schema of type object",
