@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from draftd.ipc import Client
 from tests.daemon.conftest import Daemon, serving, tiny_files
 
 __all__ = ["tiny_files"]
@@ -22,7 +24,20 @@ ROOT = Path(__file__).parents[2]
 def shared(tmp_path_factory: pytest.TempPathFactory, tiny_files: Path) -> Iterator[Daemon]:
     """One daemon for the tests of a file; its target runs in llama.cpp, which is there in a second."""
     with serving(tmp_path_factory.mktemp("shared"), tiny_files) as start:
-        yield start("--slots", "2", backend="llama_cpp", target="same.gguf")
+        yield start("--slots", "2", backend="llama_cpp", target="same.gguf", context="1024")
+
+
+@contextmanager
+def cancelling(daemon: Daemon) -> Iterator[None]:
+    """What happens here ends a request before its time."""
+
+    def count() -> int:
+        with Client(daemon.endpoint) as client:
+            return int(client.status(full=True).counters["outcomes"].get("cancelled", 0))
+
+    before = count()
+    yield
+    daemon.wait_for(lambda _: count() > before)
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +54,14 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return target
 
     return done
+
+
+@contextmanager
+def paused(daemon: Daemon) -> Iterator[None]:
+    """No answer can end here, however slow the test is."""
+    engine = daemon.engine()
+    engine.suspend()
+    try:
+        yield
+    finally:
+        engine.resume()

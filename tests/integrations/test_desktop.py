@@ -20,6 +20,7 @@ from dbus_fast import Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
 
 from tests.daemon.conftest import Daemon
+from tests.integrations.conftest import cancelling, paused
 
 pytestmark = pytest.mark.skipif(
     shutil.which("dbus-daemon") is None, reason="needs dbus-daemon (apt: dbus-daemon)"
@@ -30,6 +31,12 @@ KRUNNER = "org.kde.krunner1"
 NOTIFICATIONS = "org.freedesktop.Notifications"
 SYSTEM = "Answer in at most four sentences of plain text."
 LIMIT = 30.0  # seconds
+LONG = {  # an answer that does not end by itself
+    "schema": Variant("s", '{"type": "string", "minLength": 10000}'),
+    "max_tokens": Variant("u", 900),
+    "speculate": Variant("s", "off"),
+    "stop": Variant("as", ["never said"]),
+}
 
 
 @dataclass
@@ -144,10 +151,6 @@ def run(work: Awaitable[None]) -> None:
     asyncio.run(limited())
 
 
-def idle(daemon: Daemon) -> None:
-    daemon.wait_for(lambda status: status.requests["running"] == 0)
-
-
 def expected(daemon: Daemon, **params: Any) -> Any:
     return daemon.client().complete(**params)
 
@@ -199,24 +202,24 @@ def test_an_answer_goes_to_who_asked_alone(desk: Desktop, shared: Daemon) -> Non
 def test_only_who_asked_cancels(desk: Desktop, shared: Daemon) -> None:
     async def work() -> None:
         async with caller(desk) as app, caller(desk) as stranger:
-            request = await app.ask("hello", max_tokens=Variant("u", 400), stop=Variant("as", ["never said"]))
+            request = await app.ask("hello", **LONG)
             assert (await stranger.call("Cancel", "s", [request])).body == [False]
             assert (await app.call("Cancel", "s", [request])).body == [True]
             assert (await app.answer())[1:] == ("Done", [request, "cancelled", {}])
             assert (await app.call("Cancel", "s", [request])).body == [False]
 
-    run(work())
-    idle(shared)
+    with cancelling(shared):
+        run(work())
 
 
 def test_who_leaves_the_bus_wants_no_answer(desk: Desktop, shared: Daemon) -> None:
     async def work() -> None:
         async with caller(desk) as app:
-            await app.ask("hello", max_tokens=Variant("u", 400))
+            await app.ask("hello", **LONG)
             assert (await app.signals.get())[0] == "Token"
 
-    run(work())
-    idle(shared)
+    with cancelling(shared):
+        run(work())
 
 
 @pytest.mark.parametrize(
@@ -297,11 +300,11 @@ def test_a_closed_notification_ends_its_answer(desk: Desktop, shared: Daemon) ->
                 "/org/freedesktop/Notifications", NOTIFICATIONS, "NotificationClosed", "uu", [7, 2]
             )
             await shell.bus.send(closed)
-            await krunner.krunner("Teardown")
+            await shell.krunner("Teardown")  # from the same connection: the signal has been seen by now
             assert shown.empty()
 
-    run(work())
-    idle(shared)
+    with cancelling(shared), paused(shared):
+        run(work())
 
 
 def test_without_notifications_krunner_s_answer_is_signalled_to_all(desk: Desktop, shared: Daemon) -> None:

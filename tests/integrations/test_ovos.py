@@ -13,6 +13,7 @@ import pytest
 
 from draftd.ipc.errors import Unreachable
 from tests.daemon.conftest import Daemon
+from tests.integrations.conftest import cancelling
 
 # What the plugin manager imports of its own: audio modules that Python 3.13 has no more.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -110,10 +111,11 @@ def test_what_was_heard_is_computed_before_the_question_ends(
 
 
 def test_leaving_an_answer_ends_it(engine: Callable[..., Any], shared: Daemon) -> None:
-    sentences = engine("One. " * 60, max_tokens=400).stream_sentences(said("hello"))
-    assert next(sentences) == "One."
-    sentences.close()
-    shared.wait_for(lambda status: status.requests["running"] == 0)
+    made = engine("One. " * 180, max_tokens=900, speculate="off")
+    with cancelling(shared):
+        sentences = made.stream_sentences(said("hello"))
+        assert next(sentences) == "One."
+        sentences.close()
 
 
 def test_no_daemon_is_an_error_for_the_persona_to_handle(kind: Any, tmp_path: Path) -> None:
