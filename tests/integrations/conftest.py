@@ -13,18 +13,19 @@ from pathlib import Path
 import pytest
 
 from draftd.ipc import Client
-from tests.daemon.conftest import Daemon, serving, tiny_files
+from tests.daemon.conftest import Daemon, serving
+from tests.daemon.test_tools import tool_files
 
-__all__ = ["tiny_files"]
+__all__ = ["tool_files"]
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, tiny_files: Path) -> Iterator[Daemon]:
+def shared(tmp_path_factory: pytest.TempPathFactory, tool_files: Path) -> Iterator[Daemon]:
     """One daemon for the tests of a file; its target runs in llama.cpp, which is there in a second."""
-    with serving(tmp_path_factory.mktemp("shared"), tiny_files) as start:
-        yield start("--slots", "2", backend="llama_cpp", target="same.gguf", context="1024")
+    with serving(tmp_path_factory.mktemp("shared"), tool_files) as start:
+        yield start("--slots", "2", backend="llama_cpp", target="target.gguf", context="1024")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -108,6 +109,32 @@ def test_what_was_heard_is_computed_before_the_question_ends(
     made.heard(said(words[:60]), wait=True)
     reply = shared.client().complete(messages=[{"role": "user", "content": words}], max_tokens=4)
     assert reply.usage.cached_tokens >= 60  # a token is a byte here
+
+
+def test_tools_are_called_and_their_results_read(engine: Callable[..., Any], shared: Daemon) -> None:
+    from ovos_plugin_manager.templates.agents import AgentMessage, MessageRole
+
+    parameters = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
+    lamp = {"type": "function", "function": {"name": "lamp", "parameters": parameters}}
+    made = engine(tool_choice="required", parallel_tool_calls=False, max_tokens=300)
+    assert made.supports_tools
+    answer = made.continue_chat(said("light"), tools=[lamp])
+    (call,) = answer.tool_calls
+    assert (call.name, type(call.arguments["on"])) == ("lamp", bool)
+    result = AgentMessage(MessageRole.TOOL, "done", tool_call_id=call.id)
+    later = engine(max_tokens=8).continue_chat([*said("light"), answer, result], tools=[lamp])
+    written = {"name": "lamp", "arguments": json.dumps(call.arguments)}
+    messages = [
+        {"role": "user", "content": "light"},
+        {
+            "role": "assistant",
+            "content": answer.content,
+            "tool_calls": [{"id": call.id, "function": written}],
+        },
+        {"role": "tool", "content": "done", "tool_call_id": call.id},
+    ]
+    expected = shared.client().complete(messages=messages, tools=[lamp], max_tokens=8)
+    assert later.content == expected.text.strip()
 
 
 def test_leaving_an_answer_ends_it(engine: Callable[..., Any], shared: Daemon) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -25,6 +26,7 @@ OWN = {
     "tokens",
     "id",
     "type",
+    "tools",
     "n",
     "beams",
     "credit",
@@ -39,6 +41,8 @@ class DraftdChatEngine(ChatEngine):  # type: ignore[misc]
     The language and the units of a session are the persona's business: its prompt names them.
     """
 
+    supports_tools = True
+
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         super().__init__(config)
         self.client = Client(self.config.get("endpoint"), name="ovos")  # connects with the first call
@@ -49,11 +53,21 @@ class DraftdChatEngine(ChatEngine):  # type: ignore[misc]
         session_id: str = "default",
         lang: str | None = None,
         units: str | None = None,
-        tools: object = None,
+        tools: Any = None,
     ) -> AgentMessage:
-        """The whole answer; draftd's error if the daemon has none."""
-        text = "".join(self.stream_tokens(messages, session_id, lang, units))
-        return AgentMessage(role=MessageRole.ASSISTANT, content=text.strip())
+        """The whole answer, with what it calls of the tools; draftd's error if the daemon has none."""
+        given = self._options() | ({"tools": definitions(tools)} if tools else {})
+        reply = self.client.complete(messages=self._messages(messages), **given)
+        text = "".join(spoken([reply.text])).strip()
+        if reply.finish_reason != "tool_calls":
+            return AgentMessage(role=MessageRole.ASSISTANT, content=text)
+        from ovos_plugin_manager.templates.agents import ToolCall  # as new as the tools themselves
+
+        calls = [
+            ToolCall(each.id, each.function.name, json.loads(each.function.arguments))
+            for each in reply.tool_calls
+        ]
+        return AgentMessage(role=MessageRole.ASSISTANT, content=text, tool_calls=calls)
 
     def stream_tokens(
         self,
@@ -98,17 +112,37 @@ class DraftdChatEngine(ChatEngine):  # type: ignore[misc]
         self.client.close()
 
     def _texts(self, messages: Messages) -> Iterator[str]:
-        given = {
-            key: value
-            for key, value in self.config.items()
-            if key in Generate.model_fields and key not in OWN
-        }
-        given["stop"] = [*MARKS, *given.get("stop", [])]
+        given = self._options()
         with closing(self.client.generate(messages=self._messages(messages), **given)) as events:
             yield from (event.text for event in events if isinstance(event, Tokens))
 
-    def _messages(self, messages: Messages) -> list[dict[str, str]]:
-        found = [{"role": ROLES[str(each.role.value)], "content": each.content} for each in messages]
+    def _options(self) -> dict[str, Any]:
+        known = Generate.model_fields.keys() - OWN
+        given = {key: value for key, value in self.config.items() if key in known}
+        return given | {"stop": [*MARKS, *given.get("stop", [])]}
+
+    def _messages(self, messages: Messages) -> list[dict[str, Any]]:
+        found = [message(each) for each in messages]
         if (prompt := self.config.get("system_prompt")) and all(each["role"] != "system" for each in found):
             found.insert(0, {"role": "system", "content": prompt})
         return found
+
+
+def message(given: AgentMessage) -> dict[str, Any]:
+    """A message as the daemon takes it."""
+    found: dict[str, Any] = {"role": ROLES[str(given.role.value)], "content": given.content}
+    if calls := getattr(given, "tool_calls", None):
+        found["tool_calls"] = [
+            {"id": each.id, "function": {"name": each.name, "arguments": json.dumps(each.arguments)}}
+            for each in calls
+        ]
+    if (answers := getattr(given, "tool_call_id", None)) is not None:
+        found["tool_call_id"] = answers
+    return found
+
+
+def definitions(tools: Any) -> list[dict[str, Any]]:
+    """Tools in any of the forms that OpenVoiceOS has for them, as OpenAI defines them."""
+    from ovos_plugin_manager.templates.agent_tools import ToolBox
+
+    return list(ToolBox.normalize_tools(tools))
