@@ -113,7 +113,7 @@ class Jobs:
             raise _in_use(message.id)
         self.admission.admit(message, self.settings, len(self))
         now = time.monotonic()
-        resume = message.resume or messages.Resume()
+        had = message.had()
         self._next_key += 1
         self.lifetime.acquire(self._next_key)
         front = {"type", "id", "model", "credit", "deadline_ms", "resume", "keep_alive"}
@@ -127,9 +127,9 @@ class Jobs:
             body=body,
             deadline=None if message.deadline_ms is None else now + message.deadline_ms / 1000,
             keep_alive=message.keep_alive,
-            emitted=[list(resume.tokens), *([] for _ in range(message.n - 1))],
-            characters=[resume.characters, *[0] * (message.n - 1)],
-            endings=[None] * message.n,
+            emitted=[list(each.tokens) for each in had],
+            characters=[each.characters for each in had],
+            endings=[_ended_before(each, body["seed"] + index) for index, each in enumerate(had)],
         )
         self.by_key[job.key] = self.by_client[client, message.id] = job
         if self.settings.log_content:
@@ -325,6 +325,19 @@ def _characters(part: dict[str, Any]) -> int:
 def _written(part: dict[str, Any]) -> str:
     """A piece of a call as the log shows it."""
     return (f"\n{part['name']} " if part["name"] else "") + str(part["arguments"])
+
+
+def _ended_before(had: messages.Resume, seed: int) -> dict[str, Any] | None:
+    """The ending of an answer that another daemon ended, in the engine's form; None if it has yet to end."""
+    if had.finish_reason is None:
+        return None
+    return {
+        "finish_reason": had.finish_reason,
+        "completion_tokens": len(had.tokens),
+        "cached_tokens": 0,
+        "stats": messages.Stats.nothing(seed=seed % 2**64).model_dump(),
+        "books": {"positions": {}, "queue_seconds": 0.0, "seconds": 0.0},
+    }
 
 
 def _in_use(request_id: str) -> InvalidRequest:

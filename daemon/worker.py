@@ -23,6 +23,7 @@ from draftd.daemon.answers import Choice, Job, seed_of
 from draftd.daemon.asked import Asked, mode
 from draftd.daemon.beams import Beams
 from draftd.daemon.engine import Emission, Engine
+from draftd.daemon.faults import Faults, told
 from draftd.daemon.governor import Rung
 from draftd.daemon.keeping import Keeping
 from draftd.daemon.loader import Loaded, load
@@ -56,6 +57,7 @@ class Worker:
         self.jobs: dict[int, Job] = {}
         self.choices: dict[Request, Choice] = {}
         self.prefills: dict[int, Request] = {}  # by keys of their own
+        self.faults = Faults()
         self.saved = time.monotonic()
 
     def say(self, body: dict[str, Any]) -> None:
@@ -99,8 +101,33 @@ class Worker:
                 self.pulse.read(len(frame), [body["key"]] if body["type"] == "generate" else [])
                 if not self.handle(body):
                     return
-            for emission in self.engine.step():
-                self.emit(emission)
+            self.step()
+
+    def step(self) -> None:
+        """One round, and what it gave; a fault of ours in it ends the one request that it was for."""
+        try:
+            emissions = self.engine.step()
+        except Exception as error:
+            request = self.faults.blame(self.engine)
+            if request is None:
+                raise
+            self.give_up(request, told(error))
+            return
+        self.faults.went_well()
+        for emission in emissions:
+            self.emit(emission)
+
+    def give_up(self, request: Request, error: DraftdError) -> None:
+        """End a request, or a prefill, that a round failed on, and forget what it may have left half done."""
+        if request.cache_only:
+            self.engine.remove(self.prefills.pop(request.key))
+            self.refuse_prefill(request.key, error)
+        else:
+            for choice in self.jobs.pop(request.key).live:
+                del self.choices[choice.request]
+                self.engine.remove(choice.request)
+            self.refuse(request.key, error)
+        self.engine.forget()
 
     def handle(self, body: dict[str, Any]) -> bool:
         """One message of the front; False for the last."""
@@ -111,15 +138,14 @@ class Worker:
                 except DraftdError as error:
                     self.refuse(body["key"], error)
                 except Exception as error:  # a fault of ours must not end the requests of others
-                    logs.crash(error)
-                    what = f"the daemon failed on this request ({type(error).__name__}): see its log"
-                    self.refuse(body["key"], DraftdError(what))
+                    self.refuse(body["key"], told(error))
             case "prefill":
                 try:
                     self.prefill(body)
                 except DraftdError as error:
-                    refused = {"code": error.code, "message": error.message}
-                    self.say({"type": "prefilled", "key": body["key"], **refused})
+                    self.refuse_prefill(body["key"], error)
+                except Exception as error:
+                    self.refuse_prefill(body["key"], told(error))
             case "cancel_prefill" if body["key"] in self.prefills:
                 self.engine.remove(self.prefills.pop(body["key"]))
             case "cancel" if body["key"] in self.jobs:
@@ -137,6 +163,9 @@ class Worker:
 
     def refuse(self, key: int, error: DraftdError) -> None:
         self.say({"type": "error", "key": key, "code": error.code, "message": error.message})
+
+    def refuse_prefill(self, key: int, error: DraftdError) -> None:
+        self.say({"type": "prefilled", "key": key, "code": error.code, "message": error.message})
 
     def accept(self, body: dict[str, Any]) -> None:
         prompt = self.asked.prompt(body)

@@ -165,8 +165,6 @@ class AsyncClient:
                         connection.give(request, more)
                 return
             except (Unreachable, LeaseExpired) as lost:
-                if not progress.resumable:
-                    raise
                 finished, error = True, lost
             except DraftdError:
                 finished = True  # the error ended it

@@ -164,8 +164,6 @@ class Client:
                         connection.give(request, more)
                 return
             except (Unreachable, LeaseExpired) as lost:
-                if not progress.resumable:
-                    raise
                 finished, error = True, lost
             except DraftdError:
                 finished = True  # the error ended it

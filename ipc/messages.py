@@ -30,6 +30,9 @@ class Message(Fields):
     id: RequestId
 
 
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "deadline"]
+
+
 # ---- client to daemon
 
 
@@ -97,6 +100,7 @@ class Resume(Fields):
 
     tokens: list[Tokens32] = Field(default=[], fail_fast=True)
     characters: int = Field(default=0, ge=0)  # of text
+    finish_reason: FinishReason | None = None  # of one of several answers that has ended
 
 
 class Prompt(Message):
@@ -158,7 +162,7 @@ class Generate(Prompt):
     cache_prompt: bool = True  # start from what is already computed or was answered
     deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)  # from the daemon's receipt
     credit: int | None = Field(default=None, ge=1, le=1_000_000)  # `tokens` messages; None: no limit
-    resume: Resume | None = None
+    resume: Resume | list[Resume] | None = None  # of several answers: one for each, in their order
 
     @model_validator(mode="after")
     def _search_alone(self) -> Generate:
@@ -171,8 +175,6 @@ class Generate(Prompt):
             }
             if wrong := [name for name, given in against.items() if given]:
                 raise ValueError(f"beams does not go with {', '.join(wrong)}: leave one of them out")
-        if self.n > 1 and self.resume is not None:
-            raise ValueError("resume does not go with n: ask for the answers one by one, with seed + i")
         return self
 
     @model_validator(mode="after")
@@ -187,6 +189,19 @@ class Generate(Prompt):
         if self.tools and self.tool_choice == "auto" and self.grammar and self.grammar.kind != "json_schema":
             raise ValueError(f"tools do not go with a {self.grammar.kind} grammar: use a json_schema")
         return self
+
+    @model_validator(mode="after")
+    def _each_answer(self) -> Generate:
+        if self.resume is not None and len(self.had()) != self.n:
+            count = len(self.had())
+            raise ValueError(f"resume is of {count} answers, n is {self.n}: give a list with one for each")
+        return self
+
+    def had(self) -> list[Resume]:
+        """What the app already has, by answer."""
+        if self.resume is None:
+            return [Resume() for _ in range(self.n)]
+        return self.resume if isinstance(self.resume, list) else [self.resume]
 
 
 class Prefill(Prompt):
@@ -258,9 +273,6 @@ class Logprob(Fields):
     bytes: list[int]
     logprob: float
     top: list[Alternative] = []  # the likeliest of this place, the best first
-
-
-FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "deadline"]
 
 
 class ToolCallPart(Fields):

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
-from draftd.ipc.messages import Accepted, Message, Resume, Tokens
+from draftd.ipc.messages import Accepted, FinishReason, Generate, Message, Resume, Tokens
 
 CREDIT = 64  # `tokens` messages the daemon may send before the app has read the first of them
+
+
+@dataclass
+class Had:
+    """What the app has had of one answer, as `Resume` says it."""
+
+    tokens: list[int]
+    characters: int
+    finish_reason: FinishReason | None
 
 
 class Progress:
@@ -18,17 +28,17 @@ class Progress:
         self._began = time.monotonic()
         self._unpaid = 0  # `tokens` messages read since credit was given
         self._lost: float | None = None  # monotonic seconds from when no daemon has said anything of it
-        given = params.get("resume")
-        resume = Resume.model_validate(given) if isinstance(given, dict) else given or Resume()
-        self._tokens = list(resume.tokens)
-        self._characters = resume.characters
+        given = {name: params[name] for name in ("n", "resume") if name in params}
+        asked = Generate(id="0", tokens=[0], **given)  # id and prompt only make it whole
+        self._had = [Had(list(each.tokens), each.characters, each.finish_reason) for each in asked.had()]
 
     def fields(self) -> dict[str, Any]:
         """The fields of `generate` that ask for what is still missing."""
         self._unpaid = 0
         fields = dict(self._params)
-        if self._tokens:
-            fields["resume"] = Resume(tokens=self._tokens, characters=self._characters)
+        if any(each.tokens or each.finish_reason for each in self._had):
+            resume = [Resume(**vars(each)) for each in self._had]
+            fields["resume"] = resume if len(resume) > 1 else resume[0]
         if (limit := fields.get("deadline_ms")) is not None:
             fields["deadline_ms"] = max(1, limit - int((time.monotonic() - self._began) * 1000))
         return fields
@@ -39,14 +49,11 @@ class Progress:
         if isinstance(event, Accepted):
             self._params["seed"] = event.seed
         elif isinstance(event, Tokens):
-            self._tokens += event.tokens
-            self._characters += event.characters
+            had = self._had[event.index]
+            had.tokens += event.tokens
+            had.characters += event.characters
+            had.finish_reason = event.finish_reason or had.finish_reason
             self._unpaid += 1
-
-    @property
-    def resumable(self) -> bool:
-        """Whether another daemon can give the rest: not of several answers at once."""
-        return self._params.get("n", 1) == 1 or not self._tokens
 
     def owed(self) -> int:
         """Credit to give now that the app has come back for more; 0: not yet."""

@@ -188,6 +188,22 @@ def test_a_silent_app_loses_all_its_requests_and_a_talking_one_none(front: Desk)
     assert front.generate(silent, "3")  # the connection goes on
 
 
+# ---- resuming
+
+
+def test_what_an_app_has_had_of_several_answers_is_the_engines_to_go_on_from(front: Desk) -> None:
+    app = front.app()
+    had = [{"tokens": [1], "characters": 1, "finish_reason": "stop"}, {"tokens": [2, 3], "characters": 2}]
+    front.generate(app, n=2, seed=5, resume=had)
+    told = front.told[-1]
+    assert (told["emitted"], told["characters"]) == ([[1], [2, 3]], [1, 2])
+    assert told["endings"][0].items() >= {"finish_reason": "stop", "completion_tokens": 1}.items()
+    assert told["endings"][0]["stats"]["seed"] == 5
+    assert told["endings"][1] is None
+    error = front.ask(app, "generate", "2", prompt="x", n=3, resume=had)
+    assert error["code"] == "invalid_request"
+
+
 # ---- deadlines and cancels
 
 

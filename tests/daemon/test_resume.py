@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from draftd.ipc import AsyncClient, Client, Tokens
+from draftd.ipc.messages import Done
+from draftd.ipc.session import Reply, reply
 from tests.daemon.conftest import Daemon, Serve
 
 PROMPT = "def add(a, b):"
@@ -26,22 +28,26 @@ OPTIONS: dict[str, Any] = {
 
 
 class Reader:
-    """Reads a stream in a thread, and stops after 20 tokens until it may go on."""
+    """Reads a stream in a thread; after 20 tokens, or one of several answers, it stops until it may go on."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, **more: Any) -> None:
         self.address = address
-        self.tokens: list[int] = []
-        self.text = ""
+        self.options = {**OPTIONS, **more}
+        self.parts: list[Tokens] = []
+        self.reply: Reply
         self.begun, self.go_on = threading.Event(), threading.Event()
         self.failed: list[BaseException] = []
         self.thread = threading.Thread(target=self._guarded)
         self.thread.start()
 
-    def take(self, event: object) -> None:
-        if isinstance(event, Tokens):
-            self.tokens += event.tokens
-            self.text += event.text
-        if len(self.tokens) > 20 and not self.begun.is_set():
+    def take(self, event: Tokens | Done) -> None:
+        if isinstance(event, Done):
+            self.reply = reply(self.parts, event)
+            return
+        self.parts.append(event)
+        count = sum(len(part.tokens) for part in self.parts)
+        enough = event.finish_reason if "n" in self.options else count > 20
+        if enough and not self.begun.is_set():
             self.begun.set()
             assert self.go_on.wait(100)
 
@@ -54,7 +60,7 @@ class Reader:
 
     def run(self) -> None:
         with Client(self.address, patience=100) as client:
-            for event in client.generate(**OPTIONS):
+            for event in client.generate(**self.options):
                 self.take(event)
 
 
@@ -64,28 +70,37 @@ class AsyncReader(Reader):
 
     async def read(self) -> None:
         async with AsyncClient(self.address, patience=100) as client:
-            async for event in client.generate(**OPTIONS):
+            async for event in client.generate(**self.options):
                 self.take(event)
 
 
 def test_the_front_killed_in_mid_stream_and_started_again(serve: Serve) -> None:
     daemon = serve("--slots", "2")
+    several = {"n": 3, "stop": ["a"]}
     undisturbed = daemon.client().complete(**OPTIONS)
+    three = daemon.client().complete(**OPTIONS, **several)
     assert len(undisturbed.tokens) == OPTIONS["max_tokens"]
-    readers = [Reader(daemon.endpoint), AsyncReader(daemon.endpoint)]
+    readers = [
+        Reader(daemon.endpoint),
+        AsyncReader(daemon.endpoint),
+        Reader(daemon.endpoint, **several),
+        AsyncReader(daemon.endpoint, **several),
+    ]
     for reader in readers:
         assert reader.begun.wait(60)
     daemon.process.send_signal(signal.SIGKILL)
     daemon.process.wait(20)
     for reader in readers:
-        assert len(reader.tokens) < OPTIONS["max_tokens"]
+        assert not hasattr(reader, "reply")
         reader.go_on.set()
     daemon.start_again()
-    for reader in readers:
+    for reader, expected in zip(readers, (undisturbed, undisturbed, three, three), strict=True):
         reader.thread.join(100)
         assert reader.failed == []
-        assert reader.tokens == undisturbed.tokens
-        assert reader.text == undisturbed.text
+        assert [(each.tokens, each.text, each.finish_reason) for each in reader.reply.answers] == [
+            (each.tokens, each.text, each.finish_reason) for each in expected.answers
+        ]
+        assert reader.reply.usage.completion_tokens == expected.usage.completion_tokens
 
 
 def test_resuming_by_hand_and_a_deadline(shared: Daemon) -> None:

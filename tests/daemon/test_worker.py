@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +79,22 @@ class Letters:
 
 
 class Interrupted(TableTarget):
-    """Runs a function in the middle of its n-th pass, when a message of the front may well come."""
+    """Runs a function in the middle of its n-th pass, when a message of the front may well come; or fails."""
 
     at = 0
+    fails_at = 0
+    failing: Callable[[], None] = staticmethod(lambda: None)  # called before it fails
 
     def interrupt(self) -> None: ...
 
     def forward(self, spans: Sequence[Span]) -> list[Rows]:
         if self.passes + 1 == self.at:
             self.interrupt()
-        return super().forward(spans)
+        rows = super().forward(spans)
+        if self.passes == self.fails_at:
+            self.failing()
+            raise ZeroDivisionError
+        return rows
 
 
 class Bench:
@@ -145,6 +151,20 @@ def test_a_cancel_takes_effect_before_the_next_pass(bench: Bench, reason: str) -
     assert sum(len(body["tokens"]) for body in tokens) == 5
     assert done["finish_reason"] == reason
     assert done["usage"]["completion_tokens"] == 5
+    assert not bench.worker.engine.busy
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "deadline"])
+def test_a_cancel_within_a_long_prompt_takes_effect_behind_one_chunk(bench: Bench, reason: str) -> None:
+    def cancel() -> None:
+        bench.say({"type": "cancel", "key": 1, "reason": reason})
+        bench.say({"type": "stop"})
+
+    bench.worker.engine.scheduler.chunk = 16
+    bench.target.at, bench.target.interrupt = 3, cancel  # type: ignore[method-assign]
+    (done,) = bench.run({**GENERATE, "tokens": [1, 2] * 100})
+    assert bench.target.fed == 3 * 16
+    assert done["finish_reason"] == reason
     assert not bench.worker.engine.busy
 
 
@@ -207,3 +227,52 @@ def test_a_fault_of_ours_ends_one_request_and_not_the_engine(
     (error,) = bench.run(GENERATE, {"type": "stop"})
     assert (error["key"], error["code"]) == (1, "internal")
     assert "ZeroDivisionError" in error["message"]
+
+
+PREFILL = {name: GENERATE[name] for name in ("messages", "prompt", "tokens", "client", "cache_owner", "app")}
+PREFILL |= {"type": "prefill", "key": 2, "conversation": None}
+
+
+def test_a_fault_of_ours_ends_one_prefill_and_not_the_engine(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(body: dict[str, Any]) -> list[int]:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.worker.asked, "prompt", fault)
+        (error,) = bench.run(PREFILL, {"type": "stop"})
+    assert (error["type"], error["key"], error["code"]) == ("prefilled", 2, "internal")
+
+
+@pytest.mark.parametrize("body", [GENERATE, PREFILL], ids=["generate", "prefill"])
+def test_a_fault_in_a_round_ends_the_request_that_it_was_for(ending: Ending, body: dict[str, Any]) -> None:
+    prompt = [1, 2, 3] * 10
+    whole = ending.ask(tokens=prompt, max_tokens=20)
+    ending.target.fails_at = ending.target.passes + 1
+    ending.target.failing = lambda: ending.say({"type": "stop"})
+    (error,) = ending.run({**body, "tokens": [*prompt, 4], "key": 2})
+    assert (error["key"], error["code"]) == (2, "internal")
+    assert not ending.worker.engine.busy
+    assert [ending.worker.jobs, ending.worker.choices, ending.worker.prefills] == [{}, {}, {}]
+    tokens, text, done = ending.ask(tokens=prompt, max_tokens=20)
+    assert (tokens, text) == whole[:2]
+    assert done["usage"]["cached_tokens"] == 0, "what the failed round may have left is not trusted"
+
+
+def test_a_fault_that_could_be_of_several_requests_ends_the_engine(bench: Bench) -> None:
+    bench.target.fails_at = 1
+    with pytest.raises(ZeroDivisionError):
+        bench.run(GENERATE, {**GENERATE, "key": 2})
+
+
+def test_a_second_fault_in_a_row_ends_the_engine(bench: Bench) -> None:
+    bench.target.fails_at = 1
+
+    def next_one() -> None:
+        bench.target.fails_at = 2
+        bench.say({**GENERATE, "key": 2})
+
+    bench.target.failing = next_one
+    with pytest.raises(ZeroDivisionError):
+        bench.run(GENERATE)

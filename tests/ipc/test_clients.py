@@ -503,6 +503,32 @@ def test_a_stream_goes_on_where_it_was(tmp_path: Path, connect: Connect, end: st
     assert 0 < sent.deadline_ms <= 60_000
 
 
+def test_several_answers_go_on_where_they_were(daemon: ScriptedDaemon, connect: Connect) -> None:
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if isinstance(message, Generate) and message.resume is None:
+            say(messages.Accepted(id=message.id, seed=77))
+            say(messages.Tokens(id=message.id, index=0, text="a", tokens=[1], drafted=[False], lengths=[1]))
+            say(messages.Tokens(id=message.id, index=0, text="", tokens=[], drafted=[], finish_reason="stop"))
+            say(messages.Tokens(id=message.id, index=1, text="bc", tokens=[2, 3], drafted=[False, True]))
+            say(messages.Error(id=message.id, code="lease_expired", message="silent"))
+        elif isinstance(message, Generate):
+            say(scripted.done(message.id))
+        else:
+            scripted.answer(message, say)
+
+    daemon.script = script
+    *_, end = connect(daemon.endpoint).generate(prompt="Hi", n=3)
+    assert isinstance(end, Done)
+    while (sent := daemon.wait_for(Generate)).resume is None:
+        pass
+    assert (sent.seed, sent.n) == (77, 3)
+    assert sent.resume == [
+        messages.Resume(tokens=[1], characters=1, finish_reason="stop"),
+        messages.Resume(tokens=[2, 3], characters=2),
+        messages.Resume(),
+    ]
+
+
 def test_a_daemon_that_never_comes_back_ends_the_stream_after_a_while(
     daemon: ScriptedDaemon, connect: Connect
 ) -> None:

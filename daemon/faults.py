@@ -1,0 +1,38 @@
+"""A fault of draftd's own, in the engine, ends the request it met; the others don't hear of it.
+
+Whose it is must be plain: a round that carried several requests, or a second fault without a round in between
+that went well (a GPU that answers nothing but errors), ends the engine, and the front resumes them all.
+"""
+
+from __future__ import annotations
+
+from draftd.daemon import logs
+from draftd.daemon.engine import Engine
+from draftd.daemon.request import Request
+from draftd.ipc.errors import DraftdError
+
+
+class Faults:
+    """What to do about an exception that nobody expected."""
+
+    def __init__(self) -> None:
+        self._last_round_failed = False
+
+    def went_well(self) -> None:
+        """A round ended as it should."""
+        self._last_round_failed = False
+
+    def blame(self, engine: Engine) -> Request | None:
+        """The request at which a round failed; None if that can't be told, and the engine must end."""
+        again, self._last_round_failed = self._last_round_failed, True
+        asked = {request.key: request for request in engine.scheduler.running if not request.cache_only}
+        if again or len(asked) > 1:
+            return None
+        prefills = [request for request in engine.scheduler.running if request.cache_only]
+        return next(iter(asked.values()), prefills[-1] if prefills else None)
+
+
+def told(error: Exception) -> DraftdError:
+    """What an app hears of it; the log has the rest."""
+    logs.crash(error)
+    return DraftdError(f"the daemon failed on this request ({type(error).__name__}): see its log")
