@@ -229,18 +229,19 @@ def run(fuzz: Fuzz, wanted: int) -> None:
     fuzz.settle()
 
 
-def coverage_led() -> str:
+def coverage_led(frames: int) -> str:
     """Atheris over decoder and message types in a process of its own; what came of it."""
     if find_spec("atheris") is None:
-        return "not installed (pip install atheris)"
+        return "not installed"
     with tempfile.TemporaryDirectory() as corpus:
         child = subprocess.run(
             [
                 sys.executable,
                 "-m",
                 "tests.reliability.fuzz_atheris",
-                f"-runs={ATHERIS_RUNS}",
+                f"-runs={frames}",
                 "-rss_limit_mb=1024",
+                f"-artifact_prefix={corpus}/",
                 corpus,
             ],
             capture_output=True,
@@ -249,7 +250,7 @@ def coverage_led() -> str:
         )
     if child.returncode:
         raise SystemExit(child.stderr[-4000:])
-    return f"{ATHERIS_RUNS} frames, no exception but draftd's own"
+    return f"{frames} frames, no exception but draftd's own"
 
 
 def main() -> int:
@@ -277,7 +278,7 @@ def main() -> int:
             ("replies", common),
             ("resident memory of the front, and since a tenth of the frames", grown[0]),
             ("resident memory of the engine, and since a tenth of the frames", grown[1]),
-            ("led by coverage (atheris)", coverage_led()),
+            ("led by coverage (atheris)", coverage_led(ATHERIS_RUNS)),
         ],
     )
     return 0

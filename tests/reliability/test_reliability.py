@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from draftd.ipc import Client
 from tests.daemon.conftest import Serve
-from tests.reliability.fuzz import Fuzz, run
+from tests.reliability.fuzz import Fuzz, coverage_led, run
 from tests.reliability.kills import CAUSES, kill_often, questions
 from tests.reliability.soak import soak
 
@@ -31,6 +33,11 @@ def test_fuzzed_frames_always_get_a_reply_and_break_nothing(serve: Serve) -> Non
     assert fuzz.replies["accepted"]
     assert fuzz.replies["malformed_frame"]
     assert fuzz.replies["invalid_request"]
+
+
+def test_frames_led_by_coverage_raise_nothing_but_our_errors() -> None:
+    pytest.importorskip("atheris")
+    assert coverage_led(20_000).startswith("20000 frames")
 
 
 def test_a_short_soak(serve: Serve) -> None:
