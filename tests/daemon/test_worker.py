@@ -251,7 +251,8 @@ def test_a_fault_in_a_round_ends_the_request_that_it_was_for(ending: Ending, bod
     whole = ending.ask(tokens=prompt, max_tokens=20)
     ending.target.fails_at = ending.target.passes + 1
     ending.target.failing = lambda: ending.say({"type": "stop"})
-    (error,) = ending.run({**body, "tokens": [*prompt, 4], "key": 2})
+    other = (whole[0][0] + 1) % VOCAB  # not what stands there behind the prompt
+    (error,) = ending.run({**body, "tokens": [*prompt, other], "key": 2})
     assert (error["key"], error["code"]) == (2, "internal")
     assert not ending.worker.engine.busy
     assert [ending.worker.jobs, ending.worker.choices, ending.worker.prefills] == [{}, {}, {}]
