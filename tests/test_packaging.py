@@ -37,9 +37,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
-    done = run(
-        sys.executable, "-m", "build", "--no-isolation", "--outdir", place / "dist", source, cwd=place
-    )
+    done = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", place / "dist", source, cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     return place / "dist"
 

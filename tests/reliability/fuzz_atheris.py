@@ -8,6 +8,7 @@ which raw bytes would hit upon once in an age.
 
 from __future__ import annotations
 
+import resource
 import sys
 from typing import Any
 
@@ -22,6 +23,7 @@ TYPES = sorted([*messages.CLIENT_TYPES, "none"])
 NAMES = sorted({name for kind in messages.CLIENT_TYPES.values() for name in kind.model_fields})
 INNER = ["role", "content", "kind", "source", "tokens", "characters"]
 DEEP = 3
+MEMORY = 1 << 30  # bytes: a frame that takes more raises MemoryError
 
 
 def value(choices: atheris.FuzzedDataProvider, depth: int = 0) -> Any:
@@ -68,5 +70,6 @@ def one(data: bytes) -> None:
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     atheris.Setup(sys.argv, one)
     atheris.Fuzz()
