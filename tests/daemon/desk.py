@@ -89,6 +89,7 @@ class Desk:
                 "drafted": [False] * len(tokens),
                 "lengths": [1] * len(tokens),
                 "rounds": [0, 0],
+                "tool_calls": [],
             }
         )
 

@@ -59,7 +59,7 @@ def test_what_waits_of_several_answers_is_kept_apart(front: Desk) -> None:
     key = front.generate(app, n=2, credit=1)
     for index, letter in ((0, "a"), (1, "b"), (0, "c"), (1, "d")):
         part = {"index": index, "text": letter, "tokens": [index], "drafted": [False], "lengths": [1]}
-        front.front.jobs.relay({"type": "tokens", "key": key, "rounds": [0, 0], **part})
+        front.front.jobs.relay({"type": "tokens", "key": key, "rounds": [0, 0], "tool_calls": [], **part})
     ending = {"finish_reason": "length", "completion_tokens": 2, "stats": {}, "books": {}}
     front.front.jobs.relay({"type": "ended", "key": key, "index": 1, "ending": ending})
     assert app.hear()["text"] == "a"
