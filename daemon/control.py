@@ -26,8 +26,12 @@ HORIZON = 128  # tokens an answer is expected to go on for; later, as many as it
 PROBING = 0.01  # share of all time that may be spent on finding out what no longer pays
 PURSE = 8.0  # passes of the target that probing can save up
 TRUST = 3.0  # tokens' worth of what earlier requests say of a new one
+DOUBT = 0.6  # acceptance in texts that suit a draft least: if even that pays, it begins at once
+WAIT = 4  # else after so many tokens of the target alone, which say how predictable the text is
+EASY = 0.75  # hope that makes signs unnecessary
+TYPICAL, SIGNS = 0.65, 6.0  # acceptance of an unknown text, and how many tokens' signs that is worth
 MARGIN = 0.02  # tokens a round that the model must gain over doing without
-JUDGED = 12  # rounds of model drafting that make a request one where it pays
+JUDGED = 12  # rounds of model drafting, or passes saved, that make a request one where it pays
 FRESH = 150  # rounds after which the target's plain pass is looked at again
 
 
@@ -49,6 +53,7 @@ class Control:
         self._ahead = Averages(0.9, 1)
         # Each disappointment is paid from the purse; an overdrawn one has to be filled before the next.
         hope = controller.hope if controller.purse > -PURSE * controller.target.seconds(1) else 0.0
+        self._hope = hope
         self._ahead.add((1.0 - hope) * controller.ahead.mean(0) + hope * controller.good, weight=TRUST)
         self._other = 0.0  # share of recent rounds in which the model rested
         self._judged = False
@@ -70,12 +75,13 @@ class Control:
         found: Sequence[float] = (),
         rows_elsewhere: int = 0,
         tokens_elsewhere: float = 0.0,
+        signs: Sequence[float] | None = None,
     ) -> Plan:
         """What to draft now.
 
         `remaining`: tokens that the request may still give; `found`: confidences of what the suffix offers;
         `rows_elsewhere`, `tokens_elsewhere`: what other requests add to the pass and will get from it (last
-        round's figures will do).
+        round's figures will do); `signs`: how sure the target was of its first tokens, if that is looked at.
         """
         limit = max(0, min(self.controller.longest, remaining - 1))
         self._found = found = found if self.looks_up else ()
@@ -85,7 +91,7 @@ class Control:
         elif self.mode != "auto":
             plan = self._fixed(self.mode[0], min(limit, self.mode[1]), len(found))
         else:
-            plan = self._choose(limit, remaining, tokens_elsewhere)
+            plan = self._choose(limit, remaining, tokens_elsewhere, self._foresee(signs))
         self._plan = plan
         self.rounds[plan.source] += 1
         self.controller.choices[plan.source] += 1
@@ -99,7 +105,23 @@ class Control:
             source = "model" if not used else "suffix" if used == limit else "chain"
         return Plan(source, used if source == "suffix" else limit, used)
 
-    def _choose(self, limit: int, remaining: int, tokens_elsewhere: float) -> Plan:
+    def _foresee(self, signs: Sequence[float] | None) -> float:
+        """Acceptance to expect; before the model has drafted, by how sure the target is of its tokens.
+
+        A draft's first pass over a prompt takes as long as several plain rounds, which a short answer that
+        suits it badly would never win back.
+        """
+        if signs is None or self._modelled.weight:
+            return min(0.995, self._ahead.mean(0))
+        certain = self.controller.certain
+        rates = [certain.rate(bin_of(sign)) for sign in signs]
+        base = (1.0 - self._hope) * TYPICAL + self._hope * self.controller.good
+        expected = (SIGNS * base + sum(rates)) / (SIGNS + len(rates))
+        self._ahead = Averages(0.9, 1)
+        self._ahead.add(expected, weight=TRUST)
+        return min(expected, 0.995 if len(signs) >= WAIT or self._hope > EASY else DOUBT)
+
+    def _choose(self, limit: int, remaining: int, tokens_elsewhere: float, ahead: float) -> Plan:
         shared = self.controller
         target, draft = shared.target, shared.draft
         base = min(1 + self._rows_elsewhere, KNOTS[-1] - limit - 1)  # beyond, a row costs what it does there
@@ -110,7 +132,6 @@ class Control:
         plain = target.seconds(1)
         price = (tokens + tokens_elsewhere) / max(length * plain, 1e-9)
         price = max(price, (1.0 + tokens_elsewhere) / rows[0])
-        ahead = min(0.995, self._ahead.mean(0))
         step = draft.seconds(1)
 
         def plan(source: Source, most: int, found: int) -> Plan:
@@ -162,7 +183,7 @@ class Control:
             shared.hope *= 0.5
             shared.purse -= max(0.0, self._lost) * shared.target.seconds(1)
             self._judged = True
-        elif self.rounds["model"] >= JUDGED:
+        elif self.rounds["model"] >= JUDGED or self._lost <= -JUDGED:
             shared.hope = 1.0
             shared.purse = max(0.0, shared.purse)
             shared.good += 0.3 * (ahead - shared.good)
@@ -187,6 +208,8 @@ class Control:
         modelled = len(drafted) - used
         fed = self._unseen + used
         self._learn_acceptance(drafted, used, max(0, outcome.agreed), emitted, max(0, outcome.found_agreed))
+        if modelled and not used and outcome.certainty is not None:
+            shared.certain.learn(bin_of(outcome.certainty), outcome.agreed > 0)
         if modelled:
             if fed <= 2:
                 shared.draft.observe(1, outcome.draft_seconds / modelled)

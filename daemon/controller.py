@@ -34,6 +34,7 @@ class Controller:
         self.calibrations = {
             (source, chosen): Calibration() for source in ("suffix", "model") for chosen in CHOSEN
         }
+        self.certain = Calibration()  # how often the draft agrees by how sure the target is of its own choice
         # A round's tokens and its length in plain passes, apart for where the suffix has much to offer: a
         # second is worth what the tokens next to come take, and these two are not alike.
         self.paces = {False: Averages(0.98, 2), True: Averages(0.98, 2)}
@@ -44,8 +45,8 @@ class Controller:
         )  # a model round's expected accepted, its drafted tokens, extra passes
         self.ahead = Averages(0.98, 1)  # acceptance of the next token while all so far are accepted
         self.ahead.add(0.75)
-        # A text may suit the draft though the last did not: how much to hope so, and for what acceptance.
-        self.hope, self.good = 1.0, 0.8
+        # How far the texts of late let one hope that the next suits the draft too, and what acceptance then.
+        self.hope, self.good = 0.0, 0.8
         self.purse = 0.0  # seconds saved up for probing
         self.choices: Counter[str] = Counter()
         self.since_plain = 0
@@ -74,6 +75,7 @@ class Controller:
                 f"{source}/{chosen}": CalibrationState(tried=calibration.tried, accepted=calibration.accepted)
                 for (source, chosen), calibration in self.calibrations.items()
             },
+            certain=CalibrationState(tried=self.certain.tried, accepted=self.certain.accepted),
             hope=self.hope,
             good=self.good,
             averages={name: [average.weight, *average.sums] for name, average in self._averages().items()},
@@ -93,6 +95,7 @@ class Controller:
         for (source, chosen), calibration in self.calibrations.items():
             if kept := learnt.calibrations.get(f"{source}/{chosen}"):
                 calibration.restore(kept.tried, kept.accepted)
+        self.certain.restore(learnt.certain.tried, learnt.certain.accepted)
         self.hope, self.good = learnt.hope, learnt.good
         for name, average in self._averages().items():
             kept_average = learnt.averages.get(name)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from draftd.daemon.scheduler import Work
 
 NOTHING = Plan("none", 0)
+WATCHED = 32  # rounds of a request in which the target's certainty is looked at
 
 
 @dataclass(slots=True)
@@ -99,6 +100,11 @@ class Drafting:
                 drafted.kept = len(drafted.made.tokens)
         return drafts
 
+    def watches(self, request: Request) -> bool:
+        """Is it of use to know how sure the target is of this request's next token?"""
+        model = "model" in self.controller.sources
+        return model and request.mode == "auto" and len(request.certainty) < WATCHED
+
     def learn(self, request: Request, drafted: Drafted, tokens: list[int], seconds: float) -> None:
         """Tell the controller what the target said (`tokens`, before a stop cuts them) and the round took."""
         request.last_rows, request.last_tokens = 1 + drafted.kept, len(tokens)
@@ -112,6 +118,7 @@ class Drafting:
                 found_agreed=common_prefix(drafted.found, tokens),
                 draft_seconds=drafted.model_seconds,
                 seconds=seconds,
+                certainty=request.certainty[-1] if len(request.certainty) > request.tally.rounds else None,
             )
         )
 
@@ -169,6 +176,7 @@ class Drafting:
             found.confidence,
             rows_elsewhere=sum(other.last_rows for other in others),
             tokens_elsewhere=sum(other.last_tokens for other in others),
+            signs=request.certainty,
         )
         used = drafted.plan.found
         drafted.made = Proposal(found.tokens[:used], found.confidence[:used])

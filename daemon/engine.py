@@ -17,6 +17,7 @@ from draftd.daemon.scheduler import Scheduler, Work
 from draftd.models.base import Rows, Span, Target
 from draftd.models.logprobs import Logprob, logprob
 from draftd.models.rejection import Dice, verify_rejection
+from draftd.models.sampling import certainty
 from draftd.models.verify import verify
 
 
@@ -121,6 +122,8 @@ class Engine:
         else:
             given = (request.rejection, request.sampling, self.dice, request.processors)
             tokens = verify_rejection(rows, drafted.tokens, drafted.laws, *given)
+        if self.drafting.watches(request):
+            request.certainty.append(certainty(rows[0]))
         request.cached += len(tokens) - 1
         self.target.truncate(request.slot, request.cached)
         return tokens

@@ -12,7 +12,7 @@ from draftd.daemon.calibration import BINS
 from draftd.daemon.costs import KNOTS
 from draftd.models.digest import replace_file
 
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 FOLDER = "learnt"  # in the state directory
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,11 @@ class CalibrationState(_State):
 class Learnt(_State):
     """Costs, calibration and typical rounds of one pair on one machine."""
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     target: CostsState
     draft: CostsState
     calibrations: dict[str, CalibrationState]
+    certain: CalibrationState
     hope: Share
     good: Share
     averages: dict[str, list[Count]]  # by name: weight, then sums

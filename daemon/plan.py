@@ -90,6 +90,7 @@ class Outcome:
     found_agreed: int = 0  # leading tokens that the suffix found which are the target's, used or not
     draft_seconds: float = 0.0  # this request's share of the model's drafting
     seconds: float = 0.0  # the whole round
+    certainty: float | None = None  # of the target, in its choice of the round's first token
 
 
 def best_cut(

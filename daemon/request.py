@@ -95,6 +95,7 @@ class Request:
     cached: int = 0  # positions of `tokens` that stand in the target's slot
     reused: int = 0  # of the prompt, when it first got a slot
     control: Control | None = None
+    certainty: list[float] = field(default_factory=list)  # of the target, in the first rounds' first tokens
     last_rows: int = 1  # in the last pass
     last_tokens: int = 1  # given by the last pass
     tally: Tally = field(default_factory=Tally)

@@ -14,14 +14,16 @@ import numpy as np
 from draftd.ipc.errors import ContextOverflow, EngineFailed
 from draftd.models import native
 from draftd.models.base import Rows, Span, State
-from draftd.models.llama_load import Report, load_model, open_context
+from draftd.models.llama_load import Report, full_precision, load_model, open_context
+
+TILE = 4  # rows that llama.cpp's kernels for repacked weights take at once; fewer go one by one
 
 
 class LlamaTarget:
     """models.base.Target over llama.cpp; rows are views of its output, valid until the next forward."""
 
     def __init__(
-        self, path: Path, model: int, slots: int, context: int, threads: int, gpu_layers: int
+        self, path: Path, model: int, slots: int, context: int, threads: int, gpu_layers: int, tiled: bool
     ) -> None:
         self.path = path
         self._model = model
@@ -30,6 +32,7 @@ class LlamaTarget:
         self.context = context
         self._threads = threads
         self._gpu_layers = gpu_layers
+        self._tiled = tiled
         self._context = 0  # there while a slot may hold something
         self._open()
         self._batch = _Batch(llama_cpp.llama_n_batch(self._context))
@@ -146,6 +149,8 @@ class LlamaTarget:
         parts: list[list[Rows]] = [[] for _ in spans]
         for pieces in passes:
             first_rows = self._batch.fill([span for _, span in pieces])
+            if self._tiled and self._batch.struct.n_tokens == TILE - 1 and len(pieces) == 1:
+                self._pad(pieces[0][1])
             if code := llama_cpp.llama_decode(self._context, self._batch.struct):
                 self._fail(spans, code)
             for (index, span), first in zip(pieces, first_rows, strict=True):
@@ -154,6 +159,13 @@ class LlamaTarget:
                     rows = self._rows(first, span.rows)
                     parts[index].append(rows if len(passes) == 1 else rows.copy())
         return [self._join(part) for part in parts]
+
+    def _pad(self, span: Span) -> None:
+        """Feed one token more, of which nothing is kept: a whole tile takes less time than most of one."""
+        end = span.start + len(span.tokens)
+        if end < self.context:
+            self._batch.add(span.tokens[-1], end, span.slot)
+            self._removals.add(span.slot)
 
     def _split(self, spans: Sequence[Span]) -> list[list[tuple[int, Span]]]:
         """The spans cut so that each pass has at most as many tokens as llama.cpp takes."""
@@ -287,6 +299,12 @@ class _Batch:
         self.struct.n_tokens = at
         return first_rows
 
+    def add(self, token: int, position: int, slot: int) -> None:
+        """One token behind those that were laid, without a row."""
+        at = self.struct.n_tokens
+        self._token[at], self._position[at], self._slot[at], self._wanted[at] = token, position, slot, 0
+        self.struct.n_tokens = at + 1
+
 
 def _load(
     path: Path,
@@ -299,7 +317,8 @@ def _load(
 ) -> LlamaTarget:
     model = load_model(path, gpu_layers=gpu_layers, extra_bufts=extra_bufts, report=report)
     try:
-        return LlamaTarget(path, model, slots, context, threads, gpu_layers)
+        tiled = extra_bufts and not gpu_layers and not full_precision(model)
+        return LlamaTarget(path, model, slots, context, threads, gpu_layers, tiled)
     except BaseException:
         llama_cpp.llama_model_free(model)
         raise

@@ -85,11 +85,16 @@ def _context_params(model: int, slots: int, length: int, threads: int, gpu_layer
     # pass attends to what other slots hold. The price: spans of different lengths are cut into equal pieces.
     params.kv_unified = False
     params.swa_full = True
-    if llama_cpp.llama_model_ftype(model) == _GGML_F32:
+    if full_precision(model):
         # keep fp32 all the way: the cache is fp16 otherwise, and flash attention rounds to fp16 anyway
         params.type_k = params.type_v = _GGML_F32
         params.flash_attn_type = _FLASH_OFF
     return params
+
+
+def full_precision(model: int) -> bool:
+    """Are the weights in fp32, as they were trained?"""
+    return bool(llama_cpp.llama_model_ftype(model) == _GGML_F32)
 
 
 def _no_rollback(model: int) -> str:

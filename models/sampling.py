@@ -97,3 +97,8 @@ def confidence(row: Row, token: int) -> float:
     """The probability of a token at temperature 1: what a draft believes of its own choice."""
     weights = np.exp(row - row[token])
     return float(1.0 / weights.sum())
+
+
+def certainty(row: Row) -> float:
+    """The probability of the likeliest token at temperature 1: how sure a model is of how to go on."""
+    return confidence(row, int(row.argmax()))

@@ -20,6 +20,7 @@ from draftd.daemon.controller import Controller
 from draftd.daemon.plan import Outcome
 
 PROMPT, ANSWER = 60, 256  # tokens of a request
+CERTAIN = 0.5  # log-odds by which the target is surer of a token than the draft is right
 OFFER = 32  # tokens the suffix offers at most
 
 # ---- machines: milliseconds by rows, from measurements on two cores
@@ -52,14 +53,15 @@ SHIPPED = {1: 40.0, 5: 76.0, 8: 91.0, 16: 134.0, 32: 269.0}
 SMALL = {1: 9.0, 5: 20.0, 8: 29.0, 16: 47.0, 32: 125.0}
 FLAT = {1: 286.0, 5: 290.0, 8: 291.0, 16: 292.0, 20: 388.0, 32: 388.0, 48: 480.0}
 STEEP = {1: 80.0, 5: 128.0, 8: 156.0, 16: 223.0, 32: 313.0}
-STEPPED = {1: 94.0, 5: 232.0, 8: 310.0, 16: 322.0, 32: 518.0}
+STEPPED = {1: 95.0, 2: 138.0, 3: 152.0, 4: 152.0, 5: 190.0, 8: 270.0, 16: 335.0, 32: 578.0}
+HEAVY = {1: 31.0, 5: 60.0, 57: 400.0}
 TINY = {1: 38.0, 5: 40.0, 8: 41.0, 16: 48.0, 32: 51.0}
 MACHINES = {
     "transformers, tuned draft": Machine(FLAT, TUNED),
     "transformers, shipped draft": Machine(FLAT, SHIPPED),
     "llama.cpp, tuned draft": Machine(STEEP, TUNED),
     "llama.cpp, shipped draft": Machine(STEEP, SHIPPED),
-    "llama.cpp without AMX, tuned draft": Machine(STEPPED, TUNED),
+    "llama.cpp without AMX, tuned draft": Machine(STEPPED, HEAVY),
     "135M, 135M draft": Machine(TINY, SMALL),
 }
 
@@ -94,6 +96,7 @@ class Text:
     """One answer, position by position."""
 
     confidence: list[float] = field(default_factory=list)  # of the draft's choice, all before it being right
+    certainty: list[float] = field(default_factory=list)  # of the target in its own
     agrees: list[bool] = field(default_factory=list)
     astray: list[float] = field(default_factory=list)  # of its choice once it is on a wrong path
     offers: list[tuple[list[float], int]] = field(default_factory=list)  # the suffix's, and how much is right
@@ -104,6 +107,7 @@ def write(kind: Kind, length: int, random: Random) -> Text:
     text = Text()
     centre = _centre(kind.rate)
     sticky, rest = random.gauss(0, 1), 0
+    aside = Random(sticky)
     ends: list[int] = []
     copying = random.random() < kind.copied
     total = length + OFFER + 1
@@ -119,6 +123,7 @@ def write(kind: Kind, length: int, random: Random) -> Text:
         sticky = 0.4 * sticky + 0.92 * random.gauss(0, 1)
         odds = centre + 2.5 * sticky + (2.0 if copying else 0.0)
         text.agrees.append(random.random() < _squash(odds))
+        text.certainty.append(_squash(odds + CERTAIN + aside.gauss(0, 1.0)))
         text.confidence.append(_squash(odds + kind.overconfident + random.gauss(0, 0.5)))
         text.astray.append(_squash(centre - 0.5 + 2.5 * random.gauss(0, 1) + kind.overconfident))
     for left in ends[:length]:
@@ -165,6 +170,7 @@ def texts(regime: str, requests: int, seed: int = 1, length: int = ANSWER) -> li
         for part in parts:
             keep = length // len(halves) if part is not parts[-1] else None
             whole.confidence += part.confidence[:keep]
+            whole.certainty += part.certainty[:keep]
             whole.agrees += part.agrees[:keep]
             whole.astray += part.astray[:keep]
             whole.offers += part.offers
@@ -236,9 +242,10 @@ def run_one(
 ) -> float:
     target, drafting = tables
     at, unseen, spent = 0, PROMPT, 0.0
+    signs = text.certainty[:1]
     while at < length:
         offer, right = text.offers[at]
-        plan = control.plan(length - at, offer if control.looks_up else ())
+        plan = control.plan(length - at, offer if control.looks_up else (), signs=signs)
         models = plan.source in ("model", "chain")
         drafted = draft(text, at, plan.found, plan.limit, plan.proceed if models else None)
         kept = plan.keep(drafted.confidences)
@@ -251,7 +258,11 @@ def run_one(
         spent += cost + target[1 + kept]
         told, passed = weather(cost) if made else 0.0, weather(target[1 + kept])
         controller.took(1 + kept, passed)
-        control.learn(Outcome(drafted.confidences, agreed, emitted, min(right, emitted), told, told + passed))
+        sign = text.certainty[at]
+        signs.append(sign)
+        control.learn(
+            Outcome(drafted.confidences, agreed, emitted, min(right, emitted), told, told + passed, sign)
+        )
         at += emitted
     return spent
 

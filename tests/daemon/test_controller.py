@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from draftd.daemon.averages import Averages
 from draftd.daemon.calibration import CHOSEN
 from draftd.daemon.control import Control, Mode
 from draftd.daemon.controller import Controller
@@ -115,6 +116,23 @@ def drive(control: Control, machine: Machine, text: Text, length: int = 64) -> l
     watched = Watched(control.controller, control.mode, "greedy", PROMPT)
     run_one(control.controller, watched, machine.tables(), text, Weather(Random(3)), length)
     return plans
+
+
+def test_a_short_answer_that_the_target_is_unsure_of_never_pays_for_trying_the_draft() -> None:
+    machine = MACHINES["llama.cpp without AMX, tuned draft"]
+    short = texts("prose", 14, length=24)
+    spent = run(Controller(("model",)), machine, short, Weather(Random(7)), 24)
+    assert plain(machine, 14, 24) / sum(spent) >= 0.95
+
+
+def test_how_sure_the_target_is_decides_whether_the_draft_begins() -> None:
+    for sure, source in ((0.99, "model"), (0.2, "none")):
+        controller = Controller(("model",))
+        run(controller, MACHINES["llama.cpp without AMX, tuned draft"], texts("stem", 3), Weather(Random(7)))
+        controller.hope, controller.purse, controller.modelled = 0.0, 0.0, Averages(0.98, 3)
+        control = controller.begin(unseen=60)
+        assert control.plan(200, signs=[sure]).source == "none"  # one token says little
+        assert control.plan(200, signs=[sure] * 10).source == source
 
 
 def test_off_never_drafts_and_leaves_the_rest_alone() -> None:

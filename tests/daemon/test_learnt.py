@@ -34,7 +34,7 @@ def cut(text: str) -> str:
 
 
 def wrong_version(text: str) -> str:
-    return text.replace('"version":1', '"version":2')
+    return text.replace('"version":2', '"version":1')
 
 
 def short_table(text: str) -> str:

@@ -106,6 +106,18 @@ def test_every_rollback_equals_a_fresh_prefill(target: LlamaTarget) -> None:
         target.truncate(slot, keep)
 
 
+def test_a_padded_pass_leaves_nothing_behind(target: LlamaTarget) -> None:
+    """Three tokens are fed as four to a quantised model; what follows must not see the fourth."""
+    tokens = text(5)
+    three = target.forward([Span(0, 0, tokens[:3], 3)])[0].copy()
+    assert close(target, three, fresh(target, tokens[:4], 4)[:3])
+    assert close(target, target.forward([Span(0, 3, tokens[3:], 1)])[0].copy(), fresh(target, tokens))
+    full = text(CONTEXT)
+    target.forward([Span(1, 0, full[: CONTEXT - 3], 0)])
+    last = target.forward([Span(1, CONTEXT - 3, full[CONTEXT - 3 :], 1)])[0].copy()  # no room for a fourth
+    assert close(target, last, fresh(target, full))
+
+
 def test_a_rollback_far_beyond_the_window(folder: Path) -> None:
     target = LlamaTarget.load(folder / "window.gguf", slots=2, context=1000, threads=1)
     tokens = text(1000)

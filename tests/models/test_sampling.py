@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from draftd.models.noise import BLOCK, Noise
-from draftd.models.sampling import Sampling, choose, confidence, keep
+from draftd.models.sampling import Sampling, certainty, choose, confidence, keep
 
 samplings = st.builds(
     Sampling,
@@ -109,6 +109,11 @@ def test_noise_depends_on_seed_position_and_token_only() -> None:
 def test_confidence_is_the_softmax() -> None:
     row = np.log(np.array([0.1, 0.2, 0.7], np.float32))
     assert confidence(row, 1) == pytest.approx(0.2, rel=1e-5)
+
+
+def test_certainty_is_the_likeliest_token_s() -> None:
+    row = np.log(np.array([0.1, 0.7, 0.2], np.float32))
+    assert certainty(row) == pytest.approx(0.7, rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e-38, 1e-7, 1e-6, 1e-3])
