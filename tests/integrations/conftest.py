@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from draftd.ipc import Client
-from tests.daemon.conftest import Daemon, serving
-from tests.daemon.test_tools import tool_files
+from tests.daemon.conftest import Daemon, serving, tool_files
 
 __all__ = ["tool_files"]
 
