@@ -1,7 +1,7 @@
 """What a pair takes of the memory and of a GPU, before anything is loaded, and what of it fits.
 
-Weights and caches are counted from the files; the constants below are estimates, not yet held against what
-a loaded pair has resident.
+Weights and caches are counted from the files; the constants below are fitted to what loaded pairs have
+resident with their caches full (docs/reliability.md).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from draftd.models.fetch import cached_path
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 GGUF_BITS = 4.8  # a weight in a 4-bit file, its wider tensors included: where the file is not here yet
-FRONT = 60_000_000  # the front's process
-RUNTIME = {"llama_cpp": 150_000_000, "transformers": 550_000_000}  # the engine's libraries
-VOCABULARY = 700  # bytes of an entry in a tokenizer
+FRONT = 50_000_000  # the front's process
+RUNTIME = {"llama_cpp": 100_000_000, "transformers": 400_000_000}  # the engine's libraries
+VOCABULARY = 500  # bytes of an entry in a tokenizer
 CHUNK = 512  # tokens of a prompt's pass
 ROWS = 64  # rows of logits of a wide pass
 SMALLEST = 512  # positions, below which a smaller context is not worth proposing
@@ -164,33 +164,44 @@ def _budget(
     elif shape is not None and gpu_layers:
         on_gpu = 1.0 if gpu_layers < 0 else min(1.0, gpu_layers / (shape.layers + 1))
     held = weights(pair.target, settings, backend)
-    for name, count in _model("target", held, shape, settings, backend, context, slots):
-        items.append(Item(name, count - int(on_gpu * count), int(on_gpu * count)))
+    items += _model("target", held, shape, settings, backend, context, slots, on_gpu)
     if settings.speculate and (found := draft_file(pair, settings)) is not None:
         drafting = _shape(found[0])
         held = found[0].stat().st_size if found[0].is_file() else 0
         layers = 1.0 if settings.gpu_layers else 0.0
-        for name, count in _model("draft", held, drafting, settings, "llama_cpp", context, slots):
-            items.append(Item(name, count - int(layers * count), int(layers * count)))
+        items += _model("draft", held, drafting, settings, "llama_cpp", context, slots, layers)
     return Budget(backend, context, slots, gpu_layers, tuple(items))
 
 
 def _model(
-    role: str, held: int, shape: Shape | None, settings: Settings, backend: str, context: int, slots: int
-) -> Iterator[tuple[str, int]]:
-    """A model's parts and their bytes; only its weights where the file that would tell more is not here."""
-    yield f"{role}: weights", held
+    role: str,
+    held: int,
+    shape: Shape | None,
+    settings: Settings,
+    backend: str,
+    context: int,
+    slots: int,
+    on_gpu: float,
+) -> Iterator[Item]:
+    """A model's parts, a share of them on the GPU; lacking the file that tells it, the weights alone."""
+
+    def item(what: str, count: int) -> Item:
+        return Item(f"{role}: {what}", count - int(on_gpu * count), int(on_gpu * count))
+
+    yield item("weights", held)
     if shape is not None:
+        if backend == "llama_cpp" and shape.packed:
+            yield Item(f"{role}: weights packed for the processor", int((1.0 - on_gpu) * shape.packed))
         context = min(context, shape.longest or context)
         width = 2 if backend == "llama_cpp" else BYTES[settings.dtype]
-        yield f"{role}: keys and values", shape.position_elements * context * slots * width
-        yield f"{role}: passes and vocabulary", _working(shape, backend)
+        yield item("keys and values", shape.position_elements * context * slots * width)
+        yield item("passes and vocabulary", _working(shape, backend))
 
 
 def _working(shape: Shape, backend: str) -> int:
     """What passes compute in: a prompt's activations, rows of logits; and the tokenizer."""
     logits = 4 * shape.vocab * ROWS
-    activations = 4 * CHUNK * shape.width * (40 if backend == "transformers" else 20)
+    activations = 4 * CHUNK * shape.width * (40 if backend == "transformers" else 10)
     return logits + activations + VOCABULARY * shape.vocab
 
 

@@ -18,6 +18,9 @@ from draftd.ipc.errors import CorruptModel
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 OUTPUT = ("output.weight", "lm_head.weight")
+# ggml's numbers of Q4_0, Q2_K, Q4_K and IQ4_NL: llama.cpp packs such weights for the CPU (x86 without AMX), a
+# copy beside the mapped file
+PACKED = (2, 10, 12, 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Shape:
     elements: int  # weights, an output that is tied to the embedding counted once
     tied: bool  # the output is the embedding
     size: int  # bytes of the weights' files
+    packed: int  # of these, bytes that llama.cpp keeps a second time, packed for the CPU
     longest: int | None  # positions it was trained for
 
     @property
@@ -66,20 +70,22 @@ def _from_directory(path: Path) -> Shape | None:
         tensors |= {name: tuple(each["shape"]) for name, each in header.items() if name != "__metadata__"}
     keys = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")
     found = [config.get(key) for key in (*keys, "max_position_embeddings")]
-    return _shape(found, config.get("vocab_size"), tensors, size)
+    return _shape(found, config.get("vocab_size"), tensors, size, 0)
 
 
 def _from_gguf(path: Path) -> Shape | None:
     with path.open("rb") as file:
-        values, tensors = _read_gguf(file)
+        values, tensors, packed = _read_gguf(file, path.stat().st_size)
     prefix = str(values.get("general.architecture", ""))
     keys = ("block_count", "attention.head_count", "attention.head_count_kv", "embedding_length")
     found = [values.get(f"{prefix}.{key}") for key in (*keys, "attention.key_length", "context_length")]
     vocab = max((shape[1] for name, shape in tensors.items() if name == "token_embd.weight"), default=None)
-    return _shape(found, vocab, tensors, path.stat().st_size)
+    return _shape(found, vocab, tensors, path.stat().st_size, packed)
 
 
-def _shape(found: list[Any], vocab: Any, tensors: Mapping[str, tuple[int, ...]], size: int) -> Shape | None:
+def _shape(
+    found: list[Any], vocab: Any, tensors: Mapping[str, tuple[int, ...]], size: int, packed: int
+) -> Shape | None:
     layers, heads, kv_heads, width, head_width, longest = found
     if not all(isinstance(value, int) and value > 0 for value in (layers, heads, width, vocab)):
         return None
@@ -92,12 +98,13 @@ def _shape(found: list[Any], vocab: Any, tensors: Mapping[str, tuple[int, ...]],
         elements=sum(math.prod(shape) for shape in tensors.values()),
         tied=not any(name in tensors for name in OUTPUT),
         size=size,
+        packed=packed,
         longest=longest if isinstance(longest, int) else None,
     )
 
 
-def _read_gguf(file: BinaryIO) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """A GGUF file's metadata without its lists, and its tensors' shapes, the row length first."""
+def _read_gguf(file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, tuple[int, ...]], int]:
+    """A GGUF file's metadata without its lists, its tensors' shapes, the row length first, bytes packed."""
     magic, _, tensors, count = struct.unpack("<4sIQQ", file.read(24))
     if magic != b"GGUF":
         raise KeyError(magic)
@@ -106,12 +113,17 @@ def _read_gguf(file: BinaryIO) -> tuple[dict[str, Any], dict[str, tuple[int, ...
         key = _string(file)
         values[key] = _value(file, *struct.unpack("<I", file.read(4)))
     shapes = {}
+    begins: list[tuple[int, bool]] = []  # where each tensor's bytes begin, and whether they are packed
     for _ in range(tensors):
         name = _string(file)
         (dimensions,) = struct.unpack("<I", file.read(4))
         shapes[name] = struct.unpack(f"<{dimensions}Q", file.read(8 * dimensions))
-        file.read(12)  # its type and where it begins
-    return values, shapes
+        kind, begin = struct.unpack("<IQ", file.read(12))
+        begins.append((begin, kind in PACKED and name != "token_embd.weight"))
+    begins.sort()
+    ends = [begin for begin, _ in begins[1:]] + [size - file.tell()]
+    packed = sum(end - begin for (begin, is_packed), end in zip(begins, ends, strict=True) if is_packed)
+    return values, shapes, packed
 
 
 def _value(file: BinaryIO, kind: int) -> Any:
