@@ -7,10 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 PACKAGES := ipc models drafts daemon
-FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES) daemon/page systemd)))
+FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES) daemon/page daemon/quality systemd)))
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict
 
-.PHONY: help demo screenshots recording test test-qwen test-systemd test-million lint bench bench-peers install clean FORCE
+.PHONY: help demo screenshots recording test test-qwen test-systemd test-million lint bench bench-peers bench-check install clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,6 +50,9 @@ bench-peers: install ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-cod
 	@$(BIN)/python bench/side_by_side.py --pair $(or $(PAIR),qwen2.5-coder) --backend $(or $(BACKEND),transformers) \
 		--prompts $(PROMPTS) --python llama_server=.venv-peers/bin/python \
 		--python openvino_genai_=.venv-peers/bin/python --json $(VENV)/peers.json $(ARGS)
+
+bench-check: install ## ratios within one run against bench/floors.toml: fails when draftd became slower
+	@$(BIN)/python bench/check.py $(ARGS)
 
 kills: install ## COUNT=100 PAIR=smollm2: end the engine in mid-stream so often, and compare the answers
 	@$(BIN)/python -m tests.reliability.kills --count $(or $(COUNT),100) $(if $(PAIR),--pair $(PAIR))

@@ -1,6 +1,6 @@
 """Write docs/benchmarks.md: `python bench/report.py OUT.json ...`.
 
-The files are those that `draftd bench --json` and `bench/side_by_side.py --json` wrote, in the page's order.
+The files are those that `draftd bench --json` and the programs of this folder wrote, in the page's order.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+import report_limits
 import report_peers
 
 from draftd.daemon.bench_table import geometric_mean, share_of_best
@@ -34,6 +35,7 @@ def main(files: list[Path]) -> None:
         (DOCS / picture).write_text(report_peers.plot(beside), "utf-8")
         parts += [report_peers.section(beside), f"![tokens a second by contender]({picture})"]
     parts += [simulated(each) for each in documents if each.get("kind") == "simulated"]
+    parts += [report_limits.section(each) for each in documents if each.get("kind") in report_limits.KINDS]
     page.write_text(kept + "## Results\n\n" + "\n\n".join(parts) + "\n", "utf-8")
     alike = [each for each in own if names(each) == names(own[0])]
     (DOCS / "speedup.svg").write_text(plot(alike), "utf-8")
@@ -94,6 +96,8 @@ def section(document: dict[str, Any]) -> str:
         f"Beside the time of the two models: {document['engine_overhead']:.1%} in the engine, "
         f"{document['whole_overhead']:.1%} with queues, sockets and client.",
     ]
+    if found := document.get("latency"):
+        lines += report_limits.latency(found)
     if len(document.get("policies", {})) > 1:
         lines += ["", *policies(document)]
     if ping := document["ping"]:
@@ -101,6 +105,7 @@ def section(document: dict[str, Any]) -> str:
             f"Ping over {ping['count']}: median {ping['daemon_median'] * 1e6:.0f} µs, a bare ZeroMQ's "
             f"in the same run {ping['bare_median'] * 1e6:.0f} µs: "
             f"{ping['daemon_median'] / ping['bare_median']:.2f} times."
+            + (f" A bare Unix socket's: {ping['unix_median'] * 1e6:.0f} µs." if "unix_median" in ping else "")
         )
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
-from draftd.daemon import bench_ping, bench_table, machine
+from draftd.daemon import bench_latency, bench_ping, bench_quality, bench_table, machine
 from draftd.daemon.bench_table import Measured, Result
 from draftd.daemon.private import private_daemon
 from draftd.daemon.settings import load
@@ -48,11 +48,19 @@ class Sampling:
 
 def bench(
     prompts: Annotated[
-        Path, typer.Option(help="JSON lines, each with question_id, category and turns (Spec-Bench's form).")
-    ],
+        Path | None,
+        typer.Option(help="JSON lines, each with question_id, category and turns (Spec-Bench's form)."),
+    ] = None,
     pair: Annotated[
         str | None, typer.Option(help="The pair to measure; default: the configured one.")
     ] = None,
+    quality: Annotated[
+        bool,
+        typer.Option(
+            "--quality",
+            help="Instead of speeds: how good the answers are, of target, quantised target and draft alone.",
+        ),
+    ] = False,
     per_category: Annotated[
         int | None, typer.Option(min=1, help="Only the first N prompts of each category.")
     ] = None,
@@ -84,9 +92,16 @@ def bench(
 
     A category that loses is printed as it is.
     """
-    chosen = read_prompts(prompts, per_category)
     if json_out is not None and not json_out.absolute().parent.is_dir():
         raise InvalidRequest(f"--json {json_out}: there is no directory {json_out.absolute().parent}")
+    console, notes = Console(), Console(stderr=True)
+    if quality:
+        made = bench_quality.quality(pair, endpoint, config, per_category, max_tokens, console, notes)
+        _write(json_out, made)
+        return
+    if prompts is None:
+        raise InvalidRequest("say which prompts: --prompts FILE.jsonl (or --quality, which brings its own)")
+    chosen = read_prompts(prompts, per_category)
     policies = list(dict.fromkeys(speculate or ["auto"]))
     if wrong := [policy for policy in policies if not re.fullmatch(POLICY, policy)]:
         raise InvalidRequest(
@@ -94,7 +109,6 @@ def bench(
         )
     policies += ["again"] * again
     sampling = Sampling(max_tokens, temperature, seed)
-    console, notes = Console(), Console(stderr=True)
     # A name of its own: what this run is answered is drafted for this run alone.
     with (
         _daemon(endpoint, pair, config, notes) as address,
@@ -108,11 +122,16 @@ def bench(
     console.print(bench_table.table(results))
     if len(policies) > 1:
         console.print(bench_table.policies_table(by_policy))
+    latencies = bench_latency.latencies(measured)
+    console.print(bench_latency.table(latencies))
     for line in summary(results, pings):
         console.print(line, highlight=False)
-    if json_out is not None:
-        report = document(status, sampling, by_policy, repeat, pings)
-        json_out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    _write(json_out, document(status, sampling, by_policy, repeat, pings) | {"latency": latencies})
+
+
+def _write(path: Path | None, document: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_prompts(path: Path, per_category: int | None) -> list[Prompt]:
@@ -188,7 +207,8 @@ def summary(results: list[Result], pings: bench_ping.PingReport | None) -> list[
         lines.append(
             f"ping over {pings.count}: median {pings.daemon_median * 1e6:.0f} µs, "
             f"p99 {pings.daemon_p99 * 1e6:.0f} µs; bare ZeroMQ: median {pings.bare_median * 1e6:.0f} µs, "
-            f"p99 {pings.bare_p99 * 1e6:.0f} µs; ratio of the medians {pings.ratio:.2f}"
+            f"p99 {pings.bare_p99 * 1e6:.0f} µs; ratio of the medians {pings.ratio:.2f}; "
+            f"bare Unix socket: median {pings.unix_median * 1e6:.0f} µs, p99 {pings.unix_p99 * 1e6:.0f} µs"
         )
     return lines
 

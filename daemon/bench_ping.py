@@ -1,13 +1,15 @@
-"""How far the daemon's round trip is from the floor: a bare pyzmq ping-pong between two processes."""
+"""How far the daemon's round trip is from the floor: bare ping-pongs, pyzmq's and a Unix socket's."""
 
 from __future__ import annotations
 
+import contextlib
+import socket as sockets
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgpack
@@ -29,6 +31,8 @@ class PingReport:
     daemon_p99: float
     bare_median: float
     bare_p99: float
+    unix_median: float
+    unix_p99: float
 
     @property
     def ratio(self) -> float:
@@ -37,22 +41,23 @@ class PingReport:
 
 def measure(endpoint: str, count: int) -> PingReport:
     """`count` round trips of each kind, in blocks that alternate."""
-    with tempfile.TemporaryDirectory(prefix="draftd-") as directory:
+    with tempfile.TemporaryDirectory(prefix="draftd-") as directory, contextlib.ExitStack() as stack:
         address = f"ipc://{directory}/p.sock"
-        echo = subprocess.Popen([sys.executable, "-m", __name__, address], stdin=subprocess.DEVNULL)
-        try:
-            with zmq.Context() as context, context.socket(zmq.DEALER) as socket, Client(endpoint) as client:
-                socket.linger = 0
-                socket.connect(address)
-                bare, daemon = _alternate(lambda: _bare_ping(socket), client.ping, count)
-        finally:
-            echo.terminate()
-            echo.wait()
-    return report(daemon, bare)
+        path = f"{directory}/u.sock"
+        for kind, where in (("zmq", address), ("unix", path)):
+            stack.enter_context(_echoing(kind, where))
+        socket = stack.enter_context(stack.enter_context(zmq.Context()).socket(zmq.DEALER))
+        socket.linger = 0
+        socket.connect(address)
+        plain = stack.enter_context(_connected(path))
+        client = stack.enter_context(Client(endpoint))
+        kinds = [client.ping, lambda: _bare_ping(socket), lambda: _unix_ping(plain)]
+        return report(*_alternate(kinds, count))
 
 
-def report(daemon: list[float], bare: list[float]) -> PingReport:
-    return PingReport(len(daemon), statistics.median(daemon), p99(daemon), statistics.median(bare), p99(bare))
+def report(daemon: list[float], bare: list[float], unix: list[float]) -> PingReport:
+    found = [figure for times in (daemon, bare, unix) for figure in (statistics.median(times), p99(times))]
+    return PingReport(len(daemon), *found)
 
 
 def p99(values: list[float]) -> float:
@@ -60,19 +65,44 @@ def p99(values: list[float]) -> float:
     return sorted(values)[max(0, -(-len(values) * 99 // 100) - 1)]
 
 
-def _alternate(
-    bare: Callable[[], float], daemon: Callable[[], float], count: int
-) -> tuple[list[float], list[float]]:
+def _alternate(kinds: Sequence[Callable[[], float]], count: int) -> list[list[float]]:
     for _ in range(BLOCK):  # sockets connected, code paths warm
-        bare()
-        daemon()
-    bares: list[float] = []
-    daemons: list[float] = []
-    while len(bares) < count:
-        block = min(BLOCK, count - len(bares))
-        bares += [bare() for _ in range(block)]
-        daemons += [daemon() for _ in range(block)]
-    return bares, daemons
+        for ping in kinds:
+            ping()
+    times: list[list[float]] = [[] for _ in kinds]
+    while len(times[0]) < count:
+        block = min(BLOCK, count - len(times[0]))
+        for ping, taken in zip(kinds, times, strict=True):
+            taken += [ping() for _ in range(block)]
+    return times
+
+
+@contextlib.contextmanager
+def _echoing(kind: str, address: str) -> Iterator[None]:
+    """The other process."""
+    echo = subprocess.Popen([sys.executable, "-m", __name__, kind, address], stdin=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        echo.terminate()
+        echo.wait()
+
+
+@contextlib.contextmanager
+def _connected(path: str) -> Iterator[sockets.socket]:
+    """A stream to the Unix socket, once the other process listens there."""
+    end = time.monotonic() + PATIENCE / 1000
+    with sockets.socket(sockets.AF_UNIX) as plain:
+        while True:
+            try:
+                plain.connect(path)
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+        plain.settimeout(PATIENCE / 1000)
+        yield plain
 
 
 def _bare_ping(socket: zmq.Socket[bytes]) -> float:
@@ -84,8 +114,15 @@ def _bare_ping(socket: zmq.Socket[bytes]) -> float:
     return time.perf_counter() - start
 
 
+def _unix_ping(plain: sockets.socket) -> float:
+    start = time.perf_counter()
+    plain.sendall(msgpack.packb(BODY))
+    msgpack.unpackb(plain.recv(4096))
+    return time.perf_counter() - start
+
+
 def _echo(address: str) -> None:
-    """The other process: answers with what it got, decoded and encoded as a daemon would."""
+    """Answers with what it got, decoded and encoded as a daemon would."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         socket.bind(address)
         while True:
@@ -93,5 +130,16 @@ def _echo(address: str) -> None:
             socket.send_multipart([client, msgpack.packb(msgpack.unpackb(frame))])
 
 
+def _echo_unix(path: str) -> None:
+    """The same over a plain stream: a frame this small comes whole."""
+    with sockets.socket(sockets.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        stream, _ = listening.accept()
+        with stream:
+            while frame := stream.recv(4096):
+                stream.sendall(msgpack.packb(msgpack.unpackb(frame)))
+
+
 if __name__ == "__main__":
-    _echo(sys.argv[1])
+    {"zmq": _echo, "unix": _echo_unix}[sys.argv[1]](sys.argv[2])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,10 +20,16 @@ LOOK_EVERY = 0.1  # seconds
 
 
 @contextmanager
-def private_daemon(pair: str, report: Callable[[Status], None], config: Path | None = None) -> Iterator[str]:
+def private_daemon(
+    pair: str,
+    report: Callable[[Status], None],
+    config: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[str]:
     """The endpoint of a daemon that is ready; it is stopped on the way out.
 
-    `report` hears how the loading goes. EngineFailed says why a daemon did not start.
+    `report` hears how the loading goes; `variables` go before the environment's. EngineFailed says why a
+    daemon did not start.
     """
     with tempfile.TemporaryDirectory(prefix="draftd-") as directory:
         endpoint = f"ipc://{directory}/d.sock"
@@ -31,7 +38,13 @@ def private_daemon(pair: str, report: Callable[[Status], None], config: Path | N
             command += ["--config", str(config)]
         log = Path(directory) / "log"
         with log.open("w") as out:
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            child = subprocess.Popen(
+                command,
+                env={**os.environ, **(variables or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
         try:
             _wait_until_ready(child, endpoint, log, report)
             yield endpoint

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from draftd.ipc.client import Client
 from draftd.ipc.messages import Stats, Tokens
+
+SENTENCE = re.compile(r"\w[^.!?。]*[.!?。](?=\s)|\S\s*\n")  # the end of one, seen once what follows is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,8 @@ class Answer:
     seconds: float
     finish_reason: str
     stats: Stats
+    sentence_seconds: float = 0.0  # to the end of the first sentence, or of an answer that is none
+    gaps: tuple[float, ...] = ()  # between one message with text and the next
 
     @property
     def made(self) -> int:
@@ -44,12 +50,17 @@ def ask(
     began = time.perf_counter()
     first: float | None = None
     first_tokens = 0
+    sentence: float | None = None
     parts: list[str] = []
+    arrivals: list[float] = []
     for event in client.generate(**request, cache_prompt=not anew):
         if isinstance(event, Tokens):
+            arrivals.append(time.perf_counter() - began)
             if first is None:
-                first, first_tokens = time.perf_counter() - began, len(event.tokens)
+                first, first_tokens = arrivals[0], len(event.tokens)
             parts.append(event.text)
+            if sentence is None and SENTENCE.search("".join(parts)):
+                sentence = arrivals[-1]
             if show is not None:
                 show(event)
             continue
@@ -62,5 +73,7 @@ def ask(
             seconds=seconds,
             finish_reason=event.finish_reason,
             stats=event.stats,
+            sentence_seconds=seconds if sentence is None else sentence,
+            gaps=tuple(after - before for before, after in pairwise(arrivals)),
         )
     raise AssertionError("a stream ends with Done or an error")

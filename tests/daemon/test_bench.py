@@ -115,7 +115,8 @@ def test_ping_report() -> None:
     daemon = [float(value) for value in range(1, 201)]
     assert bench_ping.p99(daemon) == 198.0
     assert bench_ping.p99([3.0]) == 3.0
-    report = bench_ping.report(daemon, [50.25] * 200)
+    report = bench_ping.report(daemon, [50.25] * 200, [25.0] * 200)
+    assert report.unix_median == 25.0
     assert report.ratio == pytest.approx(2.0)
 
 

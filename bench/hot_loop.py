@@ -1,0 +1,313 @@
+"""Where each millisecond of a round goes: `python bench/hot_loop.py --json OUT.json [--pair smollm2]`.
+
+Our own code first: the real engine over a target and a draft that only hand out prepared logits of a wide
+vocabulary; each part's time is the processor's, without the parts that it calls. Then, with --pair, the
+rounds of a real daemon: draft, target, engine, and what queues, sockets and client add.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from suffix import make_text
+
+from draftd.daemon import drafting as drafting_module
+from draftd.daemon import engine as engine_module
+from draftd.daemon import machine
+from draftd.daemon.control import Control, Mode
+from draftd.daemon.controller import Controller
+from draftd.daemon.drafting import Drafting
+from draftd.daemon.engine import Engine
+from draftd.daemon.plan import Plan
+from draftd.daemon.private import private_daemon
+from draftd.daemon.request import Request
+from draftd.daemon.scheduler import Scheduler
+from draftd.daemon.timed import ask
+from draftd.drafts.base import Context, Proposal
+from draftd.drafts.suffix import SuffixDraft
+from draftd.ipc import Client
+from draftd.models.base import Rows, Span, State
+from draftd.models.noise import Noise
+from draftd.models.sampling import Sampling
+
+PROMPT = 400  # tokens of the text that stand there already
+PEAK, SCALE = 14.0, 2.0  # the wanted token's logit, and the spread of all the others
+WRONG = 7  # every so manieth of the draft's tokens is not the target's
+EXCLUDED = ("target", "draft")  # prepared logits: what they take is no part of ours
+MODES: dict[str, tuple[Mode, Sampling]] = {
+    "off, greedy": ("off", Sampling()),
+    "off, 0.8": ("off", Sampling(0.8, seed=1)),
+    "model:8, greedy": (("model", 8), Sampling()),
+    "model:8, 0.8": (("model", 8), Sampling(0.8, seed=1)),
+    "model:8, 0.8, top-p 0.95": (("model", 8), Sampling(0.8, top_p=0.95, seed=1)),
+    "suffix:8, greedy": (("suffix", 8), Sampling()),
+}
+
+
+class Stopwatch:
+    """Seconds of the processor by part, each without those parts that it calls."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._inner = 0.0  # of the part that runs: what its own parts took
+
+    def wrap(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*given: Any, **named: Any) -> Any:
+            outer, self._inner = self._inner, 0.0
+            began = time.thread_time()
+            try:
+                return work(*given, **named)
+            finally:
+                took = time.thread_time() - began
+                self.seconds[part] += took - self._inner
+                self._inner = outer + took
+
+        return timed
+
+
+class Prepared:
+    """models/base.py's Target: the row at a position has its peak at the text's next token."""
+
+    slots = 1
+
+    def __init__(self, rows: Rows, text: Sequence[int]) -> None:
+        self.rows, self.text = rows, np.array(text)  # [at least as many as a pass checks, vocab]
+        self.vocab, self.context = rows.shape[1], len(text)
+
+    def forward(self, spans: Sequence[Span]) -> list[Rows]:
+        (span,) = spans
+        rows = self.rows[: span.rows]
+        first = span.start + len(span.tokens) - span.rows + 1
+        for index, row in enumerate(rows):
+            row[self.text] = 0.0
+            row[self.text[first + index]] = PEAK
+        return [rows]
+
+    def truncate(self, slot: int, length: int) -> None: ...
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None: ...
+
+    def save_slot(self, slot: int) -> State | None:
+        return None
+
+    def load_slot(self, slot: int, state: State, length: int) -> None:
+        raise AssertionError("nothing is saved here")
+
+    def drop(self, slots: Sequence[int]) -> None: ...
+
+    def set_threads(self, count: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class PreparedDraft:
+    """drafts/base.py's Draft: one such row for each token, now and then with another peak."""
+
+    def __init__(self, row: Rows, text: Sequence[int]) -> None:
+        self.row, self.text = row[0], np.array(text)  # [vocab]
+
+    def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
+        (context,) = contexts
+        proposal = Proposal(drawn=True)
+        while len(proposal.tokens) < context.limit:
+            position = len(context.tokens) + len(proposal.tokens)
+            self.row[self.text] = self.row[-1] = 0.0
+            self.row[self.text[position] if position % WRONG else -1] = PEAK
+            token, confidence = context.choose(self.row, position)
+            proposal.tokens.append(token)
+            proposal.confidence.append(confidence)
+            if not context.proceed(proposal.confidence):
+                break
+        return [proposal]
+
+    def prepare(self, slot: int, tokens: Sequence[int]) -> None: ...
+
+    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
+        return 1
+
+    def copy(self, source: int, target: int, length: int) -> None: ...
+
+    def forget(self, slot: int) -> None: ...
+
+    def drop(self, slots: Sequence[int]) -> None: ...
+
+    def set_threads(self, count: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vocabulary", type=int, default=151_936, help="tokens; Qwen's by default")
+    parser.add_argument("--tokens", type=int, default=256, help="of each answer")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--pair", help="also the rounds of a real daemon")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    document = {
+        "kind": "hot loop",
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine.describe(),
+        "vocabulary": options.vocabulary,
+        "own": own_code(options.vocabulary, options.tokens, options.repeat),
+        "copied_logits": copied_logits(options.vocabulary),
+        "daemon": real_rounds(options.pair) if options.pair else None,
+    }
+    print(*lines(document), sep="\n")
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+
+
+def own_code(vocabulary: int, tokens: int, repeat: int) -> dict[str, dict[str, float]]:
+    """Processor seconds of a round by mode and part, medians over answers; `tokens` is what a round gave."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in MODES}
+    for _ in range(repeat):
+        for name, (mode, sampling) in MODES.items():
+            found[name].append(answer(vocabulary, tokens, mode, sampling))
+    return {
+        name: {part: statistics.median(each.get(part, 0.0) for each in answers) for part in answers[0]}
+        for name, answers in found.items()
+    }
+
+
+def answer(vocabulary: int, tokens: int, mode: Mode, sampling: Sampling) -> dict[str, float]:
+    """One answer's seconds of a round by part; the prompt's pass is left out."""
+    random = np.random.default_rng(0)
+    rows = (SCALE * random.standard_normal((17, vocabulary))).astype(np.float32)
+    text = [token % vocabulary for token in make_text(1000 + PROMPT + tokens, 0)[1000:]] + [0] * 40
+    watch = Stopwatch()
+    drafting = Drafting(PreparedDraft(rows[:1].copy(), text), SuffixDraft(), Controller())
+    engine = Engine(Prepared(rows, text), drafting)
+    request = Request(0, text[:PROMPT], PROMPT, PROMPT + tokens, sampling, frozenset(), mode=mode)
+    request.reuse = False
+    engine.add(request)
+    engine.step()
+    rounds, before = 0, len(request.tokens)
+    with watched(watch, engine):
+        step = watch.wrap("engine's own lines", engine.step)
+        while engine.busy:
+            step()
+            rounds += 1
+    found = {part: seconds / rounds for part, seconds in watch.seconds.items() if part not in EXCLUDED}
+    return found | {"tokens": (len(request.tokens) - before) / rounds}
+
+
+@contextmanager
+def watched(watch: Stopwatch, engine: Engine) -> Iterator[None]:
+    """The parts of a round under the stopwatch."""
+    assert engine.drafting.model is not None
+    parts: list[tuple[str, Any, str]] = [
+        ("schedule", Scheduler, "schedule"),
+        ("suffix look-up", SuffixDraft, "propose"),
+        ("controller", Control, "plan"),
+        ("controller", Control, "learn"),
+        ("controller", Controller, "took"),
+        ("controller", Plan, "proceed"),
+        ("controller", Plan, "keep"),
+        ("draft's choice", drafting_module, "choose"),
+        ("draft's choice", drafting_module, "confidence"),
+        ("noise", Noise, "__init__"),
+        ("noise", Noise, "at"),
+        ("verification", engine_module, "verify"),
+        ("target", engine.target, "forward"),
+        ("draft", engine.drafting.model, "propose"),
+    ]
+    with ExitStack() as stack:
+        for part, owner, name in parts:
+            work = getattr(owner, name)
+            stack.enter_context(patch.object(owner, name, watch.wrap(part, work)))
+        yield
+
+
+def copied_logits(vocabulary: int, rows: int = 9) -> float:
+    """Seconds to hand the transformers target's logits over; llama.cpp's are looked at where they lie."""
+    logits = torch.zeros(rows, vocabulary, dtype=torch.bfloat16)
+    times = []
+    for _ in range(30):
+        began = time.perf_counter()
+        logits.float().numpy()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def real_rounds(pair: str) -> dict[str, Any]:
+    """A daemon's rounds, with and without drafting: seconds of a round by who takes them."""
+    text = "Write a Python function that merges two sorted lists, and explain it."
+    parts: dict[str, dict[str, float]] = {}
+    with private_daemon(pair, lambda status: None) as endpoint, Client(endpoint, name="bench") as client:
+        engine = client.status().engine
+        for policy in ("off", "auto", "off", "auto"):  # of each the second counts
+            made = ask(client, messages=[{"role": "user", "content": text}], max_tokens=96, speculate=policy)
+            stats = made.stats
+            rounds = max(1, stats.rounds - 1)  # the prompt's own gave a token, too
+            took = {
+                "draft model": stats.draft_seconds,
+                "target": stats.verify_seconds,
+                "engine": stats.overhead_seconds,
+            }
+            rest = made.seconds - sum(took.values()) - stats.prefill_seconds
+            parts[policy] = {part: seconds / rounds for part, seconds in took.items()}
+            parts[policy] |= {"queues, sockets and client": rest / rounds, "tokens": made.made / stats.rounds}
+    return {"pair": pair, "backend": engine["backend"], "rounds": parts}
+
+
+def lines(document: dict[str, Any]) -> list[str]:
+    """The tables, in Markdown."""
+    own = document["own"]
+    parts = list(dict.fromkeys(part for found in own.values() for part in found if part != "tokens"))
+    made = [
+        f"Our own code, processor microseconds of a round at a vocabulary of {document['vocabulary']:,}:",
+        "",
+        f"| part | {' | '.join(own)} |",
+        "|---" * (len(own) + 1) + "|",
+    ]
+    for part in parts:
+        cells = [f"{1e6 * found[part]:.0f}" if part in found else "-" for found in own.values()]
+        made.append(f"| {part} | {' | '.join(cells)} |")
+    sums = [f"**{1e6 * total(found):.0f}**" for found in own.values()]
+    made.append(f"| **sum** | {' | '.join(sums)} |")
+    given = [f"{found['tokens']:.2f}" for found in own.values()]
+    made.append(f"| tokens a round | {' | '.join(given)} |")
+    made += [
+        "",
+        f"Beside these the transformers target's logits of nine rows are widened to 32 bits in "
+        f"{1e6 * document['copied_logits']:.0f} µs; llama.cpp's are looked at where they lie.",
+    ]
+    if daemon := document["daemon"]:
+        rounds = daemon["rounds"]
+        made += [
+            "",
+            f"A round of {daemon['pair']}, target in {daemon['backend']}, through a daemon, milliseconds:",
+            "",
+            f"| part | {' | '.join(rounds)} |",
+            "|---" * (len(rounds) + 1) + "|",
+        ]
+        for part in next(iter(rounds.values())):
+            scale, places = (1, 2) if part == "tokens" else (1000, 3)
+            cells = [f"{scale * found[part]:.{places}f}" for found in rounds.values()]
+            made.append(f"| {'tokens a round' if part == 'tokens' else part} | {' | '.join(cells)} |")
+    return made
+
+
+def total(parts: dict[str, float]) -> float:
+    """Seconds of a round, all parts of it."""
+    return sum(seconds for part, seconds in parts.items() if part != "tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The report's sections of quality, roofline, scaling, the hot loop and the guard."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import check
+import hot_loop
+import roofline
+import scaling
+
+from draftd.daemon import bench_latency, bench_scores
+
+Document = dict[str, Any]
+
+
+def section(document: Document) -> str:
+    """One document as its kind is shown."""
+    title, body = KINDS[document["kind"]]
+    named = [document["pair"]] if "pair" in document else []
+    backend = [f"target in {document['backend']}"] if "backend" in document else []
+    command = re.sub(r"(?<=[\s=])/\S*/", "", document["command"])
+    heading = ": ".join([title, ", ".join([*named, *backend])]) if named else title
+    return "\n".join([f"### {heading}", "", f"    {command}", "", *body(document)]).replace("\n\n\n", "\n\n")
+
+
+def quality(document: Document) -> list[str]:
+    """Scores by contender, and where speculation left the target's own answers."""
+    items = ", ".join(f"{count} of {task}" for task, count in document["items"].items())
+    heads = ["contender", *bench_scores.SCORES, "same as the first", "same as its target alone"]
+    rows = [bench_scores.Row(**row) for row in document["rows"]]
+    return [
+        f"Questions of our own with references ({items}), greedy, {document['max_tokens']} tokens at most. "
+        "BLEU and chrF of the translations, ROUGE of the summaries, the other two of the short "
+        "answers; 0 to 100.",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
+        *(f"| {' | '.join(bench_scores.cells(row))} |" for row in rows),
+        "",
+        *bench_scores.divergences(rows),
+    ]
+
+
+def latency(found: dict[str, bench_latency.Latency]) -> list[str]:
+    """What an answer feels like while it comes, by policy."""
+    heads = ["policy", *bench_latency.KINDS]
+    made = ["", "Milliseconds that a reader waits, p50/p95/p99:", "", f"| {' | '.join(heads)} |"]
+    made.append("|---" * len(heads) + "|")
+    for policy, each in found.items():
+        cells = [bench_latency.cell(each.get(kind)) for kind in bench_latency.KINDS]
+        made.append(f"| {policy} | {' | '.join(cells)} |")
+    return [*made, ""]
+
+
+KINDS: dict[str, tuple[str, Callable[[Document], list[str]]]] = {
+    "quality": ("Quality", quality),
+    "roofline": ("What the machine allows", roofline.lines),
+    "scaling": ("Scaling", scaling.tables),
+    "hot loop": ("Where a round's time goes", hot_loop.lines),
+    "check": (
+        "The guard against getting slower",
+        lambda document: check.lines(document["ratios"], document["floors"]),
+    ),
+}

@@ -1,0 +1,291 @@
+"""How near to what this machine allows: `python bench/roofline.py --pair qwen2.5-coder --json OUT.json`.
+
+Measures the memory's bandwidth, reads from the files what a pass has to read, and lets a daemon say what its
+passes take and how often drafts of each place are accepted. From these: the shortest possible pass, the best
+speed-up that a fixed length could give, and what was reached. The round trips of a ping beside a bare
+pyzmq's and a bare Unix socket's, idle and while a request runs, belong to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from safetensors import safe_open
+
+from draftd.daemon import bench_ping, machine, tuned
+from draftd.daemon.bench_table import speed
+from draftd.daemon.private import private_daemon
+from draftd.daemon.settings import Settings
+from draftd.daemon.settings import load as load_settings
+from draftd.daemon.timed import Answer, ask
+from draftd.ipc import Client
+from draftd.models.catalog import Pair, load_catalog
+from draftd.models.convert import ensure_transformers
+from draftd.models.fetch import ensure
+
+LENGTH = 8  # drafted tokens of the rounds that acceptance is read from
+PROMPTS = {
+    "code": "Write a Python function that merges two sorted lists into one.",
+    "prose": "Explain how a bicycle stays upright.",
+    "edit": "Write this again with every name in capitals: anna met bert in rome, then anna and bert met "
+    "carl in oslo, and carl told anna and bert about rome.",
+    "question": "What is the difference between a process and a thread?",
+}
+# A reader of its own, as an app is: one request after the other until it is ended.
+READER = """
+import sys
+from draftd.ipc import Client
+with Client(sys.argv[1]) as client:
+    going = False
+    while True:
+        for event in client.generate(prompt="Once upon a time", max_tokens=200, ignore_eos=True):
+            if not going:
+                going = True
+                print("going", flush=True)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pair", default="qwen2.5-coder")
+    parser.add_argument("--backend", choices=("transformers", "llama_cpp"), default="transformers")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--pings", type=int, default=2000)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    settings = load_settings(None)
+    pair = load_catalog().pair(options.pair)
+    read = {"target": target_bytes(pair, options.backend, settings), "draft": draft_bytes(pair, settings)}
+    threads = settings.threads or machine.cores()
+    bandwidth = read_bandwidth(threads)
+    found = measure(options.pair, options.backend, options.max_tokens, options.pings)
+    document = {
+        "kind": "roofline",
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine.describe(),
+        "pair": options.pair,
+        "backend": options.backend,
+        "threads": threads,
+        "bandwidth": bandwidth,
+        "bytes": read,
+        **found,
+    }
+    print(*lines(document), sep="\n")
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+
+
+def read_bandwidth(threads: int, size: int = 2**29, repeat: int = 7) -> float:
+    """Bytes a second that this many threads read: the best of several sums over an array no cache holds."""
+    torch.set_num_threads(threads)
+    numbers = torch.ones(size // 4)
+    best = 0.0
+    for _ in range(repeat):
+        began = time.perf_counter()
+        numbers.sum()
+        best = max(best, size / (time.perf_counter() - began))
+    return best
+
+
+def target_bytes(pair: Pair, backend: str, settings: Settings) -> int:
+    """What a pass of the target reads: its weights, without an embedding that is only looked up."""
+    path = ensure(pair.target, settings.cache_dir)
+    if backend == "llama_cpp":
+        return gguf_bytes(path)
+    if not pair.target.is_directory:
+        path = ensure_transformers(path, settings.cache_dir, settings.dtype)
+    return safetensors_bytes(path)
+
+
+def draft_bytes(pair: Pair, settings: Settings) -> int:
+    """The same of the file that drafts here; 0 without one."""
+    if pair.draft is not None:
+        ensure(pair.draft, settings.cache_dir)
+    found = tuned.draft_file(pair, settings)
+    return 0 if found is None else gguf_bytes(found[0])
+
+
+def gguf_bytes(path: Path) -> int:
+    """Bytes of the tensors of a GGUF that a pass reads; the embedding counts where it is the output, too."""
+    sizes = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(path).tensors}
+    embedding = sizes.pop("token_embd.weight", 0)
+    return sum(sizes.values()) + (0 if "output.weight" in sizes else embedding)
+
+
+def safetensors_bytes(path: Path) -> int:
+    """The same of a transformers directory."""
+    sizes: dict[str, int] = {}
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                part = tensors.get_slice(name)
+                width = {"F32": 4, "BF16": 2, "F16": 2}[part.get_dtype()]
+                count = 1
+                for length in part.get_shape():
+                    count *= length
+                sizes[name] = width * count
+    names = [name for name in sizes if name.endswith(("embed_tokens.weight", "wte.weight"))]
+    tied = json.loads((path / "config.json").read_text("utf-8")).get("tie_word_embeddings", False)
+    looked_up = 0 if tied or "lm_head.weight" not in sizes else sum(sizes[name] for name in names)
+    return sum(sizes.values()) - looked_up
+
+
+def measure(pair: str, backend: str, max_tokens: int, pings: int) -> dict[str, Any]:
+    """What a daemon's passes take, how often drafts are accepted, what the controller makes of it; pings."""
+    policies = ("off", f"model:{LENGTH}", "auto")
+    answers: dict[str, list[Answer]] = {policy: [] for policy in policies}
+    with (
+        tempfile.TemporaryDirectory(prefix="draftd-") as state,
+        private_daemon(
+            pair, lambda status: None, variables={"DRAFTD_BACKEND": backend, "DRAFTD_STATE_DIR": state}
+        ) as endpoint,
+        Client(endpoint, name="roofline") as client,
+    ):
+        for policy in policies:
+            ask(client, prompt="Once", max_tokens=8, speculate=policy)
+        for turn, text in enumerate(PROMPTS.values()):
+            for policy in policies[turn % 3 :] + policies[: turn % 3]:
+                message = {"role": "user", "content": text}
+                answers[policy].append(
+                    ask(client, messages=[message], max_tokens=max_tokens, seed=1, speculate=policy)
+                )
+        learnt = client.status().learnt
+        idle = bench_ping.measure(endpoint, pings) if pings else None
+        with reading(endpoint):
+            load = bench_ping.measure(endpoint, pings) if pings else None
+    return {
+        "pass_seconds": {int(rows): ms / 1000 for rows, ms in learnt["target_ms"].items()},
+        "plain_seconds": plain_seconds(answers["off"]),
+        "drafted_seconds": drafted_seconds(answers[policies[1]]),
+        "reached": reach(answers[policies[1]]),
+        "speedup": {policy: speed(answers[policy]) / speed(answers["off"]) for policy in policies[1:]},
+        "pings": {kind: asdict(report) for kind, report in (("idle", idle), ("under load", load)) if report},
+    }
+
+
+def plain_seconds(answers: Sequence[Answer]) -> float:
+    """Seconds of a pass of the target alone, the prompt's apart."""
+    rounds = sum(answer.stats.rounds - 1 for answer in answers)
+    return sum(answer.stats.verify_seconds for answer in answers) / max(1, rounds)
+
+
+def drafted_seconds(answers: Sequence[Answer]) -> float:
+    """Seconds of a drafted token."""
+    drafted = sum(answer.stats.drafted for answer in answers)
+    return sum(answer.stats.draft_seconds for answer in answers) / max(1, drafted)
+
+
+def reach(answers: Sequence[Answer]) -> list[float]:
+    """How often a round's first, second … drafted token was accepted, of all rounds behind the prompt's."""
+    rounds = sum(answer.stats.rounds - 1 for answer in answers)
+    counts = [0] * LENGTH
+    for answer in answers:
+        for place, count in enumerate(answer.stats.accepted_by_position):
+            counts[place] += count
+    return [count / max(1, rounds) for count in counts]
+
+
+@contextmanager
+def reading(endpoint: str) -> Iterator[None]:
+    """While an app of its own is being answered."""
+    reader = subprocess.Popen([sys.executable, "-c", READER, endpoint], stdout=subprocess.PIPE)
+    assert reader.stdout is not None
+    try:
+        reader.stdout.readline()  # it runs
+        yield
+    finally:
+        reader.kill()
+        reader.wait()
+        reader.stdout.close()
+
+
+def bounds(document: dict[str, Any]) -> dict[str, float]:
+    """What follows from the measurements: seconds and speed-ups that could not be beaten.
+
+    `best`: the best of all fixed lengths at the acceptance, pass times and draft time that were measured.
+    `free`: the same if a pass of any width took what one row takes and both models ran at the memory's speed.
+    """
+    target, draft = (document["bytes"][part] / document["bandwidth"] for part in ("target", "draft"))
+    reached = document["reached"]
+    passes = document["pass_seconds"]
+    plain = document["plain_seconds"]
+    best = free = 1.0
+    length = 0
+    for drafted in range(1, len(reached) + 1):
+        tokens = 1.0 + sum(reached[:drafted])
+        seconds = interpolated(passes, drafted + 1, plain) + drafted * document["drafted_seconds"]
+        if tokens * plain / seconds > best:
+            best, length = tokens * plain / seconds, drafted
+        free = max(free, tokens * target / (target + drafted * draft))
+    return {"target": target, "draft": draft, "best": best, "length": length, "free": free}
+
+
+def interpolated(passes: dict[Any, float], rows: int, plain: float) -> float:
+    """Seconds of a pass of so many rows, straight between those measured; never less than a plain pass."""
+    known = sorted((int(width), seconds) for width, seconds in passes.items())
+    below = [(width, seconds) for width, seconds in known if width <= rows] or [(1, plain)]
+    above = [(width, seconds) for width, seconds in known if width >= rows] or below[-1:]
+    (low, first), (high, last) = below[-1], above[0]
+    share = (rows - low) / (high - low) if high > low else 0.0
+    return max(plain, first + share * (last - first))
+
+
+def lines(document: dict[str, Any]) -> list[str]:
+    """The tables, in Markdown."""
+    found = bounds(document)
+    plain, drafted = document["plain_seconds"], document["drafted_seconds"]
+    controller = document["speedup"]["auto"]
+    made = [
+        f"{document['threads']} threads read {document['bandwidth'] / 1e9:.1f} GB a second.",
+        "",
+        "| | MB that a pass reads | ms at the memory's speed | ms measured | of the memory's speed |",
+        "|---|---|---|---|---|",
+    ]
+    for name, seconds in (("target", plain), ("draft", drafted)):
+        if document["bytes"][name] and seconds:
+            made.append(
+                f"| {name} | {document['bytes'][name] / 1e6:.0f} | {1000 * found[name]:.1f} "
+                f"| {1000 * seconds:.1f} | {found[name] / seconds:.0%} |"
+            )
+    widths = ", ".join(f"{rows}: {1000 * each:.0f}" for rows, each in document["pass_seconds"].items())
+    reached = ", ".join(f"{each:.2f}" for each in document["reached"])
+    made += [
+        "",
+        f"A pass of the target by rows, ms: {widths}. Drafts accepted by place: {reached}.",
+        "",
+        "| speed over the target alone | |",
+        "|---|---|",
+        f"| the controller | {controller:.2f}x |",
+        f"| the best fixed length at these costs and this acceptance ({found['length']:.0f}) "
+        f"| {found['best']:.2f}x |",
+        f"| the controller's share of it | {controller / found['best']:.0%} |",
+        f"| if checking were free and both models ran at the memory's speed | {found['free']:.2f}x |",
+    ]
+    if pings := document["pings"]:
+        made += ["", "| round trip, µs, median (p99) | " + " | ".join(pings) + " |", "|---|---|---|"]
+        for name, key in (("daemon", "daemon"), ("bare pyzmq", "bare"), ("bare Unix socket", "unix")):
+            cells = [
+                f"{1e6 * each[f'{key}_median']:.0f} ({1e6 * each[f'{key}_p99']:.0f})"
+                for each in pings.values()
+            ]
+            made.append(f"| {name} | {' | '.join(cells)} |")
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""How speed goes with apps, context, draft length and cores: `python bench/scaling.py --pair qwen2.5-coder`.
+
+--parts chooses among them, --json keeps the figures for bench/report.py. Of each answer the tokens after the
+first count. Fairness is Jain's index over the apps' speeds: 1 if all are equal, 1/n if one has it all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Barrier
+from time import perf_counter
+from typing import Any
+
+from draftd.daemon import machine
+from draftd.daemon.bench_table import speed
+from draftd.daemon.private import private_daemon
+from draftd.daemon.timed import Answer, ask
+from draftd.ipc import Client
+
+TEXT = Path(__file__).parents[1] / "docs" / "architecture.md"
+QUESTIONS = (
+    "Write a Python function that reverses a list.",
+    "Explain how rain forms.",
+    "Write a short letter to a landlord about a leaking tap.",
+    "What is the difference between a list and a tuple in Python?",
+    "Describe a walk along the sea.",
+    "Write a SQL query that counts the orders of each customer.",
+    "Why do leaves turn yellow in autumn?",
+    "Give three reasons to learn a foreign language.",
+)
+PARTS = ("apps", "contexts", "lengths", "cores")
+POLICIES = ("off", "auto")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pair", default="qwen2.5-coder")
+    parser.add_argument("--backend", choices=("transformers", "llama_cpp"), default="transformers")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--apps", nargs="+", type=int, default=[1, 2, 4, 8])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[256, 1024, 2048, 4096, 8000])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    document: dict[str, Any] = {
+        "kind": "scaling",
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine.describe(),
+        "pair": options.pair,
+        "backend": options.backend,
+        "max_tokens": options.max_tokens,
+    }
+    measures: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
+        "apps": by_apps,
+        "contexts": by_context,
+        "lengths": by_length,
+        "cores": by_cores,
+    }
+    for part in options.parts:
+        document[part] = measures[part](options)
+        print(*tables(document, [part]), sep="\n", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+
+
+@contextmanager
+def daemon(options: argparse.Namespace, **settings: int) -> Iterator[str]:
+    """A daemon with these settings, that has learnt nothing yet, warm."""
+    with tempfile.TemporaryDirectory(prefix="draftd-") as state:
+        variables = {f"DRAFTD_{name.upper()}": str(value) for name, value in settings.items()}
+        variables |= {"DRAFTD_BACKEND": options.backend, "DRAFTD_STATE_DIR": state}
+        with private_daemon(options.pair, lambda status: None, variables=variables) as endpoint:
+            with Client(endpoint, name="scaling") as client:
+                for policy in POLICIES:
+                    question(client, QUESTIONS[0], 8, policy)
+            yield endpoint
+
+
+def question(client: Client, text: str, max_tokens: int, policy: str) -> Answer:
+    """One answer of just so many tokens."""
+    messages = [{"role": "user", "content": text}]
+    return ask(client, messages=messages, max_tokens=max_tokens, ignore_eos=True, seed=1, speculate=policy)
+
+
+def by_apps(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """So many apps that ask at once, each on a connection of its own; with and without drafting."""
+    found = []
+    with daemon(options, slots=max(options.apps)) as endpoint:
+        for count in options.apps:
+            for policy in POLICIES:
+                answers, seconds = together(endpoint, count, options.max_tokens, policy)
+                speeds = [speed([answer]) for answer in answers]
+                found.append(
+                    {
+                        "apps": count,
+                        "policy": policy,
+                        "throughput": sum(answer.tokens for answer in answers) / seconds,
+                        "fairness": jain(speeds),
+                        "first_seconds": [answer.first_seconds for answer in answers],
+                        "seconds": [answer.seconds for answer in answers],
+                    }
+                )
+    return found
+
+
+def together(endpoint: str, count: int, max_tokens: int, policy: str) -> tuple[list[Answer], float]:
+    """Each app's answer, and the seconds from the first question to the last answer."""
+    ready = Barrier(count + 1)
+
+    def app(number: int) -> Answer:
+        with Client(endpoint, name=f"app {number}") as client:
+            client.ping()  # connected
+            ready.wait(60)
+            return question(client, QUESTIONS[number % len(QUESTIONS)], max_tokens, policy)
+
+    with ThreadPoolExecutor(count) as pool:
+        asked = [pool.submit(app, number) for number in range(count)]
+        ready.wait(60)
+        began = perf_counter()
+        answers = [each.result() for each in asked]
+        return answers, perf_counter() - began
+
+
+def jain(values: Sequence[float]) -> float:
+    """Jain's fairness index, (sum x)^2 / (n sum x^2) (Jain, Chiu and Hawe 1984)."""
+    return sum(values) ** 2 / (len(values) * sum(value**2 for value in values))
+
+
+def by_context(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One answer behind prompts of about so many tokens."""
+    words = TEXT.read_text("utf-8").split()
+    words *= 1 + max(options.contexts) // len(words)
+    found = []
+    with (
+        daemon(options, slots=1, context=max(options.contexts) + options.max_tokens + 64) as endpoint,
+        Client(endpoint, name="scaling") as client,
+    ):
+        room = client.status().engine["context"] - options.max_tokens
+        for length in options.contexts:
+            tokens = prompt(client, words, min(length, room))
+            for policy in POLICIES:
+                answer = ask(
+                    client,
+                    prompt=tokens,
+                    max_tokens=options.max_tokens,
+                    ignore_eos=True,
+                    speculate=policy,
+                )
+                found.append({"context": length, "policy": policy} | figures(answer))
+    return found
+
+
+def prompt(client: Client, words: Sequence[str], tokens: int) -> str:
+    """A text of nearly so many tokens: words are added as a first look at their tokens suggests."""
+    sample = " ".join(words[:100])
+    each = client.complete(prompt=sample, max_tokens=1).usage.prompt_tokens / 100
+    return " ".join(words[: int(0.9 * tokens / each)])
+
+
+def by_length(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The model drafting fixed lengths, and the controller, over the same questions in turns."""
+    policies = ["off", *(f"model:{length}" for length in options.lengths), "auto"]
+    answers: dict[str, list[Answer]] = {policy: [] for policy in policies}
+    with daemon(options, slots=1) as endpoint, Client(endpoint, name="scaling") as client:
+        for turn, text in enumerate(QUESTIONS[:4]):
+            first = turn % len(policies)
+            for policy in policies[first:] + policies[:first]:
+                answers[policy].append(question(client, text, options.max_tokens, policy))
+    return [
+        {
+            "policy": policy,
+            "speed": speed(made),
+            "speedup": speed(made) / speed(answers["off"]),
+            "tokens_a_pass": sum(each.made for each in made) / sum(each.stats.rounds for each in made),
+        }
+        for policy, made in answers.items()
+    ]
+
+
+def by_cores(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A daemon of so many threads, one after the other."""
+    found = []
+    for cores in range(1, machine.cores() + 1):
+        if cores & (cores - 1) and cores != machine.cores():
+            continue  # powers of two, and all there are
+        with daemon(options, slots=1, threads=cores) as endpoint, Client(endpoint, name="scaling") as client:
+            for policy in POLICIES:
+                made = [question(client, text, options.max_tokens, policy) for text in QUESTIONS[:2]]
+                found.append({"cores": cores, "policy": policy, "speed": speed(made)})
+    return found
+
+
+def figures(answer: Answer) -> dict[str, Any]:
+    return {
+        "speed": speed([answer]),
+        "first_seconds": answer.first_seconds,
+        "accepted": answer.stats.accepted,
+        "drafted": answer.stats.drafted,
+    }
+
+
+def tables(document: dict[str, Any], parts: Sequence[str] = PARTS) -> list[str]:
+    """A table for each part that was measured, in Markdown."""
+    made: list[str] = []
+    if "apps" in parts and (rows := document.get("apps")):
+        made += [
+            "",
+            "Apps that ask at once, each a question of its own:",
+            "",
+            "| apps | policy | tokens a second, all | Jain's index | first ms, median (longest) "
+            "| whole s, median (longest) |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in rows:
+            first, whole = row["first_seconds"], row["seconds"]
+            made.append(
+                f"| {row['apps']} | {row['policy']} | {row['throughput']:.1f} | {row['fairness']:.3f} "
+                f"| {1000 * statistics.median(first):.0f} ({1000 * max(first):.0f}) "
+                f"| {statistics.median(whole):.1f} ({max(whole):.1f}) |"
+            )
+    if "contexts" in parts and (rows := document.get("contexts")):
+        made += beside("contexts", "prompt tokens, about", "context", rows, first=True)
+    if "lengths" in parts and (rows := document.get("lengths")):
+        made += [
+            "",
+            "Draft lengths, the same questions in turns:",
+            "",
+            "| policy | tokens a second | over the target alone | tokens a pass |",
+            "|---|---|---|---|",
+        ]
+        for row in rows:
+            made.append(
+                f"| {row['policy']} | {row['speed']:.2f} | {row['speedup']:.2f}x "
+                f"| {row['tokens_a_pass']:.2f} |"
+            )
+    if "cores" in parts and (rows := document.get("cores")):
+        made += beside("cores", "cores", "cores", rows)
+    return made
+
+
+def beside(title: str, head: str, key: str, rows: Sequence[dict[str, Any]], first: bool = False) -> list[str]:
+    """Speeds of both policies side by side, by what changes."""
+    by_key: dict[int, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        by_key.setdefault(row[key], {})[row["policy"]] = row
+    more = ("first ms alone", "first ms drafting") if first else ()
+    heads = [head, "alone", "drafting", "speed-up", *more]
+    made = ["", f"By {title}, tokens a second:", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for value, found in by_key.items():
+        off, auto = found["off"], found["auto"]
+        cells = [str(value), f"{off['speed']:.2f}", f"{auto['speed']:.2f}"]
+        cells.append(f"{auto['speed'] / off['speed']:.2f}x")
+        if first:
+            cells += [f"{1000 * each['first_seconds']:.0f}" for each in (off, auto)]
+        made.append(f"| {' | '.join(cells)} |")
+    return made
+
+
+if __name__ == "__main__":
+    main()

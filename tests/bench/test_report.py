@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from draftd.daemon.bench_ping import PingReport
+from draftd.daemon.bench_scores import SCORES, Row
+
+Program = Callable[[str], ModuleType]
+
+TWO = ("off", "auto")
+DOCUMENTS: list[dict[str, Any]] = [
+    {
+        "kind": "quality",
+        "items": {"qa": 2},
+        "max_tokens": 9,
+        "rows": [
+            asdict(Row("target", dict.fromkeys(SCORES, 50.0), 2, None, [], [], 2)),
+            asdict(Row("target, drafting", dict.fromkeys(SCORES, 49.0), 1, 1, [0.125], [7], 2)),
+        ],
+    },
+    {
+        "kind": "roofline",
+        "backend": "transformers",
+        "threads": 2,
+        "bandwidth": 1e10,
+        "bytes": {"target": 10**9, "draft": 10**8},
+        "pass_seconds": {"1": 0.2, "9": 0.3},
+        "plain_seconds": 0.2,
+        "drafted_seconds": 0.02,
+        "reached": [0.9, 0.8, 0.5],
+        "speedup": {"auto": 1.5},
+        "pings": {kind: asdict(PingReport(9, *[1e-4] * 6)) for kind in ("idle", "under load")},
+    },
+    {
+        "kind": "scaling",
+        "backend": "llama_cpp",
+        "apps": [
+            {
+                "apps": 2,
+                "policy": "off",
+                "throughput": 3.0,
+                "fairness": 0.9,
+                "first_seconds": [1.0, 2.0],
+                "seconds": [4.0, 5.0],
+            }
+        ],
+        "contexts": [{"context": 256, "policy": each, "speed": 2.0, "first_seconds": 1.0} for each in TWO],
+        "lengths": [{"policy": "off", "speed": 1.0, "speedup": 1.0, "tokens_a_pass": 1.0}],
+        "cores": [{"cores": 1, "policy": each, "speed": 2.0} for each in TWO],
+    },
+    {"kind": "check", "ratios": {"a": 1.0}, "floors": {"a": 2.0}},
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=[each["kind"] for each in DOCUMENTS])
+def test_a_section_names_its_command_and_its_tables_are_whole(
+    program: Program, document: dict[str, Any]
+) -> None:
+    report = program("report_limits")
+    text = report.section(document | {"pair": "tiny", "command": "python bench/x.py --json /a/b/o.json"})
+    assert text.splitlines()[0].endswith(
+        ": tiny" + (f", target in {document['backend']}" if "backend" in document else "")
+    )
+    assert "    python bench/x.py --json o.json\n" in text
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert tables
+    for table in tables:
+        assert {line.count("|") for line in table} == {table[0].count("|")}

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from safetensors.numpy import load_file
+
+from tests.tiny import write_tiny
+from tests.tiny_gguf import write_gguf
+
+Program = Callable[[str], ModuleType]
+
+
+def test_a_pass_reads_all_weights_but_an_embedding_that_is_only_looked_up(
+    program: Program, tmp_path: Path
+) -> None:
+    roofline = program("roofline")
+    model = write_tiny(tmp_path / "own")
+    sizes = {name: tensor.nbytes for name, tensor in load_file(model / "model.safetensors").items()}
+    expected = sum(sizes.values()) - sizes["model.embed_tokens.weight"]
+    assert roofline.safetensors_bytes(model) == expected
+    assert roofline.gguf_bytes(write_gguf(model, tmp_path / "own.gguf")) == expected
+    tied = write_tiny(tmp_path / "tied", tied=True)
+    whole = sum(tensor.nbytes for tensor in load_file(tied / "model.safetensors").values())
+    assert roofline.safetensors_bytes(tied) == whole
+
+
+def test_bounds_by_hand(program: Program) -> None:
+    roofline = program("roofline")
+    document = {
+        "bytes": {"target": 1000, "draft": 100},
+        "bandwidth": 10_000.0,
+        "reached": [0.9, 0.6, 0.0],
+        "pass_seconds": {"1": 0.2, "3": 0.3},
+        "plain_seconds": 0.2,
+        "drafted_seconds": 0.04,
+    }
+    found = roofline.bounds(document)
+    # Two tokens: 1 + 0.9 + 0.6 in 0.3 + 2 x 0.04 seconds, where the target alone takes 0.2 for one.
+    assert (found["best"], found["length"]) == (pytest.approx(2.5 * 0.2 / 0.38), 2)
+    # At the memory's speed: 0.1 s a pass, 0.01 a drafted token, however many rows are checked.
+    assert found["free"] == pytest.approx(2.5 * 0.1 / 0.12)
+    assert roofline.interpolated({"1": 0.2, "3": 0.3}, 2, 0.2) == pytest.approx(0.25)
+    assert roofline.interpolated({"4": 0.1}, 2, 0.2) == 0.2
+
+
+def test_jains_index(program: Program) -> None:
+    scaling = program("scaling")
+    assert scaling.jain([2.0, 2.0, 2.0]) == pytest.approx(1.0)
+    assert scaling.jain([3.0, 0.0, 0.0]) == pytest.approx(1 / 3)
