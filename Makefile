@@ -2,6 +2,8 @@
 # Variables: PYTHON=python3.12, CC= CXX= (llama.cpp's compiler), CUDA=0 or 1, ARGS="-k name" for the tests.
 
 PYTHON ?= python3
+# Most tests wait for a daemon: one more at a time than there are cores.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, 1 + len(os.sched_getaffinity(0))))")
 CUDA ?= $(if $(shell command -v nvidia-smi),1,0)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +22,7 @@ demo: install ## fetch a small pair (98 MB), start a daemon, ask it a question, 
 	@$(BIN)/python -m draftd.daemon.demo
 
 test: install ## the tests (ARGS="-k name" chooses)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-qwen: install ## the tests that need the qwen2.5-coder pair (fetches 1.6 GB)
 	@$(BIN)/draftd models pull qwen2.5-coder

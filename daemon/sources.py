@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from importlib.metadata import version
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from draftd.daemon import learnt, machine
 from draftd.daemon.backend import WARM, pass_seconds
@@ -12,12 +16,13 @@ from draftd.daemon.controller import Controller
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.plan import Source
 from draftd.daemon.settings import Settings
-from draftd.drafts.base import Draft
+from draftd.drafts.base import Context, Draft
 from draftd.drafts.suffix import SuffixDraft
 from draftd.drafts.suffix_store import SuffixStore
 from draftd.models.base import Span, Target, Tokenizer
 
-WIDTHS = (1, 5, 9, 17)  # rows of the passes that a first start measures
+WIDTHS = (1, 3, 5, 9, 17)  # rows of the passes that a first start measures
+STEPS, TURNS = 4, 4  # tokens drafted at once, and how often; the first time takes longer than all others
 
 
 def make_drafting(
@@ -35,6 +40,8 @@ def make_drafting(
     controller = Controller(sources, settings.draft_length, known)
     if known is None and sources:
         _measure(target, controller)
+        if draft is not None:
+            _measure_draft(draft, controller)
     return Drafting(draft, suffix, controller), path
 
 
@@ -51,3 +58,23 @@ def _measure(target: Target, controller: Controller) -> None:
     for rows in WIDTHS:
         controller.took(rows, pass_seconds(target, rows))
     target.truncate(0, 0)
+
+
+def _measure_draft(draft: Draft, controller: Controller) -> None:
+    """The same for the draft: else what its first, slow passes take decides whether there is a second."""
+    tokens = list(WARM)
+    for turn in range(TURNS):
+        began = time.perf_counter()
+        (made,) = draft.propose([Context(0, tokens, STEPS, _likeliest, lambda _: True)])
+        if turn and made.tokens:
+            controller.draft.observe(1, (time.perf_counter() - began) / len(made.tokens))
+        tokens += made.tokens
+    draft.forget(0)
+    began = time.perf_counter()
+    draft.prepare(0, WARM)
+    controller.draft.observe(len(WARM), time.perf_counter() - began)
+    draft.forget(0)
+
+
+def _likeliest(row: NDArray[np.float32], position: int) -> tuple[int, float]:
+    return int(row.argmax()), 1.0
