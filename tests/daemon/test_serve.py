@@ -322,6 +322,7 @@ def test_status_tells_what_was_learnt_and_requests_name_their_sources(serve: Ser
     assert again.stats.rounds < 20, "the earlier answer is replayed as a draft"
     learnt = daemon.wait_for(lambda status: bool(status.learnt)).learnt
     assert learnt["target_ms"]["1"] > 0
+    assert learnt["draft_ms"]["1"] > 0
     assert learnt["choices"]
 
 
