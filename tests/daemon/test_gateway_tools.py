@@ -123,11 +123,17 @@ class Place(BaseModel):
 
 
 def test_parsed_answers(client: openai.OpenAI) -> None:
-    asked = {"model": "tiny", "messages": ASK["messages"], "max_tokens": 200}
+    asked: dict[str, Any] = {
+        "model": "tiny",
+        "messages": ASK["messages"],
+        "max_tokens": 200,
+        "seed": ASK["seed"],
+    }
     parsed = client.chat.completions.parse(**asked, response_format=Place)
     assert isinstance(parsed.choices[0].message.parsed, Place)
     tool = openai.pydantic_function_tool(Place)
-    called = client.chat.completions.parse(**asked, tools=[tool], tool_choice="required")
+    asked |= {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+    called = client.chat.completions.parse(**asked)
     assert called.choices[0].message.tool_calls
     assert isinstance(called.choices[0].message.tool_calls[0].function.parsed_arguments, Place)
 
