@@ -52,9 +52,9 @@ class Control:
         self._modelled = Averages(0.9, 3)
         self._ahead = Averages(0.9, 1)
         # Each disappointment is paid from the purse; an overdrawn one has to be filled before the next.
-        hope = controller.hope if controller.purse > -PURSE * controller.target.seconds(1) else 0.0
-        self._hope = hope
-        self._ahead.add((1.0 - hope) * controller.ahead.mean(0) + hope * controller.good, weight=TRUST)
+        self._hope = controller.hope if controller.purse > -PURSE * controller.target.seconds(1) else 0.0
+        ahead = (1.0 - self._hope) * controller.ahead.mean(0) + self._hope * controller.good
+        self._ahead.add(ahead, weight=TRUST)
         self._other = 0.0  # share of recent rounds in which the model rested
         self._judged = False
         self._lost = 0.0  # plain passes that model drafting has cost more than it gave

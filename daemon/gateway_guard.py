@@ -16,10 +16,7 @@ from draftd.daemon.listening import LOOPBACK, hostname
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Callable[..., Awaitable[Any]], Callable[..., Awaitable[Any]]], Awaitable[None]]
 
-
 MAX_BODY = 16 * 1024 * 1024  # bytes, as of a frame to the daemon
-
-
 KINDS = {401: "authentication_error", 403: "permission_error", 413: "invalid_request_error"}
 
 

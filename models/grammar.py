@@ -76,9 +76,7 @@ class Vocabulary:
         self.tokens = [tokenizer.bytes_of(token) for token in range(min(tokenizer.size, vocab))]
         self.tokens += [b""] * (vocab - len(self.tokens))
         for token, text in enumerate(self.tokens):
-            if (
-                not text
-            ):  # a control token has no text of its own, a padding one none: this mark keeps them out
+            if not text:  # a control or padding token adds no text: this mark keeps it out of all texts
                 name = tokenizer.piece(token) if token < tokenizer.size else f"[{token}]"
                 self.tokens[token] = b"\xff" + name.encode()
 

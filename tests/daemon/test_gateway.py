@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,58 +18,16 @@ from draftd.daemon.gateway_guard import Guard
 from draftd.daemon.listening import bound, hostname
 from draftd.ipc.errors import InvalidConfig
 from tests.daemon.conftest import Daemon, Serve
+from tests.daemon.gateways import gateway
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
-
-
-def start_gateway(listen: str, endpoint: str, *options: str) -> subprocess.Popen[str]:
-    """A gateway child that has said that it listens."""
-    child = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "draftd.daemon.cli",
-            "gateway",
-            "--listen",
-            listen,
-            "--endpoint",
-            endpoint,
-            *options,
-        ],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stderr is not None
-    line = child.stderr.readline()
-    assert line == f"gateway at {listen}\n", line + child.stderr.read()
-    return child
-
-
-def stop(child: subprocess.Popen[str]) -> None:
-    child.terminate()
-    try:
-        child.wait(20)
-    finally:
-        child.kill()
-        child.wait()
-        if child.stderr is not None:
-            child.stderr.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def base(shared: Daemon) -> Iterator[str]:
     shared.wait_ready()
-    port = free_port()
-    child = start_gateway(f"127.0.0.1:{port}", shared.endpoint)
-    yield f"http://127.0.0.1:{port}"
-    stop(child)
+    with gateway(shared.endpoint) as address:
+        yield address
 
 
 @pytest.fixture
@@ -324,46 +280,34 @@ def test_keys_and_a_daemon_that_is_away(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# ours\nsecret-1\n")
     keys.chmod(0o600)
-    port = free_port()
     nowhere = f"ipc://{tmp_path}/none.sock"
-    child = start_gateway(f"127.0.0.1:{port}", nowhere, "--api-keys", str(keys))
-    try:
-        base = f"http://127.0.0.1:{port}"
+    with gateway(nowhere, "--api-keys", str(keys)) as base:
         assert httpx.get(f"{base}/v1/models").status_code == 401
         reply = httpx.get(f"{base}/v1/models", headers={"Authorization": "Bearer secret-1"})
         assert reply.status_code == 503
         assert reply.headers["Retry-After"]
         assert "draftd serve" in reply.json()["error"]["message"]
-    finally:
-        stop(child)
 
 
 def test_a_full_queue_is_503_with_retry_after(serve: Serve) -> None:
     daemon = serve("--slots", "1", queue="0", context="8192")
     daemon.wait_ready()
-    port = free_port()
-    child = start_gateway(f"127.0.0.1:{port}", daemon.endpoint)
-    try:
+    with gateway(daemon.endpoint) as base:
         with daemon.client() as busy:
             running = busy.generate(prompt="x", max_tokens=8000, ignore_eos=True)
             next(running)
-            refused = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=ASK)
+            refused = httpx.post(f"{base}/v1/chat/completions", json=ASK)
             running.close()
         assert refused.status_code == 503
         assert int(refused.headers["Retry-After"]) >= 1
-    finally:
-        stop(child)
 
 
 def test_a_unix_socket_is_its_owner_s(tmp_path: Path, shared: Daemon) -> None:
     path = tmp_path / "gateway.sock"
-    child = start_gateway(f"unix:{path}", shared.endpoint)
-    try:
+    with gateway(shared.endpoint, listen=f"unix:{path}"):
         assert path.stat().st_mode & 0o077 == 0
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as http:
             assert http.get("http://draftd/v1/models").json()["data"][0]["id"] == "tiny"
-    finally:
-        stop(child)
     assert not path.exists()
 
 
@@ -407,14 +351,12 @@ def test_an_origin_that_is_allowed() -> None:
 
 
 def test_a_page_of_an_allowed_origin_gets_at_the_answer(tmp_path: Path, shared: Daemon) -> None:
-    port = free_port()
     keys = tmp_path / "keys"
     keys.write_text("secret\n")
     keys.chmod(0o600)
     options = ("--origin", "https://chat.example", "--api-keys", str(keys))
-    child = start_gateway(f"127.0.0.1:{port}", shared.endpoint, *options)
-    try:
-        base = f"http://127.0.0.1:{port}/v1/models"
+    with gateway(shared.endpoint, *options) as address:
+        base = f"{address}/v1/models"
         origin = {"Origin": "https://chat.example"}
         asks_first = {
             "Access-Control-Request-Method": "POST",
@@ -428,8 +370,6 @@ def test_a_page_of_an_allowed_origin_gets_at_the_answer(tmp_path: Path, shared: 
         assert got.status_code == 200
         other = httpx.options(base, headers={"Origin": "https://evil.example"} | asks_first)
         assert "access-control-allow-origin" not in other.headers
-    finally:
-        stop(child)
 
 
 def test_keys_that_systemd_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
 from tests.daemon.conftest import serving
-from tests.daemon.test_gateway import free_port, start_gateway, stop
+from tests.daemon.gateways import gateway
 from tests.daemon.test_tools import NOW, OPEN, WEATHER, fits
 
 Create = dict[str, Any]
@@ -38,10 +38,8 @@ CHOICES: list[Create] = [
 def base(tool_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving(tmp_path_factory.mktemp("run"), tool_files) as start:
         daemon = start("--slots", "2", context="1024")
-        port = free_port()
-        child = start_gateway(f"127.0.0.1:{port}", daemon.endpoint)
-        yield f"http://127.0.0.1:{port}/v1"
-        stop(child)
+        with gateway(daemon.endpoint) as address:
+            yield f"{address}/v1"
 
 
 @pytest.fixture

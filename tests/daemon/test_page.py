@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
 from tests.daemon.conftest import Daemon, serving
-from tests.daemon.test_gateway import free_port, start_gateway, stop
+from tests.daemon.gateways import free_address, gateway
 from tests.tiny import write_tiny
 from tests.tiny_gguf import write_gguf
 
@@ -43,10 +43,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="module")
 def base(daemon: Daemon) -> Iterator[str]:
-    port = free_port()
-    child = start_gateway(f"127.0.0.1:{port}", daemon.endpoint)
-    yield f"http://127.0.0.1:{port}"
-    stop(child)
+    with gateway(daemon.endpoint) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -330,27 +328,26 @@ def test_a_gateway_with_keys_that_goes_and_comes_back(
     keys = tmp_path / "keys"
     keys.write_text("secret-1\n")
     keys.chmod(0o600)
-    listen = f"127.0.0.1:{free_port()}"
-    child = start_gateway(listen, daemon.endpoint, "--api-keys", str(keys))
+    listen = free_address()  # the page finds the second gateway where the first one was
+    given = (daemon.endpoint, "--api-keys", str(keys))
     context = browser.new_context()
     try:
-        assert httpx.get(f"http://{listen}/status").status_code == 401
-        page = context.new_page()
-        page.goto(f"http://{listen}/")
-        page.get_by_label("This gateway asks for a key").fill("secret-1")
-        page.keyboard.press("Enter")
-        expect(page.locator("#state")).to_have_text("ready")
-        stop(child)
+        with gateway(*given, listen=listen) as address:
+            assert httpx.get(f"{address}/status").status_code == 401
+            page = context.new_page()
+            page.goto(f"{address}/")
+            page.get_by_label("This gateway asks for a key").fill("secret-1")
+            page.keyboard.press("Enter")
+            expect(page.locator("#state")).to_have_text("ready")
         expect(page.locator("#trouble")).to_contain_text("Is `draftd gateway` running?")
         asks(page, max_tokens=5)
         say(page, "anyone there?")
         expect(answers(page).locator(".note")).to_contain_text("Is `draftd gateway` running?")
-        child = start_gateway(listen, daemon.endpoint, "--api-keys", str(keys))
-        expect(page.locator("#trouble")).to_have_text("The daemon is back.")
-        page.get_by_role("button", name="Try again").click()
-        finished(page)
-        expect(answers(page).locator(".note")).to_contain_text("tokens")
-        expect(answers(page)).to_have_count(1)
+        with gateway(*given, listen=listen):
+            expect(page.locator("#trouble")).to_have_text("The daemon is back.")
+            page.get_by_role("button", name="Try again").click()
+            finished(page)
+            expect(answers(page).locator(".note")).to_contain_text("tokens")
+            expect(answers(page)).to_have_count(1)
     finally:
         context.close()
-        stop(child)

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from draftd.daemon.private import private_daemon
-from tests.daemon.test_gateway import free_port, start_gateway, stop
+from tests.daemon.gateways import gateway
 from tests.daemon.test_page import answers, asks, browser, finished, pytestmark, say
 
 __all__ = ["browser", "pytestmark"]
@@ -22,13 +22,11 @@ QUESTIONS = (
 @pytest.mark.screenshots
 @pytest.mark.timeout(600)
 def test_pictures(browser: Browser, smollm2: str) -> None:
-    with private_daemon(smollm2, lambda status: None) as endpoint:
-        listen = f"127.0.0.1:{free_port()}"
-        child = start_gateway(listen, endpoint)
+    with private_daemon(smollm2, lambda status: None) as endpoint, gateway(endpoint) as address:
         context = browser.new_context(viewport={"width": 1180, "height": 760})
         try:
             page = context.new_page()
-            page.goto(f"http://{listen}/")
+            page.goto(f"{address}/")
             asks(page, max_tokens=260, cache_prompt=False)  # nothing of it comes from an earlier making
             page.get_by_role("checkbox", name="Draft", exact=True).uncheck()
             say(page, QUESTIONS[0])  # so that the target alone has been measured
@@ -47,4 +45,3 @@ def test_pictures(browser: Browser, smollm2: str) -> None:
                 page.screenshot(path=DOCS / f"page-{scheme}.png", animations="disabled")
         finally:
             context.close()
-            stop(child)

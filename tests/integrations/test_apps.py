@@ -18,7 +18,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # it comes with transformers
 
 from tests.daemon.conftest import Daemon
-from tests.daemon.test_gateway import free_port, start_gateway, stop
+from tests.daemon.gateways import gateway
 from tests.docs.pages import ROOT, blocks
 
 PAGE = ROOT / "docs" / "apps.md"
@@ -47,10 +47,8 @@ def shown(language: str) -> str:
 
 @pytest.fixture(scope="module")
 def base(shared: Daemon) -> Iterator[str]:
-    port = free_port()
-    child = start_gateway(f"127.0.0.1:{port}", shared.endpoint)
-    yield f"http://127.0.0.1:{port}"
-    stop(child)
+    with gateway(shared.endpoint) as address:
+        yield address
 
 
 def chunks(reply: httpx.Response) -> list[dict[str, Any]]:
@@ -105,12 +103,8 @@ def test_home_assistant_on_another_machine(shared: Daemon, tmp_path: Path) -> No
     keys = tmp_path / "keys"
     keys.touch(0o600)
     keys.write_text("c2VjcmV0\n")
-    port = free_port()
-    child = start_gateway(
-        f"127.0.0.1:{port}", shared.endpoint, "--host", "desk.local", "--api-keys", str(keys)
-    )
-    try:
-        url = f"http://127.0.0.1:{port}/v1/models"
+    with gateway(shared.endpoint, "--host", "desk.local", "--api-keys", str(keys)) as address:
+        url = f"{address}/v1/models"
 
         def status(host: str, key: str) -> int:
             headers = {"Host": f"{host}:8765", "Authorization": f"Bearer {key}"}
@@ -125,8 +119,6 @@ def test_home_assistant_on_another_machine(shared: Daemon, tmp_path: Path) -> No
             401,
             403,
         ]
-    finally:
-        stop(child)
 
 
 def test_zed(base: str) -> None:
