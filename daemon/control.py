@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Mode = Literal["auto", "off"] | tuple[Source, int]  # or a source and a fixed length, for benchmarks
 
 FIRST = 8  # tokens drafted at most while it is not known what one takes
-HORIZON = 128  # tokens an answer is expected to go on for; later, as many as it has had
 PROBING = 0.01  # share of all time that may be spent on finding out what no longer pays
 PURSE = 8.0  # passes of the target that probing can save up
 TRUST = 3.0  # tokens' worth of what earlier requests say of a new one
@@ -148,7 +147,7 @@ class Control:
             if self._unseen <= 2:
                 return plan("model", limit, 0)
         gain, drafted, extra = self._modelled.over(shared.modelled, 3.0)
-        rounds = max(1.0, min(remaining, max(HORIZON, self._emitted)) / (1.0 + gain))
+        rounds = max(1.0, min(remaining, max(shared.answer(), self._emitted)) / (1.0 + gain))
         carried = max(1.0 / rounds, self._other)
         options: list[tuple[Source, int, float]] = [("model", 0, 1.0)]
         if cut and cut < limit:
@@ -197,6 +196,11 @@ class Control:
         if not shared.target.known(1):
             return True
         return shared.since_plain > FRESH and price * shared.target.seconds(1) < 2.0
+
+    def ended(self, stopped: bool) -> None:
+        """The answer is over; `stopped`: by its own end, not for want of room for more."""
+        if self.mode != "off":
+            self.controller.ends.add(self._emitted, float(stopped))
 
     def learn(self, outcome: Outcome) -> None:
         """Take in what the planned round gave and took."""

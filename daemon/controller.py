@@ -19,6 +19,7 @@ from draftd.daemon.learnt import CalibrationState, CostsState, Learnt
 from draftd.daemon.plan import Source
 
 LONGEST = 256
+ANSWER = 24.0  # tokens an answer is expected to have while none has ended
 
 
 class Controller:
@@ -47,6 +48,8 @@ class Controller:
         self.ahead.add(0.75)
         # How far the texts of late let one hope that the next suits the draft too, and what acceptance then.
         self.hope, self.good = 0.0, 0.8
+        self.ends = Averages(0.9, 2)  # answers' tokens, and how many answers came to an end of their own
+        self.ends.add(ANSWER, 1.0, weight=2.0)
         self.purse = 0.0  # seconds saved up for probing
         self.choices: Counter[str] = Counter()
         self.since_plain = 0
@@ -56,6 +59,10 @@ class Controller:
     def begin(self, mode: Mode = "auto", *, chosen: Chosen = "greedy", unseen: int = 1) -> Control:
         """State of a new request; `unseen`: tokens of its prompt that the draft would have to be fed."""
         return Control(self, mode, chosen, unseen)
+
+    def answer(self) -> float:
+        """Tokens that an answer goes on for if nothing cuts it; as if each token ended it alike."""
+        return self.ends.sums[0] / max(self.ends.sums[1], 0.1)
 
     def took(self, rows: int, seconds: float) -> None:
         """One pass of the target, `rows` tokens of all requests in it; call it once a pass."""
@@ -87,6 +94,7 @@ class Controller:
             "copying": self.paces[True],
             "modelled": self.modelled,
             "ahead": self.ahead,
+            "ends": self.ends,
         }
 
     def _restore(self, learnt: Learnt) -> None:

@@ -194,6 +194,8 @@ class Engine:
             finish = "length"
         if finish is not None:
             self.scheduler.remove(request)
+            if request.control is not None:
+                request.control.ended(stopped=finish == "stop")
         told = []
         if request.beams is not None:
             told = request.beams.best.logprobs[: len(tokens)]

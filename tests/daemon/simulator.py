@@ -239,13 +239,15 @@ def run_one(
     text: Text,
     weather: Weather,
     length: int = ANSWER,
+    limit: int = 0,
 ) -> float:
+    """`limit`: tokens that the request allows, by default as many as the answer has."""
     target, drafting = tables
     at, unseen, spent = 0, PROMPT, 0.0
     signs = text.certainty[:1]
     while at < length:
         offer, right = text.offers[at]
-        plan = control.plan(length - at, offer if control.looks_up else (), signs=signs)
+        plan = control.plan(max(length, limit) - at, offer if control.looks_up else (), signs=signs)
         models = plan.source in ("model", "chain")
         drafted = draft(text, at, plan.found, plan.limit, plan.proceed if models else None)
         kept = plan.keep(drafted.confidences)
@@ -264,6 +266,7 @@ def run_one(
             Outcome(drafted.confidences, agreed, emitted, min(right, emitted), told, told + passed, sign)
         )
         at += emitted
+    control.ended(stopped=True)
     return spent
 
 

@@ -71,6 +71,23 @@ def test_a_cold_start_drafts_sensibly_from_the_first_request(machine: str) -> No
     assert alone[0] / spent[0] >= (3.5 if machine == FLAT else 1.5)
 
 
+@pytest.mark.parametrize("longer", [False, True])
+def test_a_long_prompt_is_read_for_answers_that_are_long_enough(longer: bool) -> None:
+    machine, unseen = MACHINES["llama.cpp without AMX, tuned draft"], 400
+    controller, tables = Controller(("model",)), machine.tables()
+    for rows in (1, 4, 9):
+        controller.took(rows, tables[0][rows])
+    for fed in (1, 64):
+        controller.draft.observe(fed, tables[1][fed])
+    length = 400 if longer else 10
+    begun = []
+    for text in texts("math", 8, length=length):
+        control = controller.begin(unseen=unseen)
+        run_one(controller, control, tables, text, Weather(Random(7), noise=0.0), length, limit=512)
+        begun.append(control.rounds["model"] > 0)
+    assert all(begun) if longer else not any(begun)
+
+
 @pytest.mark.parametrize("machine", [FLAT, STEEP])
 def test_what_was_learnt_makes_the_next_start_good_at_once(machine: str) -> None:
     before = Controller()

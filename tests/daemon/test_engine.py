@@ -129,6 +129,17 @@ def test_a_stop_token_inside_an_accepted_block_ends_the_answer_there(length: int
     assert finish == "stop"
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_controller_learns_how_long_answers_are(stopped: bool) -> None:
+    tokens = plain([1, 2], 30, Sampling(1.0, seed=11))
+    stop = frozenset({tokens[12]}) if stopped else frozenset[int]()
+    engine = Engine(TableTarget(), Drafting(TableDraft(TableTarget())))
+    before = engine.drafting.controller.answer()
+    one = request(0, [1, 2], 30, Sampling(1.0, seed=11), stop_ids=stop, mode="auto")
+    generate(engine, [one])
+    assert (engine.drafting.controller.answer() < before) == stopped
+
+
 def test_a_request_sent_again_continues_with_the_same_tokens() -> None:
     sampling = Sampling(1.0, seed=5)
     whole = plain([3, 4], 24, sampling)
