@@ -18,6 +18,7 @@ from draftd.ipc.errors import Overloaded
 log = logging.getLogger("draftd.front")
 
 BUSY, IDLE = 1.0, 5.0  # seconds between two looks, while requests run and while none does
+TRIM = 30.0  # seconds between two times that what connections and answers left behind is given back
 
 
 class Governing:
@@ -35,6 +36,7 @@ class Governing:
         self.reading = Reading()  # the latest
         self.others = 0.0  # cores that other programs use
         self._looked = -IDLE
+        self._trimmed = 0.0
         self._used = self._cpu_use(time.monotonic())
         self._told: tuple[int, Rung, int] | None = None  # which engine, and what it knows
 
@@ -75,6 +77,9 @@ class Governing:
         }
 
     def _look(self, now: float) -> None:
+        if now - self._trimmed >= TRIM:  # else the heap wears to pieces: +2 % a quarter of an hour under load
+            self._trimmed = now
+            machine.trim()
         if self.settings.follow_load:
             self._follow_load(now)
         before = self.governor.rung

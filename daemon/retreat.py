@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 
+from draftd.daemon import machine
 from draftd.daemon.engine import Engine
 from draftd.daemon.governor import Rung
 from draftd.daemon.loader import Loaded
@@ -46,17 +46,10 @@ class Retreat:
             self.loaded.target.drop(slots)
             if self.loaded.drafting.model is not None:
                 self.loaded.drafting.model.drop(slots)
-            _trim()
+            machine.trim()
 
     def set_threads(self, count: int) -> None:
         """Compute with so many threads from the next round on."""
         self.loaded.target.set_threads(count)
         if self.loaded.drafting.model is not None:
             self.loaded.drafting.model.set_threads(count)
-
-
-def _trim() -> None:
-    """Have the C library return what it has free; only glibc's keeps any and can."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
