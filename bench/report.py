@@ -10,17 +10,15 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 import report_limits
 import report_peers
+import report_plots
+from bars import bars
 
 from draftd.daemon.bench_table import geometric_mean, share_of_best
 
 DOCS = Path(__file__).parents[1] / "docs"
-COLOURS = ("#3465a4", "#c17d11", "#4e9a06", "#a40000", "#75507b")
-BAR, GAP, SCALE, LEFT, TOP = 9, 8, 70, 130, 40  # pixels; SCALE: pixels of a speed-up of 1
-LEGEND = 560  # pixels that its longest line may take
 
 
 def main(files: list[Path]) -> None:
@@ -29,16 +27,27 @@ def main(files: list[Path]) -> None:
     page = DOCS / "benchmarks.md"
     kept = page.read_text("utf-8").split("## Results")[0]
     own = [each for each in documents if "kind" not in each]
-    parts = [machine(documents[0]), "![speed-up by category](speedup.svg)", *map(section, own)]
-    for number, beside in enumerate(each for each in documents if each.get("kind") == "side by side"):
-        picture = f"peers{number + 1}.svg"
-        (DOCS / picture).write_text(report_peers.plot(beside), "utf-8")
-        parts += [report_peers.section(beside), f"![tokens a second by contender]({picture})"]
-    parts += [simulated(each) for each in documents if each.get("kind") == "simulated"]
-    parts += [report_limits.section(each) for each in documents if each.get("kind") in report_limits.KINDS]
-    page.write_text(kept + "## Results\n\n" + "\n\n".join(parts) + "\n", "utf-8")
+    beside = [each for each in documents if each.get("kind") == "side by side"]
     alike = [each for each in own if names(each) == names(own[0])]
-    (DOCS / "speedup.svg").write_text(plot(alike), "utf-8")
+    parts = [machine(documents[0]), picture("speedup.svg", plot(alike), "speed-up by category")]
+    parts += map(section, own)
+    for number, each in enumerate(beside):
+        parts.append(report_peers.section(each))
+        parts.append(
+            picture(f"peers{number + 1}.svg", report_peers.plot(each), "tokens a second by contender")
+        )
+    for each in documents:
+        if (kind := each.get("kind")) == "simulated" or kind in report_limits.KINDS:
+            parts.append(simulated(each) if kind == "simulated" else report_limits.section(each))
+            if draw := report_plots.PLOTS.get(kind):
+                parts.append(picture(report_plots.name(each), draw(each), kind))
+    page.write_text(kept + "## Results\n\n" + "\n\n".join(parts) + "\n", "utf-8")
+
+
+def picture(file: str, drawn: str, says: str) -> str:
+    """Write a picture beside the page; the page's line for it."""
+    (DOCS / file).write_text(drawn, "utf-8")
+    return f"![{says}]({file})"
 
 
 def names(document: dict[str, Any]) -> list[str]:
@@ -154,40 +163,14 @@ def policies(document: dict[str, Any]) -> list[str]:
 
 
 def plot(documents: list[dict[str, Any]]) -> str:
-    """Horizontal bars of speed-up by category, a colour a run, as SVG."""
-    categories = names(documents[0])
-    height = TOP + len(categories) * (BAR * len(documents) + GAP) + 20 * len(documents) + 20
-    most = max(row["speedup"] for document in documents for row in document["categories"])
-    width = max(LEFT + int(SCALE * (most + 1)), LEGEND)
-    bottom = TOP + len(categories) * (BAR * len(documents) + GAP)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
-        f'font-size="12"><rect width="100%" height="100%" fill="white"/>',
-        f'<text x="{LEFT}" y="20" font-weight="bold">speed over the target alone</text>',
-    ]
-    for tick in range(int(most) + 2):
-        x = LEFT + SCALE * tick
-        stroke = "#555" if tick == 1 else "#ddd"
-        parts.append(f'<line x1="{x}" y1="{TOP - 6}" x2="{x}" y2="{bottom}" stroke="{stroke}"/>')
-        parts.append(f'<text x="{x + 2}" y="{TOP - 8}" fill="#555">{tick}x</text>')
-    for at, name in enumerate(categories):
-        y = TOP + at * (BAR * len(documents) + GAP)
-        middle = y + BAR * len(documents) / 2 + 4
-        parts.append(f'<text x="{LEFT - 8}" y="{middle}" text-anchor="end">{escape(name)}</text>')
-        for run, document in enumerate(documents):
-            speedup = document["categories"][at]["speedup"]
-            parts.append(
-                f'<rect x="{LEFT}" y="{y + run * BAR}" width="{SCALE * speedup:.1f}" height="{BAR - 1}" '
-                f'fill="{COLOURS[run % len(COLOURS)]}"/>'
-            )
-    for run, document in enumerate(documents):
-        y = bottom + 20 * (run + 1)
-        parts.append(
-            f'<rect x="12" y="{y - 10}" width="12" height="12" fill="{COLOURS[run % len(COLOURS)]}"/>'
-        )
-        mean = f"geometric mean {document['geometric_mean_speedup']:.2f}x"
-        parts.append(f'<text x="30" y="{y}">{escape(title(document))}: {mean}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    """Speed-up by category, a colour a run, as SVG."""
+    series = {
+        f"{title(each)}: geometric mean {each['geometric_mean_speedup']:.2f}x": [
+            row["speedup"] for row in each["categories"]
+        ]
+        for each in documents
+    }
+    return bars("speed over the target alone", names(documents[0]), series, "x", mark=1.0)
 
 
 if __name__ == "__main__":

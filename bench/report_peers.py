@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
-from xml.sax.saxutils import escape
+
+from bars import bars
 
 from draftd.daemon.bench_table import geometric_mean
 
@@ -20,7 +21,6 @@ OWN = {  # a contender that drafts -> the same library without
     "draftd": "draftd off",
 }
 SAMPLES = 2000  # of the bootstrap
-BAR, LEFT, SCALE = 16, 230, 22  # pixels; SCALE: of one token a second
 
 
 def section(document: dict[str, Any]) -> str:
@@ -130,19 +130,7 @@ def same(document: dict[str, Any], name: str, own: str) -> str:
 
 
 def plot(document: dict[str, Any]) -> str:
-    """Horizontal bars of tokens a second by contender, as SVG; draftd's are dark."""
+    """Tokens a second by contender, as SVG."""
     means = {name: geometric_mean(list(each.values())) for name, each in by_question(document).items()}
-    width, height = LEFT + int(SCALE * max(means.values())) + 60, 50 + len(means) * (BAR + 6)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
-        'font-size="12"><rect width="100%" height="100%" fill="white"/>',
-        f'<text x="12" y="20" font-weight="bold">tokens a second, {escape(document["pair"])}, '
-        f"{escape(document['backend'])}</text>",
-    ]
-    for at, (name, value) in enumerate(means.items()):
-        y = 34 + at * (BAR + 6)
-        colour = "#204a87" if name.startswith("draftd") else "#babdb6"
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 12}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<rect x="{LEFT}" y="{y}" width="{SCALE * value:.1f}" height="{BAR}" fill="{colour}"/>')
-        parts.append(f'<text x="{LEFT + SCALE * value + 6:.1f}" y="{y + 12}">{value:.1f}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    title = f"tokens a second, {document['pair']}, {document['backend']}"
+    return bars(title, list(means), {"": list(means.values())})

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -71,3 +72,33 @@ def test_a_section_names_its_command_and_its_tables_are_whole(
     assert tables
     for table in tables:
         assert {line.count("|") for line in table} == {table[0].count("|")}
+
+
+SIMULATED = {
+    "kind": "simulated",
+    "inputs": [{"name": "a big <one>"}],
+    "runs": [{"machine": "a big <one>", "policy": each, "speedup": 2.0} for each in ("auto", "model:8")],
+}
+
+
+@pytest.mark.parametrize(("document", "figures"), [(DOCUMENTS[0], 6), (DOCUMENTS[1], 3), (DOCUMENTS[2], 5)])
+def test_a_picture_has_a_bar_for_each_figure(
+    program: Program, document: dict[str, Any], figures: int
+) -> None:
+    plots = program("report_plots")
+    drawn = ElementTree.fromstring(plots.PLOTS[document["kind"]](document | {"pair": "tiny"}))
+    assert max(lengths(drawn)) == program("bars").LONGEST
+    assert len(lengths(drawn)) == figures
+
+
+def test_a_simulation_says_so_in_its_picture(program: Program) -> None:
+    drawn = program("report_plots").PLOTS["simulated"](SIMULATED | {"pair": "tiny"})
+    texts = [each.text for each in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert str(texts[0]).startswith("SIMULATED")
+    assert "a big <one>" in texts
+
+
+def lengths(drawn: ElementTree.Element) -> list[float]:
+    """The bars' lengths, without the legend's squares and the background."""
+    found = drawn.iter("{http://www.w3.org/2000/svg}rect")
+    return [float(each.attrib["width"]) for each in found if each.attrib["height"] == "10"]

@@ -1,0 +1,68 @@
+"""The report's pictures of what its tables say, by kind of document."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import roofline
+from bars import bars
+
+Document = dict[str, Any]
+
+
+def name(document: Document) -> str:
+    """The picture's file."""
+    parts = [document["kind"], document["pair"], document.get("backend", "")]
+    return "-".join(part.replace(" ", "-") for part in parts if part) + ".svg"
+
+
+def _quality(document: Document) -> str:
+    scores = ("chrF", "ROUGE-L", "token F1")
+    rows = document["rows"]
+    series = {score: [row["scores"][score] for row in rows] for score in scores}
+    return bars(f"quality, 0 to 100, {document['pair']}", [row["name"] for row in rows], series)
+
+
+def _roofline(document: Document) -> str:
+    found = roofline.bounds(document)
+    values = {
+        "the controller": document["speedup"]["auto"],
+        f"best fixed length ({found['length']:.0f}) at these costs": found["best"],
+        "checking free, both models at the memory's speed": found["free"],
+    }
+    title = f"speed over the target alone, and what would bound it, {document['pair']}, {document['backend']}"
+    return bars(title, list(values), {"": list(values.values())}, "x", mark=1.0)
+
+
+def _scaling(document: Document) -> str:
+    found: dict[str, dict[str, float]] = {}
+    for part, key, figure, unit in (
+        ("apps", "apps", "throughput", "apps at once, together"),
+        ("contexts", "context", "speed", "tokens of prompt"),
+        ("cores", "cores", "speed", "cores"),
+    ):
+        for row in document.get(part, ()):
+            found.setdefault(f"{row[key]} {unit}", {})[row["policy"]] = row[figure]
+    series = {
+        "target alone": [each.get("off", math.nan) for each in found.values()],
+        "drafting (auto)": [each.get("auto", math.nan) for each in found.values()],
+    }
+    return bars(f"tokens a second, {document['pair']}, {document['backend']}", list(found), series)
+
+
+def _simulated(document: Document) -> str:
+    places = [place["name"] for place in document["inputs"]]
+    policies = list(dict.fromkeys(run["policy"] for run in document["runs"]))
+    found = {(run["machine"], run["policy"]): run["speedup"] for run in document["runs"]}
+    series = {policy: [found[place, policy] for place in places] for policy in policies}
+    return bars("SIMULATED: speed over the target alone", places, series, "x", mark=1.0)
+
+
+PLOTS: dict[str, Callable[[Document], str]] = {
+    "quality": _quality,
+    "roofline": _roofline,
+    "scaling": _scaling,
+    "simulated": _simulated,
+}
