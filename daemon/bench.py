@@ -6,8 +6,6 @@ import json
 import math
 import os
 import re
-import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -227,7 +225,7 @@ def document(
     results = next(iter(by_policy.values()))
     rows = bench_table.by_category(results)
     return {
-        "command": shlex.join(["draftd", *sys.argv[1:]]),
+        "command": machine.command(),
         "machine": machine.describe(),
         "pair": status.pair,
         "engine": status.engine,

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shlex
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -76,7 +74,7 @@ def quality(
         console.print(line, highlight=False)
     return {
         "kind": "quality",
-        "command": shlex.join(["draftd", *sys.argv[1:]]),
+        "command": machine.command(),
         "machine": machine.describe(),
         "pair": pair or load(config).pair,
         "items": {task: sum(item.task == task for item in items) for task in TASKS},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shlex
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,12 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {package: package_version(package) for package in PACKAGES},
     }
+
+
+def command() -> str:
+    """This command line with the DRAFTD_ variables that it was given, those that name files left out."""
+    given = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("DRAFTD_")]
+    return shlex.join([*(each for each in given if "/" not in each), "draftd", *sys.argv[1:]])
 
 
 def trim() -> None:

@@ -28,7 +28,7 @@ def runs() -> list[Run]:
 
 
 def _read(section: str) -> Run | None:
-    command = re.search(r"^    (draftd bench .*)$", section, re.MULTILINE)
+    command = re.search(r"^    ((?:\w+=\S+ )*draftd bench .*)$", section, re.MULTILINE)
     mean = re.search(r"\*\*geometric mean of \d+\*\* \| \| \| \*\*([\d.]+)x\*\*", section)
     rows = re.findall(r"^\| ([^|*]+) \| ([\d.]+) \| [\d.]+ \| ([\d.]+)x \|", section, re.MULTILINE)
     if not (command and mean and rows):

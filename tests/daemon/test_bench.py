@@ -3,12 +3,13 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from draftd.daemon import bench, bench_ping, bench_table
+from draftd.daemon import bench, bench_ping, bench_table, machine
 from draftd.daemon.bench_table import CONVERSATION, SPEC_BENCH, Result
 from draftd.daemon.timed import Answer
 from draftd.ipc.errors import InvalidRequest
@@ -184,3 +185,12 @@ def test_policies_are_compared_with_the_best_fixed_one() -> None:
         ["2.00x", "4.00x", "1.00x", "0.50"],
         ["0.80x", "0.50x", "0.80x", "0.80"],  # the best of writing is to draft nothing
     ]
+
+
+def test_the_command_can_be_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("DRAFTD_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DRAFTD_BACKEND", "llama_cpp")
+    monkeypatch.setenv("DRAFTD_CACHE_DIR", "/somebody's/own")
+    monkeypatch.setattr("sys.argv", ["/bin/draftd", "bench", "--prompts", "two words.jsonl"])
+    assert machine.command() == "DRAFTD_BACKEND=llama_cpp draftd bench --prompts 'two words.jsonl'"
