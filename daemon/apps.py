@@ -52,7 +52,7 @@ class Apps:
         mask = os.umask(0o177)  # the socket file is its owner's until peers.open_to_group
         try:
             if not is_tcp(address):
-                socket.setsockopt(zmq.USE_FD, self.gates.add(socket_path(address)))
+                socket.setsockopt(zmq.USE_FD, self.gates.add(socket_path(address), socket))
             socket.bind(address)
         except (OSError, zmq.ZMQError) as error:
             if error.errno == zmq.EADDRINUSE:

@@ -24,7 +24,7 @@ BACKLOG = 100  # connections that wait to be taken
 RESERVE = 8192  # descriptors kept back: more than libzmq takes connections in a turn of the front's
 SHARE = 0.75  # of a small limit, which is kept back instead
 EVERY = 0.1  # seconds between two counts of all descriptors
-LOOK = 0.25  # seconds between two looks, where nothing else makes the front turn
+MONITOR = "inproc://taken"
 
 
 class Gate:
@@ -69,30 +69,45 @@ class Gate:
 
 
 class Gates:
-    """All gates of a front, shut and opened together: a timer of its turn, which who knocks brings about."""
+    """All gates of a front, shut and opened together: a timer of its turn, which who comes brings about.
+
+    libzmq may take a connection before the front sees it knock, so of an open gate libzmq's monitor tells:
+    a timer would have to be quick, and wake an idle machine many times a second.
+    """
 
     def __init__(self, poller: zmq.Poller) -> None:
         self._poller = poller
         self._gates: list[Gate] = []
+        self._watched: zmq.Socket[bytes] | None = None
+        self._taken: zmq.Socket[bytes] | None = None  # two frames for each connection that libzmq took
+        self._news = False  # some were taken since all descriptors were counted
         self._open = True
         self._count_at = 0.0  # monotonic seconds
         self._turned_away = 0
 
-    def add(self, path: Path) -> int:
-        """Another gate, beside those whose socket file was removed; libzmq's descriptor of it."""
+    def add(self, path: Path, socket: zmq.Socket[bytes]) -> int:
+        """Another gate, beside those whose socket file was removed; the descriptor `socket` is to bind."""
         gate = Gate(path)
         self._gates.append(gate)
-        self._poller.register(gate.listener, zmq.POLLIN)
+        if self._taken is None:
+            self._watch(socket)
+        if not self._open:
+            gate.shut()
+            self._poller.register(gate.listener, zmq.POLLIN)
         return gate.file
 
     def tick(self, now: float) -> float | None:
         """Shut the gates, or open them again; when to look next."""
         if not self._gates:
             return None  # libzmq waits by itself where it listens to TCP
+        self._hear()
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most = limit - min(RESERVE, int(SHARE * limit))
-        if now >= self._count_at and (not self._open or _reached(self._gates[-1].file, most)):
-            self._count_at = now + EVERY
+        if self._open and not (self._news and _reached(self._gates[-1].file, most)):
+            self._news = False
+            return None
+        if now >= self._count_at:
+            self._count_at, self._news = now + EVERY, False
             used = len(os.listdir("/proc/self/fd"))
             if self._open and used > most:
                 self._shut(used, limit)
@@ -100,18 +115,40 @@ class Gates:
                 self._reopen()
         if not self._open:
             self._turned_away += sum(gate.turn_away() for gate in self._gates)
-        return now + LOOK
+        return None if self._open and not self._news else self._count_at
 
     def close(self) -> None:
         """Before libzmq's socket is closed: let it find what it knows."""
         for gate in self._gates:
+            gate.shut()
+        if self._watched is not None and self._taken is not None:
+            self._hear()  # libzmq's thread may wait for room, and would not let go of the monitor
+            self._watched.disable_monitor()
+            self._taken.close()
+        for gate in self._gates:
             gate.open()
             gate.close()
+
+    def _watch(self, socket: zmq.Socket[bytes]) -> None:
+        """Be told of each connection; libzmq waits once it is a thousand ahead of the front (its own HWM)."""
+        self._watched, self._taken = socket, socket.context.socket(zmq.PAIR)
+        self._taken.rcvhwm = 1
+        socket.monitor(MONITOR, zmq.EVENT_ACCEPTED)
+        self._taken.connect(MONITOR)
+        self._poller.register(self._taken, zmq.POLLIN)
+
+    def _hear(self) -> None:
+        """Take what the monitor told: that some came is all that is of use."""
+        with contextlib.suppress(zmq.Again):
+            while self._taken is not None:
+                self._taken.recv_multipart(zmq.NOBLOCK)
+                self._news = True
 
     def _shut(self, used: int, limit: int) -> None:
         self._open, self._turned_away = False, 0
         for gate in self._gates:
             gate.shut()
+            self._poller.register(gate.listener, zmq.POLLIN)
         log.error(
             "%d of %d descriptors are in use: no further connection is taken until some have ended; "
             "an app holds too many, or LimitNOFILE is too low",
@@ -122,6 +159,7 @@ class Gates:
     def _reopen(self) -> None:
         self._open = True
         for gate in self._gates:
+            self._poller.unregister(gate.listener)
             gate.open()
         log.warning("connections are taken again; %d were turned away", self._turned_away)
 
