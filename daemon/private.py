@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ def private_daemon(
     config: Path | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """The endpoint of a daemon that is ready; it is stopped on the way out.
+    """The endpoint of a daemon that is ready; it is stopped on the way out, at a SIGTERM too.
 
     `report` hears how the loading goes; `variables` go before the environment's. EngineFailed says why a
     daemon did not start.
@@ -46,8 +48,9 @@ def private_daemon(
                 stderr=out,
             )
         try:
-            _wait_until_ready(child, endpoint, log, report)
-            yield endpoint
+            with _ended_by_sigterm():
+                _wait_until_ready(child, endpoint, log, report)
+                yield endpoint
         finally:
             child.terminate()
             try:
@@ -55,6 +58,23 @@ def private_daemon(
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM as an exception, so that what was begun is ended; signals are the main thread's to handle."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _wait_until_ready(

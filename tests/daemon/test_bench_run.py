@@ -107,6 +107,24 @@ def test_a_private_daemon_serves_and_is_gone_afterwards() -> None:
 
 
 @pytest.mark.usefixtures("own_pair")
+def test_a_private_daemon_ends_with_a_program_that_is_told_to() -> None:
+    program = (
+        "import signal\nfrom draftd.daemon.private import private_daemon\n"
+        "with private_daemon('tiny', lambda status: None):\n"
+        "    print('ready', flush=True)\n    signal.pause()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        children = psutil.Process(child.pid).children(recursive=True)
+        child.terminate()
+        assert child.wait(60) == 128 + 15
+    psutil.wait_procs(children, timeout=20)
+    assert len(children) >= 2
+    assert not [each for each in children if each.is_running()]
+
+
+@pytest.mark.usefixtures("own_pair")
 def test_a_bench_with_a_daemon_of_its_own(prompts: Path) -> None:
     done = run("--pair", "tiny", "--prompts", prompts, "--per-category", "1", "--max-tokens", "8")
     assert done.returncode == 0, done.stderr
