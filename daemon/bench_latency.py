@@ -43,7 +43,7 @@ def latency(answers: Sequence[Answer]) -> Latency:
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that so many do not exceed."""
-    return sorted(values)[max(0, math.ceil(len(values) * share) - 1)]
+    return sorted(values)[math.ceil(len(values) * share) - 1]
 
 
 def table(by_policy: dict[str, Latency]) -> Table:

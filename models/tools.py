@@ -148,11 +148,8 @@ def _between(render: Render, asked: list[dict[str, Any]]) -> str | None:
         turn = render([*asked, _said(2)], [_TOOL], answer=False)
     except InvalidRequest:
         return None
-    ends = [each.start() for each in re.finditer(CLOSING, turn)]
-    starts = [each.start() for each in re.finditer(OPENING, turn)]
-    if len(ends) < 2 or not ends[-2] < starts[-1] < ends[-1]:
-        return None
-    return turn[ends[-2] + len(CLOSING) : starts[-1]]
+    found = re.search(rf"probe_called.*?{CLOSING}(.*?){OPENING}.*?probe_called", turn, re.DOTALL)
+    return None if found is None else found[1]
 
 
 def _unknown() -> InvalidRequest:
@@ -177,7 +174,9 @@ def grammar(
 
     The answer is any text, or JSON by `schema`. Behind a text calls may follow, behind calls no text.
     """
-    if form.opening == "" and schema is not None and not forced:
+    if forced:
+        schema = None  # no answer but calls
+    if form.opening == "" and schema is not None:
         raise InvalidRequest("this model's tool calls are JSON themselves: give tools or a grammar, not both")
     more = (
         f"({_text(form.between)} {_text(form.opening)} call)*"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
 import llm
-from llm.parts import TextPart
+from llm.parts import TextPart, ToolCallPart, ToolResultPart
 from pydantic import Field
 
-from draftd.ipc import AsyncClient, Client, Done, DraftdError, Tokens
+from draftd.ipc import AsyncClient, Client, DraftdError, Reply, Tokens
+from draftd.ipc.session import reply
 
 NAME = "llm"  # requests of one name may draft from each other's text
 MAX_TOKENS = 4096  # of an answer whose length nobody named; the context may end it before
@@ -32,24 +34,30 @@ class Options(llm.Options):
     speculate: str | None = Field(
         default=None, description="auto, off, or who drafts how far: suffix:8, model:4, chain:6."
     )
+    tool_choice: str | None = Field(
+        default=None, description="With tools: auto, none, required, or the one to call."
+    )
 
 
 class Draftd(llm.Model):
     model_id = "draftd"
     can_stream = True
     supports_schema = True
+    supports_tools = True
     Options = Options  # type: ignore[assignment]  # as llm itself has it
 
     def execute(
         self, prompt: llm.Prompt, stream: bool, response: llm.Response, conversation: llm.Conversation | None
     ) -> Iterator[str]:
+        parts: list[Tokens] = []
         try:
             with Client(name=NAME) as client:
                 for event in client.generate(**asked(prompt)):
                     if isinstance(event, Tokens):
+                        parts.append(event)
                         yield event.text
                     else:
-                        tell(response, event)
+                        tell(response, reply(parts, event))
         except DraftdError as error:
             raise llm.ModelError(error.message) from error
 
@@ -58,6 +66,7 @@ class AsyncDraftd(llm.AsyncModel):
     model_id = "draftd"
     can_stream = True
     supports_schema = True
+    supports_tools = True
     Options = Options  # type: ignore[assignment]  # as llm itself has it
 
     async def execute(
@@ -67,13 +76,15 @@ class AsyncDraftd(llm.AsyncModel):
         response: llm.AsyncResponse,
         conversation: llm.AsyncConversation | None,
     ) -> AsyncGenerator[str, None]:
+        parts: list[Tokens] = []
         try:
             async with AsyncClient(name=NAME) as client, aclosing(client.generate(**asked(prompt))) as events:
                 async for event in events:
                     if isinstance(event, Tokens):
+                        parts.append(event)
                         yield event.text
                     else:
-                        tell(response, event)
+                        tell(response, reply(parts, event))
         except DraftdError as error:
             raise llm.ModelError(error.message) from error
 
@@ -88,25 +99,53 @@ def asked(prompt: llm.Prompt) -> dict[str, Any]:
     given = {"max_tokens": MAX_TOKENS} | prompt.options.model_dump(exclude_none=True)
     if "stop" in given:
         given["stop"] = [given["stop"]]
+    if (choice := given.get("tool_choice", "auto")) not in ("auto", "none", "required"):
+        given["tool_choice"] = {"type": "function", "function": {"name": choice}}
     if prompt.schema:
         given["grammar"] = {"kind": "json_schema", "source": prompt.schema}
-    return given | {"messages": [message(each) for each in prompt.messages]}
+    if prompt.tools:
+        given["tools"] = [tool(each) for each in prompt.tools]
+    return given | {"messages": [told for each in prompt.messages for told in messages(each)]}
 
 
-def message(given: llm.Message) -> dict[str, str]:
-    """A message as the daemon takes it: its text; what was only thought is left out."""
-    return {
+def tool(given: llm.Tool | llm.ServerSideTool) -> dict[str, Any]:
+    """A tool as the daemon takes it; llm itself lets no tool of a provider's server come here."""
+    function = {"name": given.name, "description": given.description, "parameters": given.input_schema}
+    return {"type": "function", "function": function}
+
+
+def messages(given: llm.Message) -> Iterator[dict[str, Any]]:
+    """A message as the daemon takes it, each result of a tool as one of its own; thoughts are left out."""
+    results = [part for part in given.parts if isinstance(part, ToolResultPart)]
+    for part in results:
+        yield {"role": "tool", "content": part.output, "tool_call_id": part.tool_call_id}
+    if results:
+        return
+    said = {
         "role": given.role,
         "content": "".join(part.text for part in given.parts if isinstance(part, TextPart)),
     }
+    calls = [
+        {
+            "id": part.tool_call_id or "",
+            "function": {"name": part.name, "arguments": json.dumps(part.arguments)},
+        }
+        for part in given.parts
+        if isinstance(part, ToolCallPart)
+    ]
+    yield said | ({"tool_calls": calls} if calls else {})
 
 
-def tell(response: llm.Response | llm.AsyncResponse, done: Done) -> None:
-    """What llm logs of an answer: its size, and what drafting did."""
-    stats = done.stats
+def tell(response: llm.Response | llm.AsyncResponse, answer: Reply) -> None:
+    """What llm keeps of an answer: its calls, if none was cut off, its size, and what drafting did."""
+    if answer.finish_reason == "tool_calls":
+        for call in answer.tool_calls:
+            arguments = json.loads(call.function.arguments)
+            response.add_tool_call(llm.ToolCall(call.function.name, arguments, call.id))
+    usage, stats = answer.usage, answer.stats
     response.set_usage(
-        input=done.usage.prompt_tokens,
-        output=done.usage.completion_tokens,
-        details={"cached": done.usage.cached_tokens, "drafted": stats.drafted, "accepted": stats.accepted},
+        input=usage.prompt_tokens,
+        output=usage.completion_tokens,
+        details={"cached": usage.cached_tokens, "drafted": stats.drafted, "accepted": stats.accepted},
     )
-    response.response_json = {"finish_reason": done.finish_reason, "stats": stats.model_dump()}
+    response.response_json = {"finish_reason": answer.finish_reason, "stats": stats.model_dump()}

@@ -6,7 +6,10 @@ from types import ModuleType
 
 import pytest
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 
+from tests.daemon.test_bench import answer
 from tests.tiny import write_tiny
 from tests.tiny_gguf import write_gguf
 
@@ -25,6 +28,19 @@ def test_a_pass_reads_all_weights_but_an_embedding_that_is_only_looked_up(
     tied = write_tiny(tmp_path / "tied", tied=True)
     whole = sum(tensor.nbytes for tensor in load_file(tied / "model.safetensors").values())
     assert roofline.safetensors_bytes(tied) == whole
+    assert roofline.gguf_bytes(write_gguf(tied, tmp_path / "tied.gguf")) == whole
+    halved = {name: tensor.bfloat16() for name, tensor in load_torch(tied / "model.safetensors").items()}
+    save_torch(halved, tied / "model.safetensors")
+    assert roofline.safetensors_bytes(tied) == whole // 2
+
+
+def test_what_passes_and_drafted_tokens_took(program: Program) -> None:
+    roofline = program("roofline")
+    # Of each answer's rounds the first is the prompt's.
+    answers = [answer(rounds=3, drafted=4, accepted=2, models=0.8), answer(rounds=4, drafted=6, models=1.2)]
+    assert roofline.plain_seconds(answers) == pytest.approx((0.4 + 0.6) / 5)
+    assert roofline.drafted_seconds(answers) == pytest.approx((0.2 + 0.3) / 10)
+    assert roofline.reach(answers) == [2 / 5] + [0.0] * 7
 
 
 def test_bounds_by_hand(program: Program) -> None:

@@ -135,6 +135,7 @@ def test_what_is_sure_is_told_at_once() -> None:
     ("known", "rest"),
     [
         (0, CallPart(1, "name", "{}")),
+        (2, CallPart(1, None, "{}")),
         (4, CallPart(1, None, "{}")),
         (5, CallPart(1, None, "}")),
         (6, CallPart(1, None, "")),

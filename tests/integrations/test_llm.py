@@ -42,6 +42,29 @@ print(json.dumps([pieces, again, vars(response.usage()), vars(usage), response.r
 """
 
 
+TOOLS = """
+import asyncio, json, llm
+from typing import Literal
+model, other = llm.get_model("draftd"), llm.get_async_model("draftd")
+def weather(city: Literal["Rome", "Oslo"]) -> str:
+    "How it is outside."
+    return "cold in " + city
+options = {"max_tokens": 300, "seed": 3, "tool_choice": "weather"}
+def told(calls):
+    return [[call.name, call.arguments, call.tool_call_id] for call in calls]
+first = model.prompt("Cold?", tools=[weather], **options)
+second = first.reply(tools=[weather], **options)
+async def alike():
+    response = other.prompt("Cold?", tools=[weather], **options)
+    return told(await response.tool_calls())
+cut = model.prompt("Cold?", tools=[weather], max_tokens=3, tool_choice="required")
+free = model.prompt("Cold?", tools=[weather], max_tokens=3, tool_choice="none")
+schema = llm.Tool.function(weather).input_schema
+turns = [told(first.tool_calls()), told(second.tool_calls()), asyncio.run(alike())]
+print(json.dumps([turns, [cut.text(), told(cut.tool_calls())], free.text(), schema]))
+"""
+
+
 @pytest.fixture(scope="module")
 def env(install: Callable[[str], Path], shared: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Env:
     return {
@@ -98,6 +121,34 @@ def test_the_python_api(env: Env, shared: Daemon) -> None:
     assert usage["input"] == other["input"] == expected.usage.prompt_tokens
     assert usage["output"] == other["output"] == expected.usage.completion_tokens
     assert told["stats"]["seed"] == 3
+
+
+def test_tools_are_called_and_their_results_go_back(env: Env, shared: Daemon) -> None:
+    done = subprocess.run([sys.executable, "-c", TOOLS], env=env, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    turns, cut, free, schema = json.loads(done.stdout)
+    function = {"name": "weather", "description": "How it is outside.", "parameters": schema}
+    choice = {"type": "function", "function": {"name": "weather"}}
+    asked: dict[str, Any] = {
+        "tools": [{"type": "function", "function": function}],
+        "max_tokens": 300,
+        "seed": 3,
+    }
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "Cold?"}]
+    for turn in turns[:2]:
+        reply = shared.client().complete(messages=messages, **asked, tool_choice=choice)
+        (call,) = reply.tool_calls
+        arguments = json.loads(call.function.arguments)
+        assert turn == [["weather", arguments, call.id]]
+        result = {"role": "tool", "content": f"cold in {arguments['city']}", "tool_call_id": call.id}
+        messages += [
+            {"role": "assistant", "content": "", "tool_calls": [call.model_dump()]},
+            result,
+        ]
+    assert turns[2] == turns[0]  # asked without blocking
+    assert cut == ["", []]  # a call without its end is none
+    plain = shared.client().complete(messages=messages[:1], max_tokens=3)
+    assert free == plain.text
 
 
 def test_what_is_wrong_is_said_in_a_sentence(env: Env, tmp_path: Path) -> None:

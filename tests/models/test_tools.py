@@ -27,6 +27,13 @@ LLAMA3 = (  # a call is a whole turn, and there is one a turn
     "{% else %}{{ message.content }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+MARKED = (  # the same between marks, of which the system message tells, too
+    LLAMA3.replace("system\n", "system\nWrite <tool_call></tool_call>.\n")
+    .replace('{"name"', '<tool_call>{"name"')
+    .replace("}}}{%", "}}}</tool_call>{%")
+)
+ONE = "{% if message.tool_calls | length != 1 %}{{ raise_exception('one call at a time') }}{% endif %}"
+SINGLE = Form("<tool_call>", '{"name": "', '", "parameters": ', "}</tool_call>", None, (",", ":"))
 BARE = Form("", '{"name": "', '", "parameters": ', "}", None, (",", ":"))
 PLACE = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": None, "parameters": PLACE}}
@@ -63,12 +70,19 @@ def test_a_form_that_is_a_bare_object(tmp_path: Path) -> None:
     assert find_form(tokenizer_with(tmp_path, LLAMA3).render) == BARE
 
 
+@pytest.mark.parametrize("template", [MARKED, MARKED.replace(ONE, "")], ids=["refused", "left out"])
+def test_a_form_of_one_call_a_turn(tmp_path: Path, template: str) -> None:
+    """Whether the template refuses a second one, or does not write it."""
+    assert find_form(tokenizer_with(tmp_path, template).render) == SINGLE
+
+
 @pytest.mark.parametrize(
     ("template", "words"),
     [
         ("{{ messages[0].content }}", "takes no tools"),
         ("{{ tools | tojson }}{{ messages | tojson }}", "a form that draftd does not read"),
         ("{{ tools | tojson }}[CALLS]" + LLAMA3, "a form that draftd does not read"),
+        (MARKED.replace("}}}</tool_call>", "}}}"), "a form that draftd does not read"),
         ("{{ tools | tojson }}{{ messages[0].content }}", "a form that draftd does not read"),
         ("{{ tools | tojson }}{{ messages[-1].content + tools }}", "the model's chat template refuses"),
     ],
@@ -96,6 +110,12 @@ def test_a_conversation_with_calls_is_what_the_model_said(tokenizer: HfTokenizer
     assert f"assistant\nI look.\n{said}\n{said}<|im_end|>\n<|im_start|>tool\n-3<|im_end|>\n" in text
     assert json.dumps(NOW | {"function": {"name": "now", "description": "the time"}}) in text
     assert tokenizer.chat(for_template(messages), declared([WEATHER])).count(TOOL_CALL) == 2
+
+
+def test_no_arguments_are_an_empty_object() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": ""}}
+    ((shown,),) = [each["tool_calls"] for each in for_template([{"role": "assistant", "tool_calls": [call]}])]
+    assert shown["function"] == {"name": "now", "arguments": {}}
 
 
 @pytest.mark.parametrize("arguments", ["{", "[1]", '"x"'])
@@ -153,6 +173,7 @@ YES, PART, NO = (True, True), (True, False), (False, False)
         ({"forced": True}, "I", NO),
         ({"forced": True}, "", PART),
         ({"forced": True}, f"{TIME}\n{OSLO}", YES),
+        ({"forced": True, "schema": "[a-z]+"}, TIME, YES),  # a grammar of another kind is of no account
         ({"schema": {"type": "boolean"}}, "true", YES),
         ({"schema": {"type": "boolean"}}, OSLO, YES),
         ({"schema": '{"type": "boolean"}'}, "I", NO),
@@ -163,6 +184,13 @@ def test_what_may_be_said(
 ) -> None:
     given = {"forced": False, "parallel": True, "schema": None, **options}
     assert fits(grammars, grammar(HERMES, functions([WEATHER, NOW]), **given), text) == wanted
+
+
+def test_a_form_of_one_call_holds_an_answer_to_one(grammars: Grammars) -> None:
+    source = grammar(SINGLE, functions([NOW]), forced=False, parallel=True, schema=None)
+    call = '<tool_call>{"name": "now", "parameters": {}}</tool_call>'
+    assert fits(grammars, source, call) == YES
+    assert fits(grammars, source, call + call) == NO
 
 
 @pytest.mark.parametrize(
