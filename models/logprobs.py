@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from draftd.models.noise import BLOCK
+from draftd.models.sampling import largest
 
 Row = NDArray[np.float32]  # [vocab]
 LEAST = -9999.0  # what stands for less than can be told, minus infinity included
@@ -40,12 +40,7 @@ def likeliest(row: Row, count: int) -> NDArray[np.int64]:
     """The `count` tokens of the largest logits, the best first, of equals the lower id first."""  # [count]
     if count == 0:
         return np.empty(0, np.int64)
-    floor = -np.inf
-    if count * BLOCK < len(row):  # each of so many blocks holds a token at least this good
-        full = len(row) // BLOCK
-        blocks = row[: full * BLOCK].reshape(full, BLOCK).max(axis=1)
-        floor = np.partition(blocks, full - count)[full - count]
-    found = np.flatnonzero(row >= floor)
+    found = np.flatnonzero(row >= largest(row, min(count, len(row))))
     return found[np.argsort(-row[found], kind="stable")[:count]]
 
 

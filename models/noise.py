@@ -9,10 +9,14 @@ hash, and a row of 152k tokens is searched exactly while noise is computed for a
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 64
+USUAL = math.log(BLOCK) + 2.5  # twelve of thirteen blocks have no noise beyond this
 _MASK = (1 << 64) - 1
 _WEYL = 0x9E3779B97F4A7C15
 
@@ -47,16 +51,23 @@ class Noise:
     def __init__(self, seed: int, position: int, vocab: int) -> None:
         key = _mix((_mix((seed + _WEYL) & _MASK) + position * _WEYL) & _MASK)
         self._token_key = _mix(key ^ 0xA5A5A5A5A5A5A5A5)
-        blocks = np.arange((vocab + BLOCK - 1) // BLOCK, dtype=np.uint64)
-        hashes = _hashes(key, blocks)
+        hashes = _hashes(key, np.arange((vocab + BLOCK - 1) // BLOCK, dtype=np.uint64))
         # The six lowest bits place the minimum and the upper 53 size it: they do not overlap.
-        self._winner = (hashes & np.uint64(BLOCK - 1)).astype(np.int64)  # [blocks]
+        winner = (hashes & np.uint64(BLOCK - 1)).astype(np.int64)  # [blocks]
+        self._heads = winner + np.arange(0, vocab, BLOCK)
         self._least = _exponentials(hashes) / BLOCK  # [blocks]
         self.bound: NDArray[np.float64] = -np.log(self._least)  # [blocks], the largest noise of each block
+        self.loud = np.flatnonzero(self.bound[: vocab // BLOCK] > USUAL)  # of the full blocks
+        # The tokens that have it; the last block's may lie behind the vocabulary's end.
+        self.heads = self._heads if not vocab or self._heads[-1] < vocab else self._heads[:-1]
 
     def at(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """The noise of the given tokens."""  # [n] -> [n]
-        block, offset = tokens // BLOCK, tokens % BLOCK
-        own = _exponentials(_hashes(self._token_key, tokens.astype(np.uint64)))
-        own[offset == self._winner[block]] = 0.0
-        return -np.log(self._least[block] + own)
+        block = tokens // BLOCK
+        own = _exponentials(_hashes(self._token_key, tokens.view(np.uint64)))
+        own[tokens == self._heads[block]] = 0.0
+        own += self._least[block]
+        return -np.log(own)
+
+
+noise_of = lru_cache(maxsize=64)(Noise)  # a draft's choice and its check want the same

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from draftd.models.noise import BLOCK, Noise
+from draftd.models.noise import BLOCK, noise_of
+from draftd.models.race import winner
 
 Row = NDArray[np.float32]  # [vocab]
 
@@ -35,68 +36,84 @@ class Sampling:
 
 
 def choose(row: Row, sampling: Sampling, position: int) -> int:
-    """The token y = argmax_v (log p(v) + g(seed, position, v)) of this row; a sample of p, exact."""
+    """The token y = argmax_v (log p(v) + g(seed, position, v)) of this row; a sample of p, exact.
+
+    p is what `keep` leaves. Who wins among more tokens and is one of these wins among these too, so top-p's
+    edge, which takes a sort, is only looked for where the winner may be outside.
+    """
     best = int(row.argmax())
-    if sampling.temperature <= 0.0 or sampling.top_k == 1:
+    temperature, top_p = sampling.temperature, sampling.top_p
+    if temperature <= 0.0 or sampling.top_k == 1:
         return best
-    noise = Noise(sampling.seed, position, len(row))
-    if sampling.top_k == 0 and sampling.top_p >= 1.0 and sampling.min_p <= 0.0:
-        kept = _contenders(row, best, sampling.temperature, noise)
-    else:
-        kept = keep(row, sampling)
-    if len(kept) == 1:
-        return int(kept[0])
-    scores = row[kept].astype(np.float64) / sampling.temperature + noise.at(kept)
-    return int(kept[scores.argmax()])
+    noise = noise_of(sampling.seed, position, len(row))
+    row_left, floor = _top_k_min_p(row, sampling, row[best])
+    token = winner(row, best, temperature, noise, floor)
+    if token == best or top_p >= 1.0 or _surely_inside(row_left, row[token], temperature, top_p):
+        return token
+    return winner(row, best, temperature, noise, max(floor, _top_p(row_left, temperature, top_p)))
 
 
 def keep(row: Row, sampling: Sampling) -> NDArray[np.int64]:
     """The tokens that top-k, top-p and min-p leave, ascending."""  # [kept]
-    temperature = sampling.temperature
-    top = float(row.max())
-    floor = -math.inf
-    if 0 < sampling.top_k < len(row):
-        floor = float(np.partition(row, -sampling.top_k)[-sampling.top_k])
+    row_left, floor = _top_k_min_p(row, sampling, row.max())
     if sampling.top_p < 1.0:
-        floor = max(floor, _top_p_floor(row, temperature, floor, top, sampling.top_p))
+        floor = max(floor, _top_p(row_left, sampling.temperature, sampling.top_p))
+    return np.flatnonzero(row >= floor)
+
+
+def largest(row: Row, count: int) -> np.float32:
+    """The `count`th largest logit."""
+    groups = len(row) // BLOCK
+    if count <= groups:  # as many groups hold a token at least as good as the bound: it can't be below that
+        tops = row[: groups * BLOCK].reshape(BLOCK, groups).max(axis=0)
+        row = row[np.flatnonzero(row >= np.partition(tops, groups - count)[groups - count])]
+    return np.float32(np.partition(row, len(row) - count)[len(row) - count])
+
+
+def _top_k_min_p(row: Row, sampling: Sampling, top: np.float32) -> tuple[Row, np.float32]:
+    """The logits that top-k leaves, from which top-p is counted, and the least that it and min-p leave."""
+    left, floor = row, np.float32(-np.inf)
+    if 0 < sampling.top_k < len(row):
+        floor = largest(row, sampling.top_k)
+        left = row[np.flatnonzero(row >= floor)]
     if sampling.min_p > 0.0:
-        floor = max(floor, top + temperature * math.log(sampling.min_p))
-    return np.flatnonzero(row >= np.float32(min(floor, top)))
+        least = float(top) + sampling.temperature * math.log(sampling.min_p)
+        floor = max(floor, np.float32(min(least, float(top))))
+    return left, floor
 
 
-def _top_p_floor(row: Row, temperature: float, floor: float, top: float, top_p: float) -> float:
+def _top_p(left: Row, temperature: float, top_p: float) -> np.float32:
     """The least logit of the smallest set of most probable tokens whose probability reaches top_p."""
-    weights = np.exp((row - np.float32(top)) / np.float32(temperature))  # [vocab]
-    if floor > -math.inf:
-        weights[row < np.float32(floor)] = 0.0
+    weights = _weights(left, left.max(), temperature)
     total = float(weights.sum(dtype=np.float64))
     # Tokens below this weight hold less than 1 - top_p together: none of them is in the set.
-    head = np.flatnonzero(weights >= (1.0 - top_p) * total / len(row))
-    order = head[np.argsort(-row[head], kind="stable")]
-    mass = np.cumsum(weights[order], dtype=np.float64)
-    last = min(int(np.searchsorted(mass, top_p * total)), len(order) - 1)
-    return float(row[order[last]])
+    head = np.flatnonzero(weights >= (1.0 - top_p) * total / len(left))
+    ordered = np.sort(left[head])[::-1]
+    mass = np.cumsum(_weights(ordered, ordered[0], temperature).astype(np.float64))
+    return np.float32(ordered[min(int(np.searchsorted(mass, top_p * total)), len(ordered) - 1)])
 
 
-def _contenders(row: Row, best: int, temperature: float, noise: Noise) -> NDArray[np.int64]:
-    """The tokens that can still win: their block's largest noise could lift them past the best."""
-    score = float(row[best]) / temperature + float(noise.at(np.array([best]))[0])
-    # Rounded down, so that single precision can only let in more tokens, never lose the winner.
-    cut = np.nextafter(
-        ((score - noise.bound) * temperature).astype(np.float32), np.float32(-np.inf)
-    )  # [blocks]
-    full = len(row) // BLOCK
-    kept = np.flatnonzero(row[: full * BLOCK].reshape(full, BLOCK) >= cut[:full, None])
-    if full * BLOCK < len(row):
-        rest = np.flatnonzero(row[full * BLOCK :] >= cut[full]) + full * BLOCK
-        kept = np.concatenate([kept, rest])
-    return kept if len(kept) else np.array([best])
+def _surely_inside(left: Row, logit: np.float32, temperature: float, top_p: float) -> bool:
+    """Is this one of the logits that top-p keeps? True only if single precision is enough to say so."""
+    weights = _weights(left, left.max(), temperature)
+    total = float(np.einsum("i->", weights))
+    above = float(np.einsum("i,i->", weights, (left > logit).astype(np.float32)))
+    slack = len(left) * 2.0**-24 * total  # of a sum of so many, in any order
+    return above + slack < top_p * (total - slack)
+
+
+def _weights(logits: Row, top: np.float32, temperature: float) -> Row:
+    """What each token's probability is in proportion to."""
+    weights = logits - top
+    weights /= np.float32(temperature)
+    np.exp(weights, out=weights)
+    return weights
 
 
 def confidence(row: Row, token: int) -> float:
     """The probability of a token at temperature 1: what a draft believes of its own choice."""
-    weights = np.exp(row - row[token])
-    return float(1.0 / weights.sum())
+    weights = row - row[token]
+    return float(1.0 / np.einsum("i->", np.exp(weights, out=weights)))  # three times as fast as sum()
 
 
 def certainty(row: Row) -> float:

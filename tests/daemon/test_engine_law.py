@@ -28,6 +28,7 @@ from tests.fakes import TableDraft, TableTarget
 HOWS: tuple[Verify, ...] = ("rejection", "rejection-token")
 MODES: tuple[Mode, ...] = (("model", 3), ("suffix", 3), ("chain", 3), "auto")
 PROMPT = [0, 1, 2, 0, 1, 2, 0, 1]  # goes on for the suffix
+WAITING = 64  # samples asked for at a time: whose turn it is costs the more the more wait
 
 
 class Clock:
@@ -239,8 +240,8 @@ def deviation(question: Question, how: Verify, mode: Mode, samples: int) -> floa
     """How many standard deviations a chi-square over all answers is off; cells under 5 are pooled."""
     engine = question.engine(Dice(5))
     counts: Counter[Tokens] = Counter()
-    for first in range(0, samples, 1000):
-        size = min(1000, samples - first)
+    for first in range(0, samples, WAITING):
+        size = min(WAITING, samples - first)
         counts.update(answers(engine, [question.request(key, how, mode) for key in range(size)]))
     law = question.law()
     assert set(counts) <= set(law)
@@ -258,7 +259,7 @@ def deviation(question: Question, how: Verify, mode: Mode, samples: int) -> floa
 
 
 def measured(samples: int, how: Verify, mode: Mode) -> None:
-    question = Question(8, 4, Sampling(0.9, top_p=0.98), Penalties(frequency=0.4), scale=2.0, slots=32)
+    question = Question(8, 4, Sampling(0.9, top_p=0.98), Penalties(frequency=0.4), scale=2.0, slots=8)
     assert deviation(question, how, mode, samples) < 5.0
 
 
@@ -280,7 +281,7 @@ def test_chi_square_of_a_million_answers(how: Verify, mode: Mode) -> None:
 @pytest.mark.parametrize("how", HOWS)
 def test_the_chi_square_can_fail(how: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
     """With laws that are not what the draft drew from."""
-    question = Question(8, 4, scale=2.0, slots=32)
+    question = Question(8, 4, scale=2.0, slots=8)
     monkeypatch.setattr(drafting_module.Drafted, "laws", property(_flat))
     assert deviation(question, how, ("model", 3), 500) > 5.0
 
