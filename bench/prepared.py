@@ -1,0 +1,84 @@
+"""A target and a draft for bench/hot_loop.py that only hand out prepared logits of a wide vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from draftd.drafts.base import Context, Proposal
+from draftd.models.base import Rows, Span, State
+
+PEAK = 14.0  # the wanted token's logit
+WRONG = 7  # every so manieth of the draft's tokens is not the target's
+
+
+class Prepared:
+    """models/base.py's Target: the row at a position has its peak at the text's next token."""
+
+    slots = 1
+
+    def __init__(self, rows: Rows, text: Sequence[int]) -> None:
+        self.rows, self.text = rows, np.array(text)  # [at least as many as a pass checks, vocab]
+        self.vocab, self.context = rows.shape[1], len(text)
+
+    def forward(self, spans: Sequence[Span]) -> list[Rows]:
+        (span,) = spans
+        rows = self.rows[: span.rows]
+        first = span.start + len(span.tokens) - span.rows + 1
+        for index, row in enumerate(rows):
+            row[self.text] = 0.0
+            row[self.text[first + index]] = PEAK
+        return [rows]
+
+    def truncate(self, slot: int, length: int) -> None: ...
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None: ...
+
+    def save_slot(self, slot: int) -> State | None:
+        return None
+
+    def load_slot(self, slot: int, state: State, length: int) -> None:
+        raise AssertionError("nothing is saved here")
+
+    def drop(self, slots: Sequence[int]) -> None: ...
+
+    def set_threads(self, count: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class PreparedDraft:
+    """drafts/base.py's Draft: one such row for each token, now and then with another peak."""
+
+    def __init__(self, row: Rows, text: Sequence[int]) -> None:
+        self.row, self.text = row[0], np.array(text)  # [vocab]
+
+    def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
+        (context,) = contexts
+        proposal = Proposal(drawn=True)
+        while len(proposal.tokens) < context.limit:
+            position = len(context.tokens) + len(proposal.tokens)
+            self.row[self.text] = self.row[-1] = 0.0
+            self.row[self.text[position] if position % WRONG else -1] = PEAK
+            token, confidence = context.choose(self.row, position)
+            proposal.tokens.append(token)
+            proposal.confidence.append(confidence)
+            if not context.proceed(proposal.confidence):
+                break
+        return [proposal]
+
+    def prepare(self, slot: int, tokens: Sequence[int]) -> None: ...
+
+    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
+        return 1
+
+    def copy(self, source: int, target: int, length: int) -> None: ...
+
+    def forget(self, slot: int) -> None: ...
+
+    def drop(self, slots: Sequence[int]) -> None: ...
+
+    def set_threads(self, count: int) -> None: ...
+
+    def close(self) -> None: ...
