@@ -29,6 +29,7 @@ DOUBT = 0.6  # acceptance in texts that suit a draft least: if even that pays, i
 WAIT = 4  # else after so many tokens of the target alone, which say how predictable the text is
 EASY = 0.75  # hope that makes signs unnecessary
 TYPICAL, SIGNS = 0.65, 6.0  # acceptance of an unknown text, and how many tokens' signs that is worth
+BET, STAKE = 4.0, 0.5  # plain passes that reading may cost at most, and more for each token that came already
 MARGIN = 0.02  # tokens a round that the model must gain over doing without
 JUDGED = 12  # rounds of model drafting, or passes saved, that make a request one where it pays
 FRESH = 150  # rounds after which the target's plain pass is looked at again
@@ -149,6 +150,7 @@ class Control:
         gain, drafted, extra = self._modelled.over(shared.modelled, 3.0)
         rounds = max(1.0, min(remaining, max(shared.answer(), self._emitted)) / (1.0 + gain))
         carried = max(1.0 / rounds, self._other)
+        probe = -1.0
         options: list[tuple[Source, int, float]] = [("model", 0, 1.0)]
         if cut and cut < limit:
             options.append(("chain", cut, reach))
@@ -163,6 +165,8 @@ class Control:
             if used:
                 value += worth - price * catch_up
             else:
+                if catch_up > (BET + STAKE * self._emitted) * plain * max(1.0, value - worth):
+                    continue
                 value -= price * catch_up * carried
                 probe = worth - value + price * catch_up * (1.0 - carried)
             if value > worth + MARGIN:

@@ -88,6 +88,18 @@ def test_a_long_prompt_is_read_for_answers_that_are_long_enough(longer: bool) ->
     assert all(begun) if longer else not any(begun)
 
 
+def test_a_short_answer_behind_a_long_prompt_is_not_bet_on_however_well_the_last_ones_went() -> None:
+    machine = MACHINES["llama.cpp without AMX, tuned draft"]
+    tables = machine.tables()
+    controller = Controller(("model",))
+    run(controller, machine, texts("math", 4), Weather(Random(7)))
+    assert controller.hope == 1.0
+    for unseen, begins in ((30, True), (400, False)):
+        control = controller.begin(unseen=unseen)
+        run_one(controller, control, tables, texts("math", 1, length=13)[0], Weather(Random(7)), 13, limit=64)
+        assert (control.rounds["model"] > 0) == begins
+
+
 @pytest.mark.parametrize("machine", [FLAT, STEEP])
 def test_what_was_learnt_makes_the_next_start_good_at_once(machine: str) -> None:
     before = Controller()
