@@ -14,6 +14,7 @@ import numpy as np
 from draftd.ipc.errors import ContextOverflow, EngineFailed
 from draftd.models import native
 from draftd.models.base import Rows, Span, State
+from draftd.models.llama_batch import Batch, split
 from draftd.models.llama_load import Report, full_precision, load_model, open_context
 
 TILE = 4  # rows that llama.cpp's kernels for repacked weights take at once; fewer go one by one
@@ -35,7 +36,7 @@ class LlamaTarget:
         self._tiled = tiled
         self._context = 0  # there while a slot may hold something
         self._open()
-        self._batch = _Batch(llama_cpp.llama_n_batch(self._context))
+        self._batch = Batch(llama_cpp.llama_n_batch(self._context))
         self._lengths = [0] * slots
         self._removals: set[int] = set()  # slots that llama.cpp still holds more of than _lengths says
 
@@ -145,7 +146,7 @@ class LlamaTarget:
         for span in spans:
             self.truncate(span.slot, span.start)
         self._remove()
-        passes = self._split(spans)
+        passes = split(spans, self._batch.size)
         parts: list[list[Rows]] = [[] for _ in spans]
         for pieces in passes:
             first_rows = self._batch.fill([span for _, span in pieces])
@@ -166,26 +167,6 @@ class LlamaTarget:
         if end < self.context:
             self._batch.add(span.tokens[-1], end, span.slot)
             self._removals.add(span.slot)
-
-    def _split(self, spans: Sequence[Span]) -> list[list[tuple[int, Span]]]:
-        """The spans cut so that each pass has at most as many tokens as llama.cpp takes."""
-        if sum(len(span.tokens) for span in spans) <= self._batch.size:
-            return [list(enumerate(spans))]
-        passes: list[list[tuple[int, Span]]] = [[]]
-        room = self._batch.size
-        for index, span in enumerate(spans):
-            done, total = 0, len(span.tokens)
-            while done < total:
-                if not room:
-                    passes.append([])
-                    room = self._batch.size
-                take = min(room, total - done)
-                rows = max(0, min(take, done + take - (total - span.rows)))
-                piece = Span(span.slot, span.start + done, span.tokens[done : done + take], rows)
-                passes[-1].append((index, piece))
-                done += take
-                room -= take
-        return passes
 
     def _rows(self, first: int, rows: int) -> Rows:
         """Rows are in the order of the batch, so the first one's address is enough."""
@@ -258,52 +239,6 @@ def _view(address: int, rows: int, vocab: int) -> Rows:
 
 def _bytes(state: State) -> Any:
     return ctypes.cast(state.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
-
-
-class _Batch:
-    """A llama_batch over numpy arrays, so that filling it costs the same for one token and for many."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._token = np.zeros(size, np.int32)
-        self._position = np.zeros(size, np.int32)
-        self._count = np.ones(size, np.int32)
-        self._slot = np.zeros(size, np.int32)
-        self._slot_at = np.zeros(size + 1, np.uintp)  # one pointer a token into _slot, then a null
-        self._slot_at[:-1] = self._slot.ctypes.data + 4 * np.arange(size, dtype=np.uintp)
-        self._wanted = np.zeros(size, np.int8)
-        kinds = dict(llama_cpp.llama_batch._fields_)
-        self.struct = llama_cpp.llama_batch(
-            0,
-            ctypes.cast(self._token.ctypes.data, kinds["token"]),
-            None,
-            ctypes.cast(self._position.ctypes.data, kinds["pos"]),
-            ctypes.cast(self._count.ctypes.data, kinds["n_seq_id"]),
-            ctypes.cast(self._slot_at.ctypes.data, kinds["seq_id"]),
-            ctypes.cast(self._wanted.ctypes.data, kinds["logits"]),
-        )
-
-    def fill(self, spans: Sequence[Span]) -> list[int]:
-        """Lay the spans one after the other; gives the batch index of each span's first wanted row."""
-        first_rows = []
-        at = 0
-        for span in spans:
-            end = at + len(span.tokens)
-            self._token[at:end] = span.tokens
-            self._position[at:end] = range(span.start, span.start + len(span.tokens))
-            self._slot[at:end] = span.slot
-            self._wanted[at : end - span.rows] = 0
-            self._wanted[end - span.rows : end] = 1
-            first_rows.append(end - span.rows)
-            at = end
-        self.struct.n_tokens = at
-        return first_rows
-
-    def add(self, token: int, position: int, slot: int) -> None:
-        """One token behind those that were laid, without a row."""
-        at = self.struct.n_tokens
-        self._token[at], self._position[at], self._slot[at], self._wanted[at] = token, position, slot, 0
-        self.struct.n_tokens = at + 1
 
 
 def _load(

@@ -1,0 +1,78 @@
+"""Spans as llama.cpp takes them: laid one after the other in a batch, and cut where one takes fewer."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import llama_cpp
+import numpy as np
+
+from draftd.models.base import Span
+
+
+class Batch:
+    """A llama_batch over numpy arrays, so that filling it costs the same for one token and for many."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._token = np.zeros(size, np.int32)
+        self._position = np.zeros(size, np.int32)
+        self._count = np.ones(size, np.int32)
+        self._slot = np.zeros(size, np.int32)
+        self._slot_at = np.zeros(size + 1, np.uintp)  # one pointer a token into _slot, then a null
+        self._slot_at[:-1] = self._slot.ctypes.data + 4 * np.arange(size, dtype=np.uintp)
+        self._wanted = np.zeros(size, np.int8)
+        kinds = dict(llama_cpp.llama_batch._fields_)
+        self.struct = llama_cpp.llama_batch(
+            0,
+            ctypes.cast(self._token.ctypes.data, kinds["token"]),
+            None,
+            ctypes.cast(self._position.ctypes.data, kinds["pos"]),
+            ctypes.cast(self._count.ctypes.data, kinds["n_seq_id"]),
+            ctypes.cast(self._slot_at.ctypes.data, kinds["seq_id"]),
+            ctypes.cast(self._wanted.ctypes.data, kinds["logits"]),
+        )
+
+    def fill(self, spans: Sequence[Span]) -> list[int]:
+        """Lay the spans one after the other; gives the batch index of each span's first wanted row."""
+        first_rows = []
+        at = 0
+        for span in spans:
+            end = at + len(span.tokens)
+            self._token[at:end] = span.tokens
+            self._position[at:end] = range(span.start, span.start + len(span.tokens))
+            self._slot[at:end] = span.slot
+            self._wanted[at : end - span.rows] = 0
+            self._wanted[end - span.rows : end] = 1
+            first_rows.append(end - span.rows)
+            at = end
+        self.struct.n_tokens = at
+        return first_rows
+
+    def add(self, token: int, position: int, slot: int) -> None:
+        """One token behind those that were laid, without a row."""
+        at = self.struct.n_tokens
+        self._token[at], self._position[at], self._slot[at], self._wanted[at] = token, position, slot, 0
+        self.struct.n_tokens = at + 1
+
+
+def split(spans: Sequence[Span], size: int) -> list[list[tuple[int, Span]]]:
+    """The spans cut so that each pass has at most `size` tokens, each piece with its span's index."""
+    if sum(len(span.tokens) for span in spans) <= size:
+        return [list(enumerate(spans))]
+    passes: list[list[tuple[int, Span]]] = [[]]
+    room = size
+    for index, span in enumerate(spans):
+        done, total = 0, len(span.tokens)
+        while done < total:
+            if not room:
+                passes.append([])
+                room = size
+            take = min(room, total - done)
+            rows = max(0, min(take, done + take - (total - span.rows)))
+            piece = Span(span.slot, span.start + done, span.tokens[done : done + take], rows)
+            passes[-1].append((index, piece))
+            done += take
+            room -= take
+    return passes
