@@ -30,6 +30,7 @@ class AsyncConnection:
         self._session = Session()
         self._news: dict[str, asyncio.Event] = {}  # by open request
         self._changed = asyncio.Event()  # the connection came up or went down
+        self._end: list[bytes] = []  # what the monitor said when it went down
         self._heard = time.monotonic()  # when a frame came last, or was first awaited
         link.look(endpoint)
         self._context = zmq.Context()
@@ -52,7 +53,7 @@ class AsyncConnection:
         except TimeoutError:
             raise link.absent(self._endpoint) from None
         if self.down is not None:
-            raise link.absent(self._endpoint)
+            raise link.refused(self._endpoint, self._end)
         link.check_welcome(await self.ask(Hello, link.hello(name), timeout))
 
     async def ask(self, kind: type[Message], fields: dict[str, Any], limit: float | None) -> Event:
@@ -153,8 +154,10 @@ class AsyncConnection:
         """What has come, and whether the connection is lost."""
         frames, lost = [], False
         while _readable(self._monitor):
-            up = link.change(self._monitor.recv_multipart(zmq.NOBLOCK))
-            lost = lost or up is False
+            event = self._monitor.recv_multipart(zmq.NOBLOCK)
+            up = link.change(event)
+            if up is False:
+                lost, self._end = True, self._end or event
             if up:
                 self._changed.set()
         while _readable(self._socket):

@@ -154,9 +154,10 @@ class Connection:
             left = end - time.monotonic()
             if left <= 0 or not self._monitor.poll(int(left * 1000) + 1):
                 raise link.absent(self._endpoint)
-            up = link.change(self._monitor.recv_multipart())
+            event = self._monitor.recv_multipart()
+            up = link.change(event)
         if not up:
-            raise link.absent(self._endpoint)
+            raise link.refused(self._endpoint, event)
         link.check_welcome(self.ask(Hello, link.hello(name), timeout))
 
     def _renew(self) -> None:

@@ -31,6 +31,7 @@ _DOWN = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+_HUNG_UP = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 WATCHED = int(_UP | _DOWN)
 
 
@@ -63,6 +64,13 @@ def change(event: Sequence[bytes]) -> bool | None:
     """What a socket monitor's message says: True up, False down, None neither."""
     kind = int(parse_monitor_message(list(event))["event"])
     return True if kind & _UP else False if kind & _DOWN else None
+
+
+def refused(endpoint: str, event: Sequence[bytes]) -> Unreachable:
+    """What a socket monitor's message says of a connection that never came up."""
+    if int(parse_monitor_message(list(event))["event"]) & _HUNG_UP and not is_tcp(endpoint):
+        return Unreachable(f"the daemon at {endpoint} takes no further connections; its log says why")
+    return absent(endpoint)
 
 
 def look(endpoint: str) -> None:

@@ -116,7 +116,7 @@ def test_a_flood_of_connections_is_turned_away_and_ends(serve: Serve) -> None:
                 one.connect(path)
             client.ping()
         assert daemon.process.poll() is None, daemon.lines.read_text("utf-8")
-        with pytest.raises(Unreachable):
+        with pytest.raises(Unreachable, match="takes no further connections"):
             daemon.status()
         assert client.complete(**OPTIONS).tokens == first.tokens
         daemon.engine().kill()  # another one takes descriptors, too

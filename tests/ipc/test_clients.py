@@ -299,6 +299,27 @@ def test_something_else_at_the_socket(tmp_path: Path, connect: Connect) -> None:
             connect(f"ipc://{tmp_path}/d.sock", timeout=0.2).ping()
 
 
+def test_a_daemon_that_turns_connections_away(tmp_path: Path, connect: Connect) -> None:
+    def turn_away() -> None:
+        while True:
+            try:
+                gate.accept()[0].close()
+            except OSError:  # shut down
+                return
+
+    with socket.socket(socket.AF_UNIX) as gate:
+        gate.bind(str(tmp_path / "d.sock"))
+        gate.listen()
+        thread = threading.Thread(target=turn_away)
+        thread.start()
+        try:
+            with pytest.raises(Unreachable, match="takes no further connections; its log says why"):
+                connect(f"ipc://{tmp_path}/d.sock").ping()
+        finally:
+            gate.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+
 def test_a_daemon_that_never_answers(daemon: ScriptedDaemon, connect: Connect) -> None:
     daemon.script = lambda message, say: None
     with pytest.raises(Unreachable, match="has not answered"):
