@@ -1,100 +1,153 @@
-"""Time to the first token with and without `prefill`: `python bench/prefill.py --pair smollm2`.
+"""The first token with and without `prefill`: `python bench/prefill.py --json OUT.json --pair smollm2`.
 
-Each repetition begins with words of its own, so that nothing of it is computed already. The daemon is this
-script's own; `DRAFTD_BACKEND` and the other variables choose what it runs. The first token's time is what the
-daemon says (`stats.time_to_first_token`): one that ends within a character reaches the app with the next.
+Each repetition begins with words of its own, so that nothing of it is computed already; new ones begin until
+`--seconds` are over, so that a slow pair gives a result too. The first token's time is what the daemon says
+(`stats.time_to_first_token`): one that ends within a character reaches the app with the next.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 import statistics
+import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from draftd.daemon import machine
 from draftd.daemon.private import private_daemon
 from draftd.ipc import Client, Done
+from draftd.ipc.messages import Status
 
 TEXT = Path(__file__).parents[1] / "docs" / "architecture.md"
 QUESTION = "\n\nWhich part of the text above is about speed?"
-TOKENS = 24  # of each answer
-
-
-@dataclass
-class Series:
-    """Milliseconds by repetition: to the first token, to the eighth, and a round of decoding."""
-
-    first: list[float] = field(default_factory=list)
-    eighth: list[float] = field(default_factory=list)
-    round: list[float] = field(default_factory=list)
+TOKENS = 12  # of each answer
+PREFILLED = ("nothing", "all but the question", "everything")
+POLICIES = ("off", "auto")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pair", default="smollm2")
-    parser.add_argument("--words", type=int, default=400)
+    parser.add_argument("--backend", choices=["transformers", "llama_cpp"], help="else the pair's own")
+    parser.add_argument("--words", type=int, default=120)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=150.0, help="after which no repetition begins")
+    parser.add_argument("--json", type=Path, help="a file for bench/report.py")
     options = parser.parse_args()
     words = " ".join(TEXT.read_text("utf-8").split()[: options.words])
-    with private_daemon(options.pair, lambda status: None) as endpoint, Client(endpoint) as client:
-        ask(client, "0 " + words)
-        before = {"nothing": 0.0, "all but the question": 0.0, "everything": 0.0}  # seconds of the prefill
-        for speculate in (False, True):
-            series = {name: Series() for name in before}
-            prompt_tokens = 0
-            for repetition in range(options.repetitions):
-                for name in before:
-                    text = f"{speculate} {repetition} {name}: {words}"
-                    if name != "nothing":
-                        began = time.perf_counter()
-                        client.prefill(**turn(text + (QUESTION if name == "everything" else "")))
-                        before[name] = time.perf_counter() - began
-                    prompt_tokens = measure(client, text + QUESTION, speculate, series[name])
-            show(client, options, prompt_tokens, before, series, speculate)
+    variables = {"DRAFTD_BACKEND": options.backend} if options.backend else {}
+    with (
+        private_daemon(options.pair, loading(), variables=variables) as endpoint,
+        Client(endpoint, name="bench") as client,
+    ):
+        tell("ready; one answer to warm up")
+        ask(client, "0 " + words, "off")
+        backend = client.status().engine["backend"]
+        asked = measure(client, words, options.repetitions, options.seconds)
+    document = {
+        "kind": "prefill",
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine.describe(),
+        "pair": options.pair,
+        "backend": backend,
+        "asked": asked,
+    }
+    print("\n".join(lines(document)))
+    if options.json is not None:
+        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+
+
+def tell(words: str) -> None:
+    """How far it is, on a line of its own."""
+    print(f"[{time.strftime('%H:%M:%S')}] {words}", file=sys.stderr, flush=True)
+
+
+def loading() -> Callable[[Status], None]:
+    """Tells the daemon's state, whenever it says something new."""
+    told = ""
+
+    def hear(status: Status) -> None:
+        nonlocal told
+        if status.detail != told:
+            told = status.detail
+            tell(told)
+
+    return hear
+
+
+def measure(client: Client, words: str, repetitions: int, seconds: float) -> list[dict[str, Any]]:
+    """Each question asked: its policy, what was prefilled, and its milliseconds."""
+    asked: list[dict[str, Any]] = []
+    end = time.monotonic() + seconds
+    for repetition in range(repetitions):
+        for policy in POLICIES:
+            for prefilled in PREFILLED:
+                text = f"{policy} {repetition} {prefilled}: {words}"
+                took = 0.0
+                if prefilled != "nothing":
+                    began = time.perf_counter()
+                    client.prefill(**turn(text + (QUESTION if prefilled == "everything" else "")))
+                    took = 1000 * (time.perf_counter() - began)
+                made = ask(client, text + QUESTION, policy)
+                asked.append({"policy": policy, "prefilled": prefilled, "prefill": took, **made})
+                tell(
+                    f"{repetition + 1} of {repetitions}, drafting {policy}, prefilled {prefilled} "
+                    f"({took:.0f} ms): first token after {made['first']:.0f} ms, a round {made['round']:.0f}"
+                )
+        if time.monotonic() >= end:
+            tell(f"{seconds:.0f} s are over: that is all")
+            break
+    return asked
 
 
 def turn(text: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}]}
 
 
-def ask(client: Client, text: str, **params: Any) -> tuple[list[float], Done]:
-    """The seconds until each token, and what the daemon says at the end."""
+def ask(client: Client, text: str, policy: str) -> dict[str, float]:
+    """One answer: milliseconds to its first token and of its other rounds, and the prompt's tokens."""
     began = time.perf_counter()
-    times: list[float] = []
-    for event in client.generate(**turn(text), max_tokens=TOKENS, ignore_eos=True, **params):
+    last = 0.0
+    for event in client.generate(**turn(text), max_tokens=TOKENS, ignore_eos=True, speculate=policy):
         if isinstance(event, Done):
-            return times, event
-        times += [time.perf_counter() - began] * len(event.tokens)
+            first = event.stats.time_to_first_token
+            rounds = max(1, event.stats.rounds - 1)  # the prompt's own gave a token, too
+            return {
+                "first": 1000 * first,
+                "round": 1000 * (last - first) / rounds,
+                "prompt_tokens": event.usage.prompt_tokens,
+            }
+        last = time.perf_counter() - began
     raise AssertionError("a stream ends with Done")
 
 
-def measure(client: Client, text: str, speculate: bool, series: Series) -> int:
-    times, done = ask(client, text, speculate=speculate)
-    series.first.append(1000 * done.stats.time_to_first_token)
-    series.eighth.append(1000 * times[7])
-    rounds = done.stats.rounds - 1
-    series.round.append(1000 * (times[-1] - done.stats.time_to_first_token) / rounds)
-    return done.usage.prompt_tokens
+def lines(document: dict[str, Any]) -> list[str]:
+    """The table: medians, and the first token over a decode round of one token."""
+    asked = document["asked"]
 
+    def median(what: str, policy: str, *prefilled: str) -> float:
+        return statistics.median(
+            each[what] for each in asked if each["policy"] == policy and each["prefilled"] in prefilled
+        )
 
-def show(
-    client: Client,
-    options: argparse.Namespace,
-    prompt_tokens: int,
-    before: dict[str, float],
-    series: dict[str, Series],
-    speculate: bool,
-) -> None:
-    backend = client.status().engine["backend"]
-    drafting = "with drafting" if speculate else "without drafting"
-    print(f"\n{options.pair}, {backend}, {prompt_tokens} prompt tokens, {drafting}; milliseconds, medians of")
-    print(f"{options.repetitions}: to the first token, to the eighth, a decode round, first token over round")
-    for name, each in series.items():
-        first, eighth, round_ = map(statistics.median, (each.first, each.eighth, each.round))
-        took = f" (prefill took {1000 * before[name]:.0f})" if before[name] else ""
-        print(f"  {name:22}{first:8.1f}{eighth:8.1f}{round_:8.1f}{first / round_:8.2f}{took}")
+    plain = median("round", "off", *PREFILLED)
+    count = sum(each["policy"] == "off" and each["prefilled"] == "nothing" for each in asked)
+    made = [
+        f"{asked[0]['prompt_tokens']} prompt tokens, medians of {count}; a decode round of one token takes "
+        f"{plain:.1f} ms. In milliseconds:",
+        "",
+        "| drafting | prefilled | the prefill | first token | over a decode round |",
+        "|---|---|---|---|---|",
+    ]
+    for policy in POLICIES:
+        for prefilled in PREFILLED:
+            first, took = median("first", policy, prefilled), median("prefill", policy, prefilled)
+            made.append(f"| {policy} | {prefilled} | {took:.0f} | {first:.1f} | {first / plain:.2f} |")
+    return [*made, ""]
 
 
 if __name__ == "__main__":

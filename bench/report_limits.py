@@ -1,4 +1,4 @@
-"""The report's sections of quality, roofline, scaling, the hot loop and the guard."""
+"""The report's sections of quality, roofline, scaling, the hot loop, prefill and the guard."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import check
 import hot_loop
+import prefill
 import roofline
 import scaling
 
@@ -60,6 +61,7 @@ KINDS: dict[str, tuple[str, Callable[[Document], list[str]]]] = {
     "roofline": ("What the machine allows", roofline.lines),
     "scaling": ("Scaling", scaling.tables),
     "hot loop": ("Where a round's time goes", hot_loop.lines),
+    "prefill": ("The first token after a prefill", prefill.lines),
     "check": (
         "The guard against getting slower",
         lambda document: check.lines(document["ratios"], document["floors"]),

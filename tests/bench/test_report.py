@@ -54,6 +54,22 @@ DOCUMENTS: list[dict[str, Any]] = [
         "lengths": [{"policy": "off", "speed": 1.0, "speedup": 1.0, "tokens_a_pass": 1.0}],
         "cores": [{"cores": 1, "policy": each, "speed": 2.0} for each in TWO],
     },
+    {
+        "kind": "prefill",
+        "backend": "llama_cpp",
+        "asked": [
+            {
+                "policy": policy,
+                "prefilled": prefilled,
+                "prefill": 5.0,
+                "first": 6.0,
+                "round": 4.0,
+                "prompt_tokens": 3,
+            }
+            for policy in TWO
+            for prefilled in ("nothing", "all but the question", "everything")
+        ],
+    },
     {"kind": "check", "ratios": {"a": 1.0}, "floors": {"a": 2.0}},
 ]
 
