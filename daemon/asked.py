@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from draftd.daemon.answers import seed_of
+from draftd.daemon.beams import Beams
 from draftd.daemon.calls import Calls
 from draftd.daemon.control import Mode
 from draftd.daemon.loader import Loaded
 from draftd.daemon.plan import Source
+from draftd.daemon.request import Priority, Request
 from draftd.ipc.errors import ContextOverflow, InvalidRequest
 from draftd.models import tools
 from draftd.models.grammar import Grammars, Matcher
 from draftd.models.processors import Penalties, Processors
+from draftd.models.sampling import Sampling
 
 
 class Asked:
@@ -108,6 +112,63 @@ class Asked:
         if penalties == Penalties() and matcher is None:
             return None
         return Processors(penalties, prompt, matcher)
+
+    def request(self, body: dict[str, Any], index: int, prompt: list[int]) -> Request:
+        """What the engine is to do for one of a message's answers, behind what was emitted of it already."""
+        target, tokenizer, count = self.loaded.target, self.loaded.tokenizer, len(body["emitted"])
+        emitted, limit = body["emitted"][index], min(body["max_tokens"], target.context - len(prompt))
+        if wrong := [token for token in emitted if token >= target.vocab]:
+            raise InvalidRequest(f"token {wrong[0]} of resume is outside the vocabulary of {target.vocab}")
+        # What a request may not take from others its answers still share with each other.
+        confined = not body["cache_prompt"] and count > 1
+        stop_ids = frozenset(body["stop_tokens"]).union(() if body["ignore_eos"] else tokenizer.stop_ids)
+        beams = Beams(body["beams"], limit, stop_ids) if body["beams"] > 1 else None
+        request = Request(
+            key=body["key"],
+            tokens=prompt if beams else prompt + emitted,
+            prompt=len(prompt),
+            end=len(prompt) + limit,
+            sampling=Sampling(
+                body["temperature"],
+                body["top_k"],
+                body["top_p"],
+                body["min_p"],
+                seed=seed_of(body["seed"], index),
+            ),
+            stop_ids=stop_ids,
+            processors=self.processors(body, prompt),
+            mode="off" if beams else mode(body["speculate"]),
+            beams=beams,
+            verify=body["verify"],
+            logprobs=body["logprobs"],
+            scope="" if confined else body["scope"],
+            reuse=confined or body["cache_prompt"],
+            priority=Priority[body["priority"].upper()],
+            client=body["client"],
+            cache_owner=f"\0{body['key']}" if confined else body["cache_owner"],
+        )
+        if request.processors is not None and not beams:
+            request.processors.accept(emitted)
+        return request
+
+    def prefill(self, body: dict[str, Any]) -> Request:
+        """A prompt that is to be computed and no more, its template's closing marks included.
+
+        They are right if nothing more is typed; if more is, they are a handful of tokens computed in vain.
+        """
+        prompt = self.prompt(body)
+        return Request(
+            key=body["key"],
+            tokens=prompt,
+            prompt=len(prompt),
+            end=len(prompt),
+            sampling=Sampling(),
+            stop_ids=frozenset(),
+            priority=Priority.PREFILL,
+            client=body["client"],
+            cache_owner=body["cache_owner"],
+            cache_only=True,
+        )
 
 
 def _may_call(body: dict[str, Any]) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from draftd.daemon.jobs import Job, Jobs
+from draftd.daemon.job import Job
+from draftd.daemon.jobs import Jobs
 from draftd.ipc.errors import LeaseExpired, SlowClient
 
 EVERY = 0.25  # seconds between two looks

@@ -6,13 +6,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from draftd.daemon.admission import Admission
 from draftd.daemon.apps import Apps
 from draftd.daemon.counters import Counters
 from draftd.daemon.delivery import Delivery
+from draftd.daemon.job import Job, ended_before
 from draftd.daemon.lifetime import Lifetime
 from draftd.daemon.logs import content, fields
 from draftd.daemon.prefills import Prefills
@@ -26,36 +26,6 @@ NOTHING: Mapping[str, Any] = {}
 MAX_ENDS = 3  # engines that a request may end without a token in between; fewer than end the daemon's tries
 
 Reason = Literal["cancelled", "deadline"]
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A request: enough to send it to another engine where the last one left it."""
-
-    key: int
-    delivery: Delivery
-    body: dict[str, Any]  # the generate message for the engine
-    deadline: float | None  # monotonic seconds
-    keep_alive: float | None  # seconds that the models stay in memory after it; None: the setting's
-    emitted: list[list[int]]  # by answer: its tokens so far
-    characters: list[int]  # and how much text they are
-    endings: list[dict[str, Any] | None]  # by answer, of those that have ended
-    told: bool = False  # the engine knows that the deadline has passed
-    text: str = ""  # of the answers, kept only to be logged
-    first: float | None = None  # monotonic seconds of the first token
-    drafted: int = 0  # so far, and of these
-    accepted: int = 0
-    ends: int = 0  # engines that ended while at work on it, since it last got tokens
-
-    @property
-    def ended(self) -> bool:
-        """The engine has no more to do with it; its app has yet to take the end."""
-        return self.delivery.last is not None
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens it has been given."""
-        return sum(map(len, self.emitted))
 
 
 class Jobs:
@@ -129,7 +99,7 @@ class Jobs:
             keep_alive=message.keep_alive,
             emitted=[list(each.tokens) for each in had],
             characters=[each.characters for each in had],
-            endings=[_ended_before(each, body["seed"] + index) for index, each in enumerate(had)],
+            endings=[ended_before(each, body["seed"] + index) for index, each in enumerate(had)],
         )
         self.by_key[job.key] = self.by_client[client, message.id] = job
         if self.settings.log_content:
@@ -203,14 +173,7 @@ class Jobs:
             return  # ended from outside
         match kind:
             case "tokens":
-                index = body.get("index", 0)
-                job.emitted[index] += body["tokens"]
-                job.characters[index] += len(body["text"]) + sum(map(_characters, body["tool_calls"]))
-                job.first = job.first or time.monotonic()
-                job.drafted, job.accepted = body.pop("rounds")
-                if self.settings.log_content:
-                    job.text += body["text"] + "".join(map(_written, body["tool_calls"]))
-                job.ends = 0
+                job.took(body, keep_text=self.settings.log_content)
                 job.delivery.add(body)
                 self.push(job)
             case "ended":
@@ -316,28 +279,6 @@ class Jobs:
         del self.by_key[job.key]
         del self.by_client[job.delivery.client, job.delivery.id]
         self.lifetime.release(job.key, time.monotonic(), job.keep_alive)
-
-
-def _characters(part: dict[str, Any]) -> int:
-    return len(part["name"] or "") + len(part["arguments"])
-
-
-def _written(part: dict[str, Any]) -> str:
-    """A piece of a call as the log shows it."""
-    return (f"\n{part['name']} " if part["name"] else "") + str(part["arguments"])
-
-
-def _ended_before(had: messages.Resume, seed: int) -> dict[str, Any] | None:
-    """The ending of an answer that another daemon ended, in the engine's form; None if it has yet to end."""
-    if had.finish_reason is None:
-        return None
-    return {
-        "finish_reason": had.finish_reason,
-        "completion_tokens": len(had.tokens),
-        "cached_tokens": 0,
-        "stats": messages.Stats.nothing(seed=seed % 2**64).model_dump(),
-        "books": {"positions": {}, "queue_seconds": 0.0, "seconds": 0.0},
-    }
 
 
 def _in_use(request_id: str) -> InvalidRequest:

@@ -19,23 +19,21 @@ import msgpack
 import zmq
 
 from draftd.daemon import budget, forget, learnt, logs, machine
-from draftd.daemon.answers import Choice, Job, seed_of
-from draftd.daemon.asked import Asked, mode
-from draftd.daemon.beams import Beams
+from draftd.daemon.answers import Choice, Job
+from draftd.daemon.asked import Asked
 from draftd.daemon.engine import Emission, Engine
 from draftd.daemon.faults import Faults, told
 from draftd.daemon.governor import Rung
 from draftd.daemon.keeping import Keeping
 from draftd.daemon.loader import Loaded, load
 from draftd.daemon.pulse import IDLE, LOADING, Pulse
-from draftd.daemon.request import Priority, Request
+from draftd.daemon.request import Request
 from draftd.daemon.retreat import Retreat
 from draftd.daemon.scheduler import Work
 from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
-from draftd.ipc.errors import DraftdError, InvalidRequest
+from draftd.ipc.errors import DraftdError
 from draftd.models.catalog import load_catalog
-from draftd.models.sampling import Sampling
 
 log = logging.getLogger("draftd.engine")
 PR_SET_PDEATHSIG = 1
@@ -194,61 +192,17 @@ class Worker:
 
     def choice(self, job: Job, index: int, body: dict[str, Any], prompt: list[int]) -> Choice:
         """One of a request's answers; one sent again goes on where the last engine left it."""
-        tokenizer, target = self.loaded.tokenizer, self.loaded.target
-        emitted, limit = body["emitted"][index], min(body["max_tokens"], target.context - len(prompt))
-        if wrong := [token for token in emitted if token >= target.vocab]:
-            raise InvalidRequest(f"token {wrong[0]} of resume is outside the vocabulary of {target.vocab}")
-        text = Answer(tokenizer.stream(), body["stop"], self.asked.calls(body))
+        emitted = body["emitted"][index]
+        request = self.asked.request(body, index, prompt)
+        text = Answer(self.loaded.tokenizer.stream(), body["stop"], self.asked.calls(body))
         text.resume(emitted, body["characters"][index])
-        seed = seed_of(body["seed"], index)
-        # What a request may not take from others its answers still share with each other.
-        confined = not body["cache_prompt"] and len(job.endings) > 1
-        stop_ids = frozenset(body["stop_tokens"]).union(() if body["ignore_eos"] else tokenizer.stop_ids)
-        beams = Beams(body["beams"], limit, stop_ids) if body["beams"] > 1 else None
-        request = Request(
-            key=job.key,
-            tokens=prompt if beams else prompt + emitted,
-            prompt=len(prompt),
-            end=len(prompt) + limit,
-            sampling=Sampling(body["temperature"], body["top_k"], body["top_p"], body["min_p"], seed=seed),
-            stop_ids=stop_ids,
-            processors=self.asked.processors(body, prompt),
-            mode="off" if beams else mode(body["speculate"]),
-            beams=beams,
-            verify=body["verify"],
-            logprobs=body["logprobs"],
-            scope="" if confined else body["scope"],
-            reuse=confined or body["cache_prompt"],
-            priority=Priority[body["priority"].upper()],
-            client=body["client"],
-            cache_owner=f"\0{job.key}" if confined else body["cache_owner"],
-        )
-        if index == 0 and not confined:  # a conversation goes on with the first of several answers
-            self.keeping.load(request, body["app"], body["conversation"])
-        if beams:
-            return Choice(job, index, request, text, found=len(emitted))
-        if request.processors is not None:
-            request.processors.accept(emitted)
-        return Choice(job, index, request, text)
+        if index == 0 and request.cache_owner == body["cache_owner"]:
+            self.keeping.load(request, body["app"], body["conversation"])  # it goes on with the first answer
+        return Choice(job, index, request, text, found=len(emitted) if request.beams else 0)
 
     def prefill(self, body: dict[str, Any]) -> None:
-        """Compute a prompt that is still being typed, its template's closing marks included.
-
-        They are right if nothing more is typed; if more is, they are a handful of tokens computed in vain.
-        """
-        prompt = self.asked.prompt(body)
-        request = Request(
-            key=body["key"],
-            tokens=prompt,
-            prompt=len(prompt),
-            end=len(prompt),
-            sampling=Sampling(),
-            stop_ids=frozenset(),
-            priority=Priority.PREFILL,
-            client=body["client"],
-            cache_owner=body["cache_owner"],
-            cache_only=True,
-        )
+        """Compute a prompt that is still being typed."""
+        request = self.asked.prefill(body)
         self.keeping.load(request, body["app"], body["conversation"])
         self.prefills[request.key] = request
         self.engine.add(request)
