@@ -33,7 +33,8 @@ from draftd.ipc.errors import (
     Overloaded,
     Unreachable,
 )
-from draftd.ipc.messages import AnswerEnd, Done, Status, Tokens
+from draftd.ipc.messages import Done, Status, Tokens
+from draftd.ipc.parts import AnswerEnd
 from draftd.ipc.session import reply
 
 DEFAULT_TOKENS = 4096  # of an answer whose length nobody named; the context may end it before

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from draftd.ipc import Reply
-from draftd.ipc.messages import AnswerEnd, Done, Logprob, Stats, Tokens, ToolCall, ToolCallPart, Usage
+from draftd.ipc.messages import Done, Tokens
+from draftd.ipc.parts import AnswerEnd, Logprob, Stats, ToolCall, ToolCallPart, Usage
 
 Kind = Literal["chat", "completion"]
 OBJECTS = {  # of a whole answer, of a chunk

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from draftd.daemon.delivery import Delivery
-from draftd.ipc import messages
+from draftd.ipc import parts
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +60,7 @@ def _written(part: dict[str, Any]) -> str:
     return (f"\n{part['name']} " if part["name"] else "") + str(part["arguments"])
 
 
-def ended_before(had: messages.Resume, seed: int) -> dict[str, Any] | None:
+def ended_before(had: parts.Resume, seed: int) -> dict[str, Any] | None:
     """The ending of an answer that another daemon ended, in the engine's form; None if it has yet to end."""
     if had.finish_reason is None:
         return None
@@ -68,6 +68,6 @@ def ended_before(had: messages.Resume, seed: int) -> dict[str, Any] | None:
         "finish_reason": had.finish_reason,
         "completion_tokens": len(had.tokens),
         "cached_tokens": 0,
-        "stats": messages.Stats.nothing(seed=seed % 2**64).model_dump(),
+        "stats": parts.Stats.nothing(seed=seed % 2**64).model_dump(),
         "books": {"positions": {}, "queue_seconds": 0.0, "seconds": 0.0},
     }

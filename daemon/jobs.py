@@ -17,7 +17,7 @@ from draftd.daemon.lifetime import Lifetime
 from draftd.daemon.logs import content, fields
 from draftd.daemon.prefills import Prefills
 from draftd.daemon.settings import Settings
-from draftd.ipc import messages
+from draftd.ipc import messages, parts
 from draftd.ipc.errors import Cancelled, DraftdError, EngineFailed, InvalidRequest, from_code
 
 log = logging.getLogger("draftd.front")
@@ -242,8 +242,8 @@ class Jobs:
             messages.Done(
                 id=job.delivery.id,
                 finish_reason=reason,
-                usage=messages.Usage(prompt_tokens=0, completion_tokens=job.tokens),
-                stats=messages.Stats.nothing(seed=job.body["seed"]),
+                usage=parts.Usage(prompt_tokens=0, completion_tokens=job.tokens),
+                stats=parts.Stats.nothing(seed=job.body["seed"]),
             ),
         )
 

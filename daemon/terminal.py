@@ -7,7 +7,8 @@ import sys
 import time
 
 from draftd.ipc.client import Client
-from draftd.ipc.messages import Logprob, Stats, Tokens
+from draftd.ipc.messages import Tokens
+from draftd.ipc.parts import Logprob, Stats
 
 GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 LOOK_EVERY = 0.1  # seconds between looks at a daemon that loads

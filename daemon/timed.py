@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import Any
 
 from draftd.ipc.client import Client
-from draftd.ipc.messages import Stats, Tokens
+from draftd.ipc.messages import Tokens
+from draftd.ipc.parts import Stats
 
 SENTENCE = re.compile(r"\w[^.!?。]*[.!?。](?=\s)|\S\s*\n")  # the end of one, seen once what follows is there
 

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from draftd.ipc.aio import AsyncClient
     from draftd.ipc.client import Client
     from draftd.ipc.errors import DraftdError
-    from draftd.ipc.messages import Done, Stats, Status, Tokens, Usage
+    from draftd.ipc.messages import Done, Status, Tokens
+    from draftd.ipc.parts import Stats, Usage
     from draftd.ipc.session import Answer, Reply
 
 _MODULES = {
@@ -18,10 +19,10 @@ _MODULES = {
     "Client": "client",
     "DraftdError": "errors",
     "Done": "messages",
-    "Stats": "messages",
+    "Stats": "parts",
     "Status": "messages",
     "Tokens": "messages",
-    "Usage": "messages",
+    "Usage": "parts",
     "Reply": "session",
 }
 

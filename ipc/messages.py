@@ -1,36 +1,44 @@
-"""Every message of the protocol as a type; ipc/PROTOCOL.md is the authority and a test holds this to it."""
+"""Every message of the protocol as a type, of the parts in parts.py.
+
+ipc/PROTOCOL.md is the authority, and a test holds this to it.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from draftd.ipc.errors import InvalidRequest
+from draftd.ipc.parts import (
+    AnswerEnd,
+    ChatMessage,
+    Fields,
+    FinishReason,
+    Grammar,
+    Logprob,
+    Resume,
+    Stats,
+    Tokens32,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+    Usage,
+)
 from draftd.ipc.version import VERSION
 
 MAX_ID = 64  # characters of a request id
 MAX_FAULTS = 5  # wrong fields named in one sentence
 RequestId = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 TokenText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # a token id as a map's key
-Tokens32 = Annotated[int, Field(ge=0, lt=2**31)]
 # seconds that the models stay in memory afterwards; None: the daemon's setting, 0: none, -1: for ever
 KeepAlive = Annotated[float | None, Field(default=None, ge=-1.0, allow_inf_nan=False)]
-
-
-class Fields(BaseModel):
-    """Unknown fields are tolerated: either side may be newer. No value is turned into another type."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
 class Message(Fields):
     """What every frame carries besides its `type`: the request it belongs to."""
 
     id: RequestId
-
-
-FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "deadline"]
 
 
 # ---- client to daemon
@@ -43,64 +51,6 @@ class Hello(Message):
     )
     client: str = Field(default="", max_length=128)
     lease_ms: int | None = Field(default=None, ge=100, le=600_000)  # None: none
-
-
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-
-
-class Function(Fields):
-    name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None  # a JSON schema; None: it takes none
-
-
-class Tool(Fields):
-    """What the model may call, as OpenAI defines it."""
-
-    type: Literal["function"]
-    function: Function
-
-
-class FunctionNamed(Fields):
-    name: FunctionName
-
-
-class ToolChoice(Fields):
-    """The one tool that is to be called."""
-
-    type: Literal["function"]
-    function: FunctionNamed
-
-
-class FunctionCall(Fields):
-    name: str
-    arguments: str  # JSON
-
-
-class ToolCall(Fields):
-    id: str
-    type: Literal["function"] = "function"
-    function: FunctionCall
-
-
-class ChatMessage(Fields):
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
-    tool_calls: list[ToolCall] | None = None  # of an assistant: what it called
-    tool_call_id: str | None = None  # of a tool: the call that this answers
-
-
-class Grammar(Fields):
-    kind: Literal["json_schema", "regex", "lark", "gbnf"]
-    source: str | dict[str, Any]  # a schema may be a map; the others are text
-
-
-class Resume(Fields):
-    """What an app already has of an answer that another daemon began."""
-
-    tokens: list[Tokens32] = Field(default=[], fail_fast=True)
-    characters: int = Field(default=0, ge=0)  # of text
-    finish_reason: FinishReason | None = None  # of one of several answers that has ended
 
 
 class Prompt(Message):
@@ -251,7 +201,7 @@ class Welcome(Message):
     type: Literal["welcome"] = "welcome"
     version: str
     daemon: str
-    capabilities: list[str] = []
+    capabilities: list[str] = Field(default=[])
     lease_ms: int | None = None  # what `hello` asked for
 
 
@@ -260,39 +210,15 @@ class Accepted(Message):
     seed: int
 
 
-class Alternative(Fields):
-    token: int
-    text: str  # what it adds to a text, or a control token's name
-    bytes: list[int]
-    logprob: float
-
-
-class Logprob(Fields):
-    token: int
-    text: str
-    bytes: list[int]
-    logprob: float
-    top: list[Alternative] = []  # the likeliest of this place, the best first
-
-
-class ToolCallPart(Fields):
-    """A piece of a call; the pieces of one have its index."""
-
-    index: int
-    id: str | None = None  # with the first piece
-    name: str | None = None  # with the first piece
-    arguments: str = ""  # more of the JSON
-
-
 class Tokens(Message):
     type: Literal["tokens"] = "tokens"
     index: int = 0  # which of `n` answers
     text: str
     tokens: list[int]
     drafted: list[bool]  # whether the draft had proposed it, by token
-    lengths: list[int] = []  # characters of `text` that came with each token; empty: not told
-    logprobs: list[Logprob] = []  # by token, if the request asked
-    tool_calls: list[ToolCallPart] = []  # what these tokens released of calls, behind the text
+    lengths: list[int] = Field(default=[])  # characters of `text` that came with each token; empty: not told
+    logprobs: list[Logprob] = Field(default=[])  # by token, if the request asked
+    tool_calls: list[ToolCallPart] = Field(default=[])  # what these tokens released of calls, behind the text
     finish_reason: FinishReason | None = None  # where n is above 1: the answer ends here
 
     @property
@@ -301,57 +227,12 @@ class Tokens(Message):
         return len(self.text) + sum(len(part.name or "") + len(part.arguments) for part in self.tool_calls)
 
 
-class Usage(Fields):
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int = 0
-
-
-class Stats(Fields):
-    seed: int
-    rounds: int  # target passes that gave this request tokens
-    drafted: int
-    accepted: int
-    accepted_by_position: list[int]  # [0] counts how often a first drafted token was accepted
-    sources: dict[str, int] = {}  # rounds by who drafted: none, suffix, model, chain
-    draft_seconds: float
-    verify_seconds: float  # target passes, prefill apart
-    prefill_seconds: float
-    overhead_seconds: float  # the rest of the rounds: sampling, scheduling, text
-    time_to_first_token: float  # seconds from the daemon's receipt of the request
-    tokens_per_second: float  # after the first token
-
-    @classmethod
-    def nothing(cls, seed: int) -> Stats:
-        """Of a request that ended where there was no engine to count."""
-        return cls(
-            seed=seed,
-            rounds=0,
-            drafted=0,
-            accepted=0,
-            accepted_by_position=[],
-            draft_seconds=0.0,
-            verify_seconds=0.0,
-            prefill_seconds=0.0,
-            overhead_seconds=0.0,
-            time_to_first_token=0.0,
-            tokens_per_second=0.0,
-        )
-
-
-class AnswerEnd(Fields):
-    finish_reason: FinishReason
-    completion_tokens: int
-    cached_tokens: int = 0
-    stats: Stats
-
-
 class Done(Message):
     type: Literal["done"] = "done"
     finish_reason: FinishReason  # of the first answer, as `stats` is
     usage: Usage
     stats: Stats
-    answers: list[AnswerEnd] = []  # by index
+    answers: list[AnswerEnd] = Field(default=[])  # by index
 
 
 class Prefilled(Message):
@@ -376,16 +257,16 @@ class Status(Message):
     detail: str = ""  # "loading 43 %", or why it failed
     progress: float = 0.0  # 0 to 1
     pair: str = ""
-    engine: dict[str, Any] = {}  # what the loaded pair is: backend, dtype, threads, pair report
-    requests: dict[str, int] = {}  # running, waiting, finished
-    governor: dict[str, Any] = {}  # rung, does, why, threads, others_use_cores
-    learnt: dict[str, Any] = {}  # after the first answer: acceptance, target_ms, draft_ms, choices
+    engine: dict[str, Any] = Field(default={})  # of the loaded pair: backend, dtype, threads, pair report
+    requests: dict[str, int] = Field(default={})  # running, waiting, finished
+    governor: dict[str, Any] = Field(default={})  # rung, does, why, threads, others_use_cores
+    learnt: dict[str, Any] = Field(default={})  # after an answer: acceptance, target_ms, draft_ms, choices
     uptime_seconds: float = 0.0
     # what follows is for those that ask for a full status
-    active: list[dict[str, Any]] = []  # each open request: who asks, how far and how fast it is
-    counters: dict[str, Any] = {}  # since the front's start: outcomes, tokens, drafts, seconds
-    limits: dict[str, int] = {}  # slots, queue
-    memory: dict[str, int] = {}  # resident bytes of front and engine
+    active: list[dict[str, Any]] = Field(default=[])  # each open request: who asks, how far, how fast
+    counters: dict[str, Any] = Field(default={})  # since the front's start: outcomes, tokens, drafts, seconds
+    limits: dict[str, int] = Field(default={})  # slots, queue
+    memory: dict[str, int] = Field(default={})  # resident bytes of front and engine
 
 
 class Pong(Message):

@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from draftd.ipc.messages import Accepted, FinishReason, Generate, Message, Resume, Tokens
+from draftd.ipc.messages import Accepted, Generate, Message, Tokens
+from draftd.ipc.parts import FinishReason, Resume
 
 CREDIT = 64  # `tokens` messages the daemon may send before the app has read the first of them
 

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from draftd.ipc import messages
 from draftd.ipc.codec import decode, encode
 from draftd.ipc.errors import DraftdError, InvalidRequest, MalformedFrame, from_code
-from draftd.ipc.messages import Done, FunctionCall, Logprob, Message, Stats, ToolCall, Usage
+from draftd.ipc.messages import Done, Message
+from draftd.ipc.parts import AnswerEnd, FunctionCall, Logprob, Stats, ToolCall, ToolCallPart, Usage
 
 Event = messages.DaemonMessage
 
@@ -110,7 +111,7 @@ def check(kind: type[Message], fields: dict[str, Any]) -> None:
 
 def reply(parts: list[messages.Tokens], done: Done) -> Reply:
     """A stream's events as what `complete` gives."""
-    ends: Sequence[messages.AnswerEnd | Done] = done.answers or [done]
+    ends: Sequence[AnswerEnd | Done] = done.answers or [done]
     answers = [
         _answer([part for part in parts if part.index == index], end) for index, end in enumerate(ends)
     ]
@@ -118,7 +119,7 @@ def reply(parts: list[messages.Tokens], done: Done) -> Reply:
     return Reply(**first, usage=done.usage, answers=answers)
 
 
-def _answer(parts: list[messages.Tokens], end: messages.AnswerEnd | Done) -> Answer:
+def _answer(parts: list[messages.Tokens], end: AnswerEnd | Done) -> Answer:
     return Answer(
         text="".join(part.text for part in parts),
         tokens=[token for part in parts for token in part.tokens],
@@ -130,7 +131,7 @@ def _answer(parts: list[messages.Tokens], end: messages.AnswerEnd | Done) -> Ans
     )
 
 
-def _calls(parts: list[messages.ToolCallPart]) -> list[ToolCall]:
+def _calls(parts: list[ToolCallPart]) -> list[ToolCall]:
     calls: dict[int, ToolCall] = {}
     for part in parts:
         if part.name is not None:

@@ -15,7 +15,7 @@ import zmq
 from draftd.daemon.front import Front
 from draftd.daemon.lifetime import Stage
 from draftd.daemon.settings import Settings
-from draftd.ipc.messages import Stats
+from draftd.ipc.parts import Stats
 
 SECONDS = 10_000  # milliseconds in which what must come has come
 

@@ -13,7 +13,8 @@ from draftd.daemon import bench, bench_ping, bench_table, machine
 from draftd.daemon.bench_table import CONVERSATION, SPEC_BENCH, Result
 from draftd.daemon.timed import Answer
 from draftd.ipc.errors import InvalidRequest
-from draftd.ipc.messages import Stats, Status
+from draftd.ipc.messages import Status
+from draftd.ipc.parts import Stats
 
 
 def answer(

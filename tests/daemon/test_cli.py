@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from draftd.daemon import cli, terminal
-from draftd.ipc import messages
-from draftd.ipc.messages import Generate, Grammar
+from draftd.ipc import messages, parts
+from draftd.ipc.messages import Generate
+from draftd.ipc.parts import Grammar
 from draftd.ipc.progress import CREDIT
 from tests.ipc import scripted
 from tests.ipc.scripted import Say, ScriptedDaemon
@@ -231,13 +232,13 @@ def test_run_shows_several_answers_one_after_the_other(daemon: ScriptedDaemon) -
             scripted.answer(message, say)
             return
         say(messages.Accepted(id=message.id, seed=7))
-        told = messages.Logprob(token=1, text="a", bytes=[97], logprob=-0.5)
+        told = parts.Logprob(token=1, text="a", bytes=[97], logprob=-0.5)
         part = messages.Tokens(id=message.id, text="a1 ", tokens=[1], drafted=[False], logprobs=[told])
         for index, text, reason in (
             (1, "b1 ", None), (0, "a1 ", None), (1, "b2", "stop"), (0, "a2", "length"),
         ):  # fmt: skip
             say(part.model_copy(update={"index": index, "text": text, "finish_reason": reason}))
-        end = messages.AnswerEnd(finish_reason="stop", completion_tokens=2, stats=scripted.STATS)
+        end = parts.AnswerEnd(finish_reason="stop", completion_tokens=2, stats=scripted.STATS)
         say(scripted.done(message.id).model_copy(update={"answers": [end, end]}))
 
     daemon.script = two

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from draftd.daemon.settings import Settings
-from draftd.ipc import messages
+from draftd.ipc import messages, parts
 from draftd.ipc.errors import CODES
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ def test_generated_pages_are_current() -> None:
 def test_the_changelog_names_every_message_field_setting_and_code() -> None:
     text = (ROOT / "CHANGELOG.md").read_text("utf-8")
     named = set(re.findall(r"`([a-z_]+)`", text))
-    kinds = [*messages.CLIENT_TYPES.values(), *messages.DAEMON_TYPES.values(), messages.Usage, messages.Stats]
+    kinds = [*messages.CLIENT_TYPES.values(), *messages.DAEMON_TYPES.values(), parts.Usage, parts.Stats]
     fields = {name for kind in kinds for name in kind.model_fields} - {"id", "type"}
     expected = {*messages.CLIENT_TYPES, *messages.DAEMON_TYPES, *fields, *Settings.model_fields, *CODES}
     assert expected - named == set()

@@ -11,14 +11,14 @@ from typing import Any
 
 import zmq
 
-from draftd.ipc import codec, messages
+from draftd.ipc import codec, messages, parts
 from draftd.ipc.version import VERSION
 
 Say = Callable[[messages.Message], object]  # sends a message to the client that asked
 Script = Callable[[messages.ClientMessage, Say], object]
 
-USAGE = messages.Usage(prompt_tokens=3, completion_tokens=4)
-STATS = messages.Stats(
+USAGE = parts.Usage(prompt_tokens=3, completion_tokens=4)
+STATS = parts.Stats(
     seed=7,
     rounds=2,
     drafted=4,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from draftd.ipc import AsyncClient, Client, Done, Reply, Tokens, link, messages, progress
+from draftd.ipc import AsyncClient, Client, Done, Reply, Tokens, link, messages, parts, progress
 from draftd.ipc.errors import (
     Cancelled,
     ContextOverflow,
@@ -520,7 +520,7 @@ def test_a_stream_goes_on_where_it_was(tmp_path: Path, connect: Connect, end: st
     assert "".join(event.text for event in events if isinstance(event, Tokens)) == "Héllo"
     assert isinstance(events[-1], Done)
     assert (sent.seed, sent.prompt, sent.temperature) == (77, "Hi", 0.5)
-    assert sent.resume == messages.Resume(tokens=[1, 2], characters=3)
+    assert sent.resume == parts.Resume(tokens=[1, 2], characters=3)
     assert 0 < sent.deadline_ms <= 60_000
 
 
@@ -544,9 +544,9 @@ def test_several_answers_go_on_where_they_were(daemon: ScriptedDaemon, connect: 
         pass
     assert (sent.seed, sent.n) == (77, 3)
     assert sent.resume == [
-        messages.Resume(tokens=[1], characters=1, finish_reason="stop"),
-        messages.Resume(tokens=[2, 3], characters=2),
-        messages.Resume(),
+        parts.Resume(tokens=[1], characters=1, finish_reason="stop"),
+        parts.Resume(tokens=[2, 3], characters=2),
+        parts.Resume(),
     ]
 
 

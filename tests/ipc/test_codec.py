@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftd.ipc import codec, messages
+from draftd.ipc import codec, messages, parts
 from draftd.ipc.errors import InvalidRequest, MalformedFrame
 from tests.ipc import scripted
 
 ALL: list[messages.Message] = [
     messages.Hello(id="1", client="test"),
-    messages.Generate(id="2", messages=[messages.ChatMessage(role="user", content="Grüße")], seed=2**64 - 1),
+    messages.Generate(id="2", messages=[parts.ChatMessage(role="user", content="Grüße")], seed=2**64 - 1),
     messages.Generate(id="2", tokens=[0, 2**31 - 1], stop=["\n"]),
     messages.Cancel(id="3"),
     messages.Clear(id="3", learnt=True),

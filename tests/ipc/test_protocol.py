@@ -1,4 +1,4 @@
-"""Holds messages.py, errors.py and the limits to PROTOCOL.md, and PROTOCOL.md to them."""
+"""Holds messages.py, parts.py, errors.py and the limits to PROTOCOL.md, and PROTOCOL.md to them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from draftd.ipc import codec, endpoint, errors, messages, version
+from draftd.ipc import codec, endpoint, errors, messages, parts, version
 
 PAGE = (Path(__file__).parents[2] / "ipc" / "PROTOCOL.md").read_text("utf-8")
 _PARTS = (
-    messages.ChatMessage,
-    messages.Tool,
-    messages.Function,
-    messages.ToolChoice,
-    messages.FunctionNamed,
-    messages.ToolCall,
-    messages.FunctionCall,
-    messages.ToolCallPart,
-    messages.Grammar,
-    messages.Resume,
-    messages.Logprob,
-    messages.Alternative,
-    messages.AnswerEnd,
-    messages.Usage,
-    messages.Stats,
+    parts.ChatMessage,
+    parts.Tool,
+    parts.Function,
+    parts.ToolChoice,
+    parts.FunctionNamed,
+    parts.ToolCall,
+    parts.FunctionCall,
+    parts.ToolCallPart,
+    parts.Grammar,
+    parts.Resume,
+    parts.Logprob,
+    parts.Alternative,
+    parts.AnswerEnd,
+    parts.Usage,
+    parts.Stats,
 )
 PARTS = {kind.__name__: kind for kind in _PARTS}
 Row = tuple[str, str, str]  # type, default, range
@@ -156,7 +156,7 @@ def test_every_message_and_field_is_as_the_page_says(section: int, kinds: dict[s
 
 
 def test_the_parts_are_all_there_are() -> None:
-    kinds = {kind.__name__: kind for kind in messages.Fields.__subclasses__()} - {"Message": 0}.keys()
+    kinds = {kind.__name__: kind for kind in parts.Fields.__subclasses__()} - {"Message": 0}.keys()
     assert kinds == PARTS.keys()
 
 
