@@ -255,7 +255,7 @@ requests = st.tuples(
 
 
 @given(asked=st.lists(requests, min_size=1, max_size=4))
-@settings(max_examples=45, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=45, suppress_health_check=[HealthCheck.too_slow])
 def test_no_draft_or_batch_mate_changes_a_token_with_every_processor_on(
     target: Target, noisy: LlamaDraft, grammars: Grammars, asked: list[Any]
 ) -> None:

@@ -288,7 +288,7 @@ rounds = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(modes, st.integers(0, 40), rounds)
 def test_no_outcome_breaks_it(
     mode: Mode,

@@ -64,7 +64,7 @@ samplings = st.builds(
     ),
     prompts=st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=12), min_size=1, max_size=7),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_output_does_not_depend_on_draft_batch_or_chunks(
     sampling: Sampling,
     length: int,

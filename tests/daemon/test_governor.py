@@ -76,7 +76,7 @@ number = st.one_of(st.none(), st.floats(0, 100))
 reading = st.builds(Reading, number, number, number, st.one_of(st.none(), st.booleans()), number)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(reading, max_size=120))
 def test_whatever_is_read_it_moves_by_one_rung_a_dwell_and_names_a_reason(series: list[Reading]) -> None:
     governor = Governor(MARKS)

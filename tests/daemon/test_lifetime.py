@@ -118,7 +118,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestLifetime = Machine.TestCase
-TestLifetime.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+TestLifetime.settings = settings(max_examples=80, stateful_step_count=30)
 
 
 def test_a_request_that_comes_while_the_engine_leaves_waits_for_the_next() -> None:

@@ -295,7 +295,7 @@ def test_a_parked_cache_that_is_refused_is_computed_again(monkeypatch: pytest.Mo
 
 
 @given(st.data())
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 def test_any_traffic_gives_each_request_its_undisturbed_answer(data: st.DataObject) -> None:
     """Priorities, prefills, shared prefixes and cancellations in any order, on one to three slots."""
     slots = data.draw(st.integers(1, 3))

@@ -15,7 +15,7 @@ from draftd.models.logprobs import LEAST, likeliest, logprob
     count=st.sampled_from([0, 1, 3, 20]),
     distinct=st.sampled_from([2, 1000]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_as_a_sort_of_the_log_softmax_gives_them(seed: int, vocab: int, count: int, distinct: int) -> None:
     random = np.random.default_rng(seed)
     row = (random.integers(0, distinct, vocab) * (20 / distinct)).astype(np.float32)  # with ties

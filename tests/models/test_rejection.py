@@ -193,7 +193,7 @@ def test_a_block_accepts_at_least_as_many() -> None:
 
 @pytest.mark.parametrize("how", ["rejection", "rejection-token"])
 @given(seed=st.integers(0, 1000), drafted=st.lists(st.integers(0, 5), max_size=4), drawn=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_greedy_is_what_the_target_says_alone(
     how: rejection.Rejection, seed: int, drafted: list[int], drawn: bool
 ) -> None:
@@ -243,7 +243,7 @@ samplings = st.builds(
 
 
 @given(seed=st.integers(0, 10_000), vocab=st.integers(2, 400), sampling=samplings)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_law_is_the_softmax_of_what_the_chain_keeps(seed: int, vocab: int, sampling: Sampling) -> None:
     row = (np.random.default_rng(seed).standard_normal(vocab) * 3).astype(np.float32)
     law = law_of(row, sampling)

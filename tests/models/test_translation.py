@@ -50,7 +50,7 @@ def test_the_merges_are_there(both: Both) -> None:
 
 
 @given(text=st.one_of(st.binary(max_size=40), st.text(max_size=40).map(str.encode)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_text_is_spelled_whole(both: Both, text: bytes) -> None:
     for spelling in (both.bytes_, both.merged):
         assert spelling.join(spelling.spell(text)) == text
@@ -116,7 +116,7 @@ def test_sequences_are_spelled_in_the_drafts_tokens(both: Both) -> None:
 
 
 @given(text=st.text(alphabet="the inol\n", max_size=60), at=st.integers(0, 60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_sequence_may_be_retokenised_by_parts(both: Both, text: str, at: int) -> None:
     letters = [IM_START, *text.encode()]
     before = letters[: 1 + at]
