@@ -35,13 +35,17 @@ class Processors:
         self._penalties = penalties
         self._matcher = matcher
         self._idle = penalties == Penalties()
-        self._prompt = frozenset(prompt) if penalties.repetition != 1.0 else frozenset()
-        self._output: Counter[int] = Counter()
+        known = sorted(set(prompt)) if penalties.repetition != 1.0 else []
+        self._places = {token: place for place, token in enumerate(known)}  # in the next two
+        self._tokens = np.array(known, np.int64)  # whose logits change: the output's, perhaps the prompt's
+        self._times = np.zeros(len(known), np.float32)  # how often each is in the output
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Record accepted tokens of the output."""
         if not self._idle:
-            self._output.update(tokens)
+            self._tokens, self._times = self._behind(tokens)
+            for token in tokens:
+                self._places.setdefault(token, len(self._places))
         if self._matcher is not None:
             self._matcher.accept(tokens)
 
@@ -63,21 +67,28 @@ class Processors:
 
     def _penalize(self, row: Row, drafted: Sequence[int]) -> None:
         penalties = self._penalties
-        counts = self._output + Counter(drafted) if drafted else self._output
+        tokens, times = self._behind(drafted)
+        inside = tokens < len(row)  # a draft's row may be narrower than the target's
+        tokens, times = tokens[inside], times[inside]
         if penalties.repetition != 1.0:
-            tokens = _inside(self._prompt.union(counts), row)
             logits = row[tokens]
             row[tokens] = np.where(logits > 0, logits / penalties.repetition, logits * penalties.repetition)
         if penalties.presence or penalties.frequency:
-            tokens = _inside(counts, row)
-            times = np.array([counts[int(token)] for token in tokens], np.float32)
-            row[tokens] -= penalties.presence + penalties.frequency * times
+            row[tokens] -= np.where(times > 0, penalties.presence + penalties.frequency * times, 0.0)
         for token, bias in penalties.bias:
             if token < len(row):
                 row[token] += np.float32(bias)
 
-
-def _inside(tokens: frozenset[int] | Counter[int], row: Row) -> NDArray[np.int64]:
-    """The tokens that a row has: a draft's may be narrower than the target's."""
-    found = np.fromiter(tokens, np.int64, len(tokens))
-    return found[found < len(row)]
+    def _behind(self, more: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """What `_tokens` and `_times` are behind more tokens of the output; new ones come last, in order."""
+        if not more:
+            return self._tokens, self._times
+        times, new = self._times.copy(), Counter[int]()
+        for token in more:
+            if (place := self._places.get(token)) is None:
+                new[token] += 1
+            else:
+                times[place] += 1.0
+        if not new:
+            return self._tokens, times
+        return np.append(self._tokens, list(new)), np.append(times, np.array(list(new.values()), np.float32))
