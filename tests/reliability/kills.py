@@ -5,6 +5,8 @@
 Without --pair a tiny model in fp32, whose answers must be equal to the token. With one the pair in the user's
 cache in bf16, where a near tie may flip when a cache is recomputed at another width: the answers that part
 from their undisturbed run are counted, with the lead of the likeliest token at the place where they do.
+
+It fails unless each kill ended an engine that had a stream to go on with: the front's counters tell.
 """
 
 from __future__ import annotations
@@ -30,10 +32,13 @@ import psutil
 
 from draftd.ipc import Client, Tokens
 from draftd.ipc.errors import DraftdError
+from draftd.ipc.messages import Status
 from tests.daemon.conftest import Daemon, serving, write_models
 from tests.reliability.record import here, record
 
-STREAMS = 3  # open at each kill
+STREAMS = 3  # opened before each kill
+WAIT = 60.0  # seconds in which an engine must have ended
+STREAM = "stream"  # what a client is called that asks for one
 CAUSES = ("SIGKILL", "SIGSEGV", "SIGILL", "out of memory")
 PROMPTS = (
     "def add(a, b):",
@@ -60,8 +65,6 @@ class Answer:
 class Case:
     """One stream that was open when the engine ended."""
 
-    number: int  # of the kill
-    cause: str
     temperature: float
     undisturbed: Answer
     answer: Answer
@@ -80,6 +83,26 @@ class Case:
     def problem(self) -> str:
         at, count = self.parts_at, len(self.undisturbed.tokens)
         return self.answer.problem or f"token {at} of {count} differs, {len(self.answer.tokens)} came"
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One end of the engine, and the streams that it met."""
+
+    number: int
+    cause: str
+    ends: int  # engines that the front saw end: one, or the kill was none
+    left_open: int  # streams that the front had to go on with, once the ended engine's last words were heard
+    cases: list[Case]
+
+    @property
+    def counts(self) -> bool:
+        return self.ends == 1 and self.left_open > 0
+
+    @property
+    def problem(self) -> str:
+        met = f"{self.ends} engines ended, {self.left_open} streams were open"
+        return f"kill {self.number}, {self.cause}: {met}"
 
 
 def questions(count: int, length: int, seed: int = 1) -> list[dict[str, Any]]:
@@ -101,7 +124,7 @@ def questions(count: int, length: int, seed: int = 1) -> list[dict[str, Any]]:
 def ask(endpoint: str, question: dict[str, Any], answer: Answer) -> None:
     """Stream one answer into `answer`, on a connection of its own."""
     try:
-        with Client(endpoint) as client:
+        with Client(endpoint, name=STREAM) as client:
             for event in client.generate(**question):
                 if isinstance(event, Tokens):
                     answer.text += event.text
@@ -111,22 +134,57 @@ def ask(endpoint: str, question: dict[str, Any], answer: Answer) -> None:
         answer.problem = f"{error.code}: {error}"
 
 
-def end_engine(daemon: Daemon, engine: psutil.Process, cause: str) -> None:
-    """By a signal, or by having it ask for memory where there is no more."""
+@contextlib.contextmanager
+def ending(daemon: Daemon, engine: psutil.Process, cause: str) -> Iterator[None]:
+    """End the engine: by a signal, or by having it ask, from now on, for memory where there is no more."""
     if cause != "out of memory":
         engine.send_signal(getattr(signal, cause))
+        yield
         return
     used = engine.memory_info().vms
     resource.prlimit(engine.pid, resource.RLIMIT_AS, (used, used))
-    stop = time.monotonic() + 60
-    with contextlib.suppress(DraftdError), Client(daemon.endpoint) as client:
-        while engine.is_running() and engine.status() != "zombie" and time.monotonic() < stop:
-            client.complete(
-                prompt="x" * 12_000_000, max_tokens=1
-            )  # more than any context; dropped if it lives
+    thread = threading.Thread(target=ask_for_memory, args=(daemon.endpoint, engine))
+    thread.start()
+    yield
+    thread.join(WAIT)
 
 
-def one_kill(daemon: Daemon, asked: list[dict[str, Any]], cause: str, dice: random.Random) -> list[Answer]:
+def ask_for_memory(endpoint: str, engine: psutil.Process) -> None:
+    """Prompts of more than any context, which an engine that lives refuses."""
+    stop = time.monotonic() + WAIT
+    with Client(endpoint, name="memory") as client:
+        while alive(engine) and time.monotonic() < stop:
+            with contextlib.suppress(DraftdError):
+                client.complete(prompt="x" * 12_000_000, max_tokens=1)
+
+
+def alive(engine: psutil.Process) -> bool:
+    try:
+        return engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def restarts(status: Status) -> int:
+    """Engines that ended, since the front's start."""
+    return sum(status.counters["restarts"].values())
+
+
+def open_at_the_end(client: Client, before: int) -> int:
+    """Streams that are open as soon as the front has counted another end than those `before`."""
+    stop = time.monotonic() + WAIT
+    while True:
+        status = client.status(full=True)
+        if restarts(status) > before:
+            return sum(each["app"] == STREAM for each in status.active)
+        if time.monotonic() > stop:
+            return 0
+        time.sleep(0.001)
+
+
+def one_kill(
+    daemon: Daemon, asked: list[dict[str, Any]], cause: str, dice: random.Random
+) -> tuple[int, int, list[Answer]]:
     """Open streams, end the engine after a random share of their tokens, and wait for the answers."""
     answers = [Answer() for _ in asked]
     engine = daemon.engine()
@@ -134,22 +192,29 @@ def one_kill(daemon: Daemon, asked: list[dict[str, Any]], cause: str, dice: rand
         threading.Thread(target=ask, args=(daemon.endpoint, question, answer))
         for question, answer in zip(asked, answers, strict=True)
     ]
-    for thread in threads:
-        thread.start()
-    wanted = dice.randrange(1, sum(question["max_tokens"] for question in asked) * 3 // 4)
-    while sum(len(answer.tokens) for answer in answers) < wanted and any(t.is_alive() for t in threads):
-        time.sleep(0.001)
-    time.sleep(dice.random() * 0.01)
-    end_engine(daemon, engine, cause)
-    for thread in threads:
-        thread.join(300)
-    return answers
+    with Client(daemon.endpoint) as client:
+        before = restarts(client.status(full=True))
+        for thread in threads:
+            thread.start()
+        wanted = dice.randrange(1, sum(question["max_tokens"] for question in asked) * 3 // 4)
+        while sum(len(answer.tokens) for answer in answers) < wanted and any(t.is_alive() for t in threads):
+            time.sleep(0.001)
+        time.sleep(dice.random() * 0.01)
+        with ending(daemon, engine, cause):
+            left_open = open_at_the_end(client, before)
+        for thread in threads:
+            thread.join(300)
+        ends = restarts(client.status(full=True)) - before
+    for thread, answer in zip(threads, answers, strict=True):
+        if thread.is_alive():
+            answer.problem = "no end within 300 s"
+    return ends, left_open, answers
 
 
 def kill_often(
     daemon: Daemon, count: int, asked: list[dict[str, Any]], causes: Sequence[str] = CAUSES
-) -> Iterator[Case]:
-    """End the engine `count` times; a case by stream that was open."""
+) -> Iterator[Kill]:
+    """End the engine `count` times, in the midst of streams."""
     dice = random.Random(2)
     undisturbed = [Answer() for _ in asked]
     for question, answer in zip(asked, undisturbed, strict=True):
@@ -159,9 +224,12 @@ def kill_often(
         daemon.wait_ready()
         cause = causes[number % len(causes)]
         chosen = dice.sample(range(len(asked)), STREAMS)
-        got = one_kill(daemon, [asked[index] for index in chosen], cause, dice)
-        for index, answer in zip(chosen, got, strict=True):
-            yield Case(number, cause, asked[index]["temperature"], undisturbed[index], answer)
+        ends, left_open, got = one_kill(daemon, [asked[index] for index in chosen], cause, dice)
+        cases = [
+            Case(asked[index]["temperature"], undisturbed[index], answer)
+            for index, answer in zip(chosen, got, strict=True)
+        ]
+        yield Kill(number, cause, ends, left_open, cases)
 
 
 def main() -> int:
@@ -173,12 +241,12 @@ def main() -> int:
         if given.pair is None:
             with serving(*make_files(folder)) as serve:
                 daemon = serve(target="same.gguf", backend="llama_cpp")
-                return report(given.count, kill_often(daemon, given.count, questions(12, 400)))
+                return report(kill_often(daemon, given.count, questions(12, 400)))
         with serving_pair(Path(folder), given.pair) as daemon:
             asked = questions(12, 120)
             for question in asked:
                 question["logprobs"] = 2
-            return report_bf16(given.pair, given.count, kill_often(daemon, given.count, asked))
+            return report_bf16(given.pair, kill_often(daemon, given.count, asked))
 
 
 def make_files(folder: str) -> tuple[Path, Path]:
@@ -217,61 +285,86 @@ def serving_pair(folder: Path, pair: str) -> Iterator[Daemon]:
         process.wait(30)
 
 
-def report(count: int, cases: Iterator[Case]) -> int:
+def counted(kills: list[Kill]) -> list[tuple[str, str]]:
+    """Rows: what the kills were, by the front's own counters."""
+    some = sum(kill.left_open > 0 for kill in kills)
+    return [
+        ("kills that ended one engine each", f"{sum(kill.ends == 1 for kill in kills)} of {len(kills)}"),
+        ("kills with at least one stream open", f"{some} of {len(kills)}"),
+        ("streams open then", f"{sum(kill.left_open for kill in kills)} of {STREAMS * len(kills)}"),
+    ]
+
+
+def report(killing: Iterator[Kill]) -> int:
     """The table of the fp32 run; a failure is shown as it comes."""
+    kills = []
+    bad = 0
     equal: Counter[str] = Counter()
-    kills: dict[str, set[int]] = {cause: set() for cause in CAUSES}
-    bad: set[int] = set()
-    for case in cases:
-        kills[case.cause].add(case.number)
-        equal[case.cause] += case.equal
-        if not case.equal:
-            bad.add(case.number)
-            print(f"kill {case.number}, {case.cause}: {case.problem}", file=sys.stderr, flush=True)
+    for kill in killing:
+        kills.append(kill)
+        differ = [case for case in kill.cases if not case.equal]
+        equal[kill.cause] += len(kill.cases) - len(differ)
+        bad += bool(differ)
+        tell(kill, differ)
+    by_cause = Counter(kill.cause for kill in kills)
     record(
         "kills",
         [
             here(),
-            ("kills whose every stream went on and was equal", f"{count - len(bad)} of {count}"),
+            *counted(kills),
+            ("kills whose every stream went on and was equal", f"{len(kills) - bad} of {len(kills)}"),
             *(
-                (f"streams equal after {cause}", f"{equal[cause]} of {STREAMS * len(kills[cause])}")
+                (f"streams equal after {cause}", f"{equal[cause]} of {STREAMS * by_cause[cause]}")
                 for cause in CAUSES
             ),
         ],
     )
-    return 1 if bad else 0
+    return 1 if bad or not all(kill.counts for kill in kills) else 0
 
 
-def report_bf16(pair: str, count: int, cases: Iterator[Case]) -> int:
+def report_bf16(pair: str, killing: Iterator[Kill]) -> int:
     """The table of the bf16 run: how many parted, and how far the likeliest token led where they did."""
+    kills = []
     total: Counter[bool] = Counter()
     parted: Counter[bool] = Counter()
     margins = []
     broken = 0
-    for case in cases:
-        sampled = case.temperature > 0
-        total[sampled] += 1
-        if case.answer.problem or len(case.answer.tokens) != len(case.undisturbed.tokens):
-            broken += 1
-            print(f"kill {case.number}, {case.cause}: {case.problem}", file=sys.stderr, flush=True)
-        elif not case.equal:
-            parted[sampled] += 1
-            if not sampled:
-                margins.append(case.undisturbed.margins[case.parts_at])
+    for kill in killing:
+        kills.append(kill)
+        lost = []
+        for case in kill.cases:
+            sampled = case.temperature > 0
+            total[sampled] += 1
+            if case.answer.problem or len(case.answer.tokens) != len(case.undisturbed.tokens):
+                lost.append(case)
+            elif not case.equal:
+                parted[sampled] += 1
+                if not sampled:
+                    margins.append(case.undisturbed.margins[case.parts_at])
+        broken += len(lost)
+        tell(kill, lost)
     shown = ", ".join(f"{margin:.3f}" for margin in sorted(margins)) or "none"
     record(
         "kills-bf16",
         [
             here(),
             ("pair", f"{pair}, target in transformers, bf16"),
-            ("kills", str(count)),
+            *counted(kills),
             ("streams that did not go on to their end", str(broken)),
             ("greedy streams equal to the token", f"{total[False] - parted[False]} of {total[False]}"),
             ("sampled streams equal to the token", f"{total[True] - parted[True]} of {total[True]}"),
             ("where greedy ones part: lead of the likeliest token, in nats", shown),
         ],
     )
-    return 1 if broken else 0
+    return 1 if broken or not all(kill.counts for kill in kills) else 0
+
+
+def tell(kill: Kill, cases: list[Case]) -> None:
+    """What was wrong with a kill, as it comes."""
+    if not kill.counts:
+        print(kill.problem, file=sys.stderr, flush=True)
+    for case in cases:
+        print(f"kill {kill.number}, {kill.cause}: {case.problem}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
