@@ -20,7 +20,7 @@ def bars(
     """A group of bars by name, one of each series, and a line at `mark`; what is not a number has no bar."""
     most = max([mark or 0.0, *(value for each in series.values() for value in each if math.isfinite(value))])
     scale = LONGEST / most if most > 0 else 0.0
-    left = 16 + LETTER * max(len(name) for name in names)
+    left = 16 + LETTER * max((len(name) for name in names), default=0)
     group = BAR * len(series) + GAP
     bottom = TOP + len(names) * group
     legend = len(series) if len(series) > 1 else 0

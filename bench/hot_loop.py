@@ -52,6 +52,8 @@ MODES: dict[str, tuple[Mode, Sampling]] = {
     "model:8, 0.8": (("model", 8), Sampling(0.8, seed=1)),
     "model:8, 0.8, top-p 0.95": (("model", 8), Sampling(0.8, top_p=0.95, seed=1)),
     "suffix:8, greedy": (("suffix", 8), Sampling()),
+    "auto, greedy": ("auto", Sampling()),
+    "auto, 0.8": ("auto", Sampling(0.8, seed=1)),
 }
 
 

@@ -131,7 +131,7 @@ def lines(document: dict[str, Any]) -> list[str]:
 
     def median(what: str, policy: str, *prefilled: str) -> float:
         return statistics.median(
-            each[what] for each in asked if each["policy"] == policy and each["prefilled"] in prefilled
+            float(each[what]) for each in asked if each["policy"] == policy and each["prefilled"] in prefilled
         )
 
     plain = median("round", "off", *PREFILLED)

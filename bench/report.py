@@ -6,6 +6,7 @@ The files are those that `draftd bench --json` and the programs of this folder w
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -28,8 +29,9 @@ def main(files: list[Path]) -> None:
     kept = page.read_text("utf-8").split("## Results")[0]
     own = [each for each in documents if "kind" not in each]
     beside = [each for each in documents if each.get("kind") == "side by side"]
-    alike = [each for each in own if names(each) == names(own[0])]
-    parts = [machine(documents[0]), picture("speedup.svg", plot(alike), "speed-up by category")]
+    parts = [machine(documents[0])]
+    if alike := [each for each in own if names(each) == names(own[0])]:
+        parts.append(picture("speedup.svg", plot(alike), "speed-up by category"))
     parts += map(section, own)
     for number, each in enumerate(beside):
         parts.append(report_peers.section(each))
@@ -74,9 +76,14 @@ def title(document: dict[str, Any]) -> str:
     return f"{document['pair']}, target in {document['engine']['backend']}, {mode}"
 
 
+def without_folders(command: str) -> str:
+    """Where the files of a command line lay says nothing."""
+    return re.sub(r"(?<=[\s=])/\S*/", "", command)
+
+
 def section(document: dict[str, Any]) -> str:
     """One run: its command, its table, what it says of the daemon itself."""
-    command = re.sub(r"(?<=\s)/\S*/", "", document["command"])  # where the files lay says nothing
+    command = without_folders(document["command"])
     engine = document["engine"]
     lines = [
         f"### {title(document)}",
@@ -89,7 +96,8 @@ def section(document: dict[str, Any]) -> str:
         "| category | alone | drafted | speed-up | per pass | accepted | first ms | same |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in document["categories"]:
+    for found in document["categories"]:
+        row = {name: math.nan if figure is None else figure for name, figure in found.items()}
         share = f" {row['accepted'] / row['drafted']:.0%}" if row["drafted"] else ""
         lines.append(
             f"| {row['name']} | {row['plain_speed']:.2f} | {row['drafted_speed']:.2f} "
@@ -124,22 +132,24 @@ def simulated(document: dict[str, Any]) -> str:
     lines = [
         "### SIMULATED: pairs that this machine can't hold",
         "",
-        f"    {document['command']}",
+        f"    {without_folders(document['command'])}",
         "",
         f"The logits of {document['pair']}'s target and the tokens of its draft are real and were recorded; "
         "the time of a pass is **simulated**: the weights' bytes over the memory bandwidth that the maker "
         "publishes, and something for each row more. Draft times are assumed. No such machine was at hand, "
-        "and acceptance is that of the small pair.",
+        "and acceptance is that of the small pair. All inputs are in the table.",
         "",
-        "| simulated machine | pass ms | row ms | draft token ms | controller | model:8 | suffix:8 |",
-        "|---|---|---|---|---|---|---|",
     ]
+    policies = list(dict.fromkeys(run["policy"] for run in document["runs"]))
+    heads = ["simulated machine", "GB a pass", "GB/s", "pass ms", "row ms", "draft token ms"]
+    heads += ["controller" if policy == "auto" else policy for policy in policies]
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for place in document["inputs"]:
         found = {run["policy"]: run["speedup"] for run in document["runs"] if run["machine"] == place["name"]}
-        lines.append(
-            f"| {place['name']} | {place['pass_ms']:.1f} | {place['row_ms']} | {place['draft_ms']} "
-            f"| {found['auto']:.2f}x | {found['model:8']:.2f}x | {found['suffix:8']:.2f}x |"
-        )
+        cells = [place["name"], f"{place['target_bytes'] / 1e9:.1f}", f"{place['bandwidth'] / 1e9:.0f}"]
+        cells += [f"{place['pass_ms']:.1f}", f"{place['row_ms']}", f"{place['draft_ms']}"]
+        cells += [f"{found[policy]:.2f}x" for policy in policies]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -151,14 +161,18 @@ def policies(document: dict[str, Any]) -> list[str]:
     heads = [*found, *["auto / best fixed"] * compared]
     lines = ["By policy, speed over the target alone:", "", f"| category | {' | '.join(heads)} |"]
     lines.append("|---" * (len(heads) + 1) + "|")
+    shares = []
     for name in names(document):
         speedups = {policy: each[name] or 0.0 for policy, each in found.items()}
         cells = [f"{value:.2f}x" if value else "-" for value in speedups.values()]
         if compared:
-            cells.append(f"{share_of_best(speedups, fixed):.2f}")
+            shares.append(share_of_best(speedups, fixed))
+            cells.append(f"{shares[-1]:.2f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    means = [geometric_mean([value for value in each.values() if value]) for each in found.values()]
-    lines.append(f"| **geometric mean** | {' | '.join(f'{mean:.2f}x' for mean in means)} |{' |' * compared}")
+    means = [f"{geometric_mean([value for value in each.values() if value]):.2f}x" for each in found.values()]
+    if compared:
+        means.append(f"{geometric_mean(shares):.2f}")
+    lines.append(f"| **geometric mean** | {' | '.join(means)} |")
     return lines
 
 
@@ -166,7 +180,7 @@ def plot(documents: list[dict[str, Any]]) -> str:
     """Speed-up by category, a colour a run, as SVG."""
     series = {
         f"{title(each)}: geometric mean {each['geometric_mean_speedup']:.2f}x": [
-            row["speedup"] for row in each["categories"]
+            row["speedup"] or math.nan for row in each["categories"]
         ]
         for each in documents
     }

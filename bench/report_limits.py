@@ -35,7 +35,8 @@ def quality(document: Document) -> list[str]:
     return [
         f"Questions of our own with references ({items}), greedy, {document['max_tokens']} tokens at most. "
         "BLEU and chrF of the translations, ROUGE of the summaries, the other two of the short "
-        "answers; 0 to 100.",
+        "answers; 0 to 100. Of a target that is a GGUF file transformers runs the same quantised weights, "
+        "converted to 16 or 32 bits: what that quantisation cost is not in the table.",
         "",
         f"| {' | '.join(heads)} |",
         "|---" * len(heads) + "|",

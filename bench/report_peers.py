@@ -20,6 +20,7 @@ OWN = {  # a contender that drafts -> the same library without
     "openvino genai int4": "openvino genai int4 plain",
     "draftd": "draftd off",
 }
+BEST = "draftd best fixed"
 SAMPLES = 2000  # of the bootstrap
 
 
@@ -28,6 +29,7 @@ def section(document: dict[str, Any]) -> str:
     contenders = list(document["memory_bytes"])
     speeds = by_question(document)
     sampling = document["sampling"]
+    joules = any("joules" in result for result in document["results"])
     mode = f"temperature {sampling['temperature']}" if sampling["temperature"] else "greedy"
     command = re.sub(r"(?<=[\s=])/\S*/", "", document["command"])
     lines = [
@@ -35,13 +37,11 @@ def section(document: dict[str, Any]) -> str:
         "",
         f"    {command}",
         "",
-        f"{document['threads']} threads, {sampling['max_tokens']} tokens at most, {document['repeat']} "
-        "answers each of which the median counts, all contenders in turns. In brackets: 95 % of a bootstrap "
-        "over the prompts. *same*: answers equal to those of the same library without drafting.",
+        caption(document, joules),
         "",
-        "| contender | tokens a second | over draftd's target alone | over its own plain speed | first ms "
-        "| MiB | same |",
-        "|---|---|---|---|---|---|---|",
+        "| contender | tokens a second | over draftd's target alone | over its own plain speed | per pass "
+        "| first ms | MiB | same |" + " J a token |" * joules,
+        "|---" * (8 + joules) + "|",
     ]
     for name in contenders:
         own = plain_of(name)
@@ -49,9 +49,18 @@ def section(document: dict[str, Any]) -> str:
         mean = geometric_mean(list(speeds[name].values()))
         lines.append(
             f"| {name} | {mean:.2f} | {ratio(speeds, name, 'draftd off')} "
-            f"| {over_own} | {first_ms(document, name):.0f} | {document['memory_bytes'][name] / 2**20:.0f} "
-            f"| {same(document, name, own)} |"
+            f"| {over_own} | {per_pass(document, name)} | {first_ms(document, name):.0f} "
+            f"| {document['memory_bytes'][name] / 2**20:.0f} | {same(document, name, own)} |"
+            + (f" {energy(document, name)} |" if joules else "")
         )
+    if hindsight := best_fixed(speeds):
+        speeds[BEST] = hindsight
+        mean = geometric_mean(list(hindsight.values()))
+        lines.append(f"| *{BEST}* | {mean:.2f} | {ratio(speeds, BEST, 'draftd off')} |" + " |" * (5 + joules))
+        if "draftd auto" in speeds:
+            lines.append(
+                f"\nThe controller over the best fixed policy: {ratio(speeds, 'draftd auto', BEST)}."
+            )
     lines += [f"\n{label}: not measured ({reason})." for label, reason in document["missing"].items()]
     categories = list(dict.fromkeys(result["category"] for result in document["results"]))
     lines += ["", "Tokens a second by category:", "", f"| contender | {' | '.join(categories)} |"]
@@ -120,6 +129,46 @@ def bootstrap(values: Sequence[float], of: Callable[[list[float]], float]) -> tu
 
 def first_ms(document: dict[str, Any], name: str) -> float:
     return 1000 * float(median(answer["first_seconds"] for answer in answers(document, name)))
+
+
+def caption(document: dict[str, Any], joules: bool) -> str:
+    """How to read the table."""
+    repeat, sampling = document["repeat"], document["sampling"]
+    asked = f"the median of {repeat} answers to each prompt" if repeat > 1 else "one answer to each prompt"
+    other = ", which draws from other random numbers when it drafts" if sampling["temperature"] else ""
+    return (
+        f"{document['threads']} threads, {sampling['max_tokens']} tokens at most, {asked}, all in turns. "
+        "In brackets: 95 % of a bootstrap over the prompts. *per pass*: tokens that a pass of the target "
+        "gave, where the library tells. *MiB*: resident memory of the process, which holds all forms of "
+        "its library that are named here. *same*: answers equal to those of the same library without "
+        f"drafting{other}. *best fixed*: for each prompt the fastest of draftd's fixed policies above, "
+        "known only in hindsight." + ("" if joules else " No counter of energy is readable here.")
+    )
+
+
+def per_pass(document: dict[str, Any], name: str) -> str:
+    """Tokens a pass of the target: by its rounds, or by what was accepted, or nobody knows."""
+    tokens = rounds = 0
+    for answer in answers(document, name):
+        if "rounds" not in answer and "accepted" not in answer:
+            return "-"
+        tokens += answer["tokens"]
+        rounds += answer.get("rounds") or answer["tokens"] - answer["accepted"]
+    return f"{tokens / rounds:.2f}" if rounds else "-"
+
+
+def energy(document: dict[str, Any], name: str) -> str:
+    """Joules a token of the whole processor; negative ones, of a counter that ran over, are left out."""
+    found = [answer for answer in answers(document, name) if answer.get("joules", -1.0) > 0]
+    tokens = sum(answer["tokens"] for answer in found)
+    return f"{sum(answer['joules'] for answer in found) / tokens:.2f}" if tokens else "-"
+
+
+def best_fixed(speeds: dict[str, dict[str, float]]) -> dict[str, float]:
+    """By question the speed of draftd's fastest fixed policy, to draft nothing being one of them."""
+    fixed = [each for name, each in speeds.items() if name.startswith("draftd ") and name != "draftd auto"]
+    shared = set.intersection(*(set(each) for each in fixed)) if len(fixed) > 1 else set()
+    return {question: max(each[question] for each in fixed) for question in sorted(shared)}
 
 
 def same(document: dict[str, Any], name: str, own: str) -> str:

@@ -14,7 +14,7 @@ Document = dict[str, Any]
 
 def name(document: Document) -> str:
     """The picture's file."""
-    parts = [document["kind"], document["pair"], document.get("backend", "")]
+    parts = [document["kind"], document["pair"], document.get("backend", ""), document.get("dtype", "")]
     return "-".join(part.replace(" ", "-") for part in parts if part) + ".svg"
 
 
@@ -45,9 +45,12 @@ def _scaling(document: Document) -> str:
     ):
         for row in document.get(part, ()):
             found.setdefault(f"{row[key]} {unit}", {})[row["policy"]] = row[figure]
+    for row in document.get("lengths", ()):
+        if row["policy"].startswith("model:"):
+            found[row["policy"]] = {"auto": row["speed"]}
     series = {
         "target alone": [each.get("off", math.nan) for each in found.values()],
-        "drafting (auto)": [each.get("auto", math.nan) for each in found.values()],
+        "drafting (auto, or as named)": [each.get("auto", math.nan) for each in found.values()],
     }
     return bars(f"tokens a second, {document['pair']}, {document['backend']}", list(found), series)
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import energy
 import psutil
 from transformers import AutoTokenizer
 
@@ -82,22 +83,24 @@ def main() -> None:
         contenders = [each for each in contenders if not options.only or each.name in options.only]
         for each in contenders:  # the first passes of a process are slower than those that follow
             each.ask(requests[0] | {"max_tokens": 4})
-        results = measure(contenders, prompts, requests, options.repeat)
-        memory = {each.name: each.memory() for each in contenders}
-    document = {
-        "kind": "side by side",
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine.describe(),
-        "pair": options.pair,
-        "backend": options.backend,
-        "sampling": {"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": 1},
-        "threads": options.threads,
-        "repeat": options.repeat,
-        "memory_bytes": memory,
-        "missing": missing,
-        "results": results,
-    }
-    options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        document: dict[str, Any] = {
+            "kind": "side by side",
+            "command": shlex.join(["python", *sys.argv]),
+            "machine": machine.describe(),
+            "pair": options.pair,
+            "backend": options.backend,
+            "sampling": {"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": 1},
+            "threads": options.threads,
+            "repeat": options.repeat,
+            "missing": missing,
+            "results": [],
+        }
+        for index, (prompt, body) in enumerate(zip(prompts, requests, strict=True)):
+            document["results"] += measure(contenders, prompt, body, index, options.repeat)
+            document["memory_bytes"] = {each.name: each.memory() for each in contenders}
+            # after each prompt: what was measured is kept if a later one fails
+            options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            print(f"{index + 1} of {len(prompts)}: {prompt.category}", file=sys.stderr, flush=True)
     print(f"written to {options.json}; python bench/report.py makes the page of it")
 
 
@@ -153,7 +156,8 @@ def request(prompt: Prompt, files: dict[str, str], options: argparse.Namespace) 
 def draftd(pair: str, policies: list[str]) -> Iterator[list[Contender]]:
     """The daemon, once for each policy that a request can name."""
     with (
-        private_daemon(pair, lambda status: None) as endpoint,
+        tempfile.TemporaryDirectory(prefix="draftd-") as state,  # it has learnt nothing yet
+        private_daemon(pair, lambda status: None, variables={"DRAFTD_STATE_DIR": state}) as endpoint,
         Client(endpoint, name="side by side") as client,
     ):
         engine = psutil.Process(client.status().engine["pid"])
@@ -224,6 +228,7 @@ def peers(
         if "error" in said:
             missing[label] = said["error"]
             print(f"{label} is left out: {said['error']}", file=sys.stderr)
+        missing.update({f"{label} {mode}": reason for mode, reason in said.get("absent", {}).items()})
         yield [contender(mode) for mode in said.get("modes", [])]
     finally:
         child.stdin.close()
@@ -241,25 +246,27 @@ def spoken(peer: str) -> str:
 
 
 def measure(
-    contenders: list[Contender], prompts: list[Prompt], requests: list[dict[str, Any]], repeat: int
+    contenders: list[Contender], prompt: Prompt, body: dict[str, Any], index: int, repeat: int
 ) -> list[dict[str, Any]]:
-    """Every prompt by every contender; who is first goes round, so that drift cancels out."""
+    """One prompt by every contender; who is first goes round, so that drift cancels out."""
     results = []
-    for index, (prompt, body) in enumerate(zip(prompts, requests, strict=True)):
-        for turn in range(repeat):
-            first = (index + turn) % len(contenders)
-            for each in contenders[first:] + contenders[:first]:
-                answer = each.ask(body)
-                results.append(
-                    {
-                        "question_id": str(prompt.question_id),
-                        "category": prompt.category,
-                        "contender": each.name,
-                        "turn": turn,
-                        **answer,
-                    }
-                )
-        print(f"{index + 1} of {len(prompts)}: {prompt.category}", file=sys.stderr, flush=True)
+    for turn in range(repeat):
+        first = (index + turn) % len(contenders)
+        for each in contenders[first:] + contenders[:first]:
+            before = energy.joules()
+            answer = each.ask(body)
+            after = energy.joules()
+            if before is not None and after is not None:
+                answer["joules"] = after - before
+            results.append(
+                {
+                    "question_id": str(prompt.question_id),
+                    "category": prompt.category,
+                    "contender": each.name,
+                    "turn": turn,
+                    **answer,
+                }
+            )
     return results
 
 

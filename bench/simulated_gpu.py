@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -195,7 +197,7 @@ def main() -> None:
         )
     document = {
         "kind": "simulated",
-        "command": f"python bench/simulated_gpu.py --pair {options.pair} --max-tokens {options.max_tokens}",
+        "command": shlex.join(["python", *sys.argv]),
         "machine": machine.describe(),
         "pair": options.pair,
         "inputs": [asdict(place) | {"pass_ms": place.pass_ms} for place in MACHINES],

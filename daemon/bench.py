@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -270,13 +271,16 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _daemon(endpoint: str | None, pair: str | None, config: Path | None, notes: Console) -> Iterator[str]:
-    """The endpoint given, or that of a daemon started for this run."""
+    """The endpoint given, or that of a daemon started for this run, which has learnt nothing yet."""
     if endpoint is not None:
         yield endpoint
         return
     with ExitStack() as stack:
+        state = stack.enter_context(tempfile.TemporaryDirectory(prefix="draftd-"))
+        own = {"DRAFTD_STATE_DIR": state}
+        name = pair or load(config).pair
         with notes.status("starting a daemon") as shown:
             address = stack.enter_context(
-                private_daemon(pair or load(config).pair, lambda status: shown.update(status.detail), config)
+                private_daemon(name, lambda status: shown.update(status.detail), config, own)
             )
         yield address

@@ -77,6 +77,7 @@ def quality(
         "command": machine.command(),
         "machine": machine.describe(),
         "pair": pair or load(config).pair,
+        "dtype": load(config).dtype,
         "items": {task: sum(item.task == task for item in items) for task in TASKS},
         "max_tokens": max_tokens,
         "rows": [asdict(row) for row in rows],

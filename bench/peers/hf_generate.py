@@ -26,7 +26,7 @@ class Watch(BaseStreamer):  # type: ignore[misc,no-untyped-call]
         pass
 
 
-def load(settings: dict[str, Any]) -> dict[str, Mode]:
+def load(settings: dict[str, Any]) -> dict[str, Mode | str]:
     torch.set_num_threads(settings["threads"])
     tokenizer = AutoTokenizer.from_pretrained(settings["target"])
     target = AutoModelForCausalLM.from_pretrained(settings["target"], dtype=torch.bfloat16).eval()
@@ -56,7 +56,8 @@ def load(settings: dict[str, Any]) -> dict[str, Mode]:
                     **options,
                 )
             made = output[0, inputs["input_ids"].shape[1] :]
-            return watch.result(tokenizer.decode(made, skip_special_tokens=True), len(made))
+            text = tokenizer.decode(made, skip_special_tokens=True)
+            return watch.result(text, len(made), rounds=watch.pieces)  # the streamer is told once a round
 
         return answer
 

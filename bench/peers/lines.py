@@ -16,16 +16,21 @@ Request = dict[str, Any]  # text (a templated prompt), messages, max_tokens, tem
 Mode = Callable[[Request], dict[str, Any]]  # gives text, tokens, first_seconds, seconds; drafted, accepted
 
 
-def serve(load: Callable[[dict[str, Any]], dict[str, Mode]]) -> None:
-    """Load by the first line's settings, say which modes there are, then answer line by line."""
+def serve(load: Callable[[dict[str, Any]], dict[str, Mode | str]]) -> None:
+    """Load by the first line's settings, say which modes there are, then answer line by line.
+
+    In place of a mode that the peer lacks `load` gives the reason.
+    """
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not mix in
     try:
-        modes = load(json.loads(sys.stdin.readline()))
+        found = load(json.loads(sys.stdin.readline()))
     except Exception as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"[:300]}), file=out)
         raise
-    print(json.dumps({"modes": list(modes)}), file=out)
+    modes = {name: mode for name, mode in found.items() if not isinstance(mode, str)}
+    absent = {name: mode for name, mode in found.items() if isinstance(mode, str)}
+    print(json.dumps({"modes": list(modes), "absent": absent}), file=out)
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(modes[request["mode"]](request)), file=out)

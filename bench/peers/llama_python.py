@@ -9,7 +9,7 @@ from llama_cpp import Llama
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 
-def load(settings: dict[str, Any]) -> dict[str, Mode]:
+def load(settings: dict[str, Any]) -> dict[str, Mode | str]:
     def mode(**options: Any) -> Mode:
         model = Llama(
             settings["target_gguf"],
@@ -43,7 +43,11 @@ def load(settings: dict[str, Any]) -> dict[str, Mode]:
         return answer
 
     # Its own documentation: 2 tokens do best on a CPU. It keeps the logits of the whole context.
-    return {"plain": mode(), "prompt lookup": mode(draft_model=LlamaPromptLookupDecoding(num_pred_tokens=2))}
+    return {
+        "plain": mode(),
+        "prompt lookup": mode(draft_model=LlamaPromptLookupDecoding(num_pred_tokens=2)),
+        "draft model": "llama-cpp-python brings no draft model of its own",
+    }
 
 
 if __name__ == "__main__":

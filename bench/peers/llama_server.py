@@ -9,7 +9,7 @@ import xllamacpp
 from lines import Mode, Request, Stopwatch, serve
 
 
-def load(settings: dict[str, Any]) -> dict[str, Mode]:
+def load(settings: dict[str, Any]) -> dict[str, Mode | str]:
     kinds = xllamacpp.common_speculative_type
 
     def mode(kind: Any = None) -> Mode:
@@ -57,6 +57,7 @@ def load(settings: dict[str, Any]) -> dict[str, Mode]:
         "plain": mode(),
         "draft model": mode(kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE),
         "n-gram": mode(kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE),
+        "n-gram map, cache and mod": "of the server's n-gram kinds the simple one stands for all",
     }
 
 

@@ -9,7 +9,7 @@ import openvino_genai as genai
 from lines import Mode, Request, Stopwatch, serve
 
 
-def load(settings: dict[str, Any]) -> dict[str, Mode]:
+def load(settings: dict[str, Any]) -> dict[str, Mode | str]:
     limits = {"INFERENCE_NUM_THREADS": settings["threads"]}
 
     def mode(path: str, lookup: bool = False, assistant: str | None = None) -> Mode:
@@ -47,12 +47,20 @@ def load(settings: dict[str, Any]) -> dict[str, Mode]:
 
         return answer
 
-    modes: dict[str, Mode] = {}
-    if (int4 := settings.get("target_int4")) and Path(int4).exists():
-        modes |= {"int4 plain": mode(int4), "int4 prompt lookup": mode(int4, lookup=True)}
-        if (draft := settings.get("draft_int4")) and Path(draft).exists():
-            modes["int4 draft model"] = mode(int4, assistant=draft)
+    modes: dict[str, Mode | str] = {}
+    target, draft = (settings.get(f"{part}_int4") for part in ("target", "draft"))
+    if target and Path(target).exists():
+        modes |= {"int4 plain": mode(target), "int4 prompt lookup": mode(target, lookup=True)}
+    else:
+        modes |= dict.fromkeys(
+            ("int4 plain", "int4 prompt lookup"), "no export of the target: --int4 names it"
+        )
+    if target and draft and Path(draft).exists():
+        modes["int4 draft model"] = mode(target, assistant=draft)
+    else:
+        modes["int4 draft model"] = "no export of both: --int4 names their folder"
     modes["GGUF plain"] = mode(settings["target_gguf"])
+    modes["GGUF drafting"] = "measured from its own int4 exports"
     return modes
 
 
