@@ -6,10 +6,8 @@ that went well (a GPU that answers nothing but errors), ends the engine, and the
 
 from __future__ import annotations
 
-from draftd.daemon import logs
 from draftd.daemon.engine import Engine
 from draftd.daemon.request import Request
-from draftd.ipc.errors import DraftdError
 
 
 class Faults:
@@ -30,9 +28,3 @@ class Faults:
             return None
         prefills = [request for request in engine.scheduler.running if request.cache_only]
         return next(iter(asked.values()), prefills[-1] if prefills else None)
-
-
-def told(error: Exception) -> DraftdError:
-    """What an app hears of it; the log has the rest."""
-    logs.crash(error)
-    return DraftdError(f"the daemon failed on this request ({type(error).__name__}): see its log")

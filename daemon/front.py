@@ -189,6 +189,8 @@ class Front:
         except DraftdError as error:
             self.jobs.counters.failed(error.code)
             self.apps.send_error(client, request_id, error)
+        except Exception as error:  # a fault of ours must not end the requests of others
+            self.jobs.abandon(client, request_id, logs.told(error))
 
     def _on_message(self, client: bytes, message: messages.ClientMessage) -> None:
         match message:

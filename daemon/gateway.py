@@ -29,6 +29,7 @@ from draftd.ipc.errors import (
     DraftdError,
     EngineFailed,
     InvalidRequest,
+    MalformedFrame,
     ModelNotFound,
     Overloaded,
     Unreachable,
@@ -42,6 +43,7 @@ RETRY_AFTER = "2"  # seconds, where the daemon gives no hint
 STATUSES = {  # the HTTP status of an error, and OpenAI's type for it; the first that fits
     ContextOverflow: (400, "invalid_request_error"),
     InvalidRequest: (400, "invalid_request_error"),
+    MalformedFrame: (400, "invalid_request_error"),  # too large or too deep for one
     ModelNotFound: (404, "invalid_request_error"),
     Overloaded: (503, "overloaded_error"),
     Unreachable: (503, "server_error"),

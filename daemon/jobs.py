@@ -85,7 +85,6 @@ class Jobs:
         now = time.monotonic()
         had = message.had()
         self._next_key += 1
-        self.lifetime.acquire(self._next_key)
         front = {"type", "id", "model", "credit", "deadline_ms", "resume", "keep_alive"}
         body = message.model_dump(exclude=front)
         body["seed"] = secrets.randbits(63) if message.seed is None else message.seed
@@ -101,6 +100,7 @@ class Jobs:
             characters=[each.characters for each in had],
             endings=[ended_before(each, body["seed"] + index) for index, each in enumerate(had)],
         )
+        self.lifetime.acquire(job.key)
         self.by_key[job.key] = self.by_client[client, message.id] = job
         if self.settings.log_content:
             log.info("request%s", fields(request=job.key, app=self.apps.name(client), prompt=prompt(message)))
@@ -220,6 +220,16 @@ class Jobs:
         self._forget(job)
         if sentence:
             self.apps.send_error(job.delivery.client, job.delivery.id, from_code(code, sentence))
+
+    def abandon(self, client: bytes, request_id: str, error: DraftdError) -> None:
+        """A fault of ours at a message: end the request that it names, however far that was taken on."""
+        job = self.by_client.get((client, request_id))
+        if job is not None:
+            self.drop(job, error.code, error.message)
+            return
+        self.counters.failed(error.code)
+        if not self.prefills.abandon(client, request_id, error):
+            self.apps.send_error(client, request_id, error)
 
     def fail_all(self, error: DraftdError) -> None:
         for job in list(self.by_key.values()):

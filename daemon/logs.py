@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from draftd.daemon.mask import masked
+from draftd.ipc.errors import DraftdError
 
 MOST = 2000  # characters of one prompt or answer that are logged
 PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))  # syslog's
@@ -75,6 +76,12 @@ def crash(error: BaseException, where: logging.Logger = log) -> None:
     steps = ", ".join(f"{os.path.basename(at.filename)}:{at.lineno} {at.name}" for at in frames)
     words = str(error) if isinstance(error, HARMLESS) else content(str(error))
     where.critical("crash%s", fields(error=type(error).__name__, at=steps, message=words))
+
+
+def told(error: Exception) -> DraftdError:
+    """Log a fault of draftd's own; what the app hears whose request met it."""
+    crash(error)
+    return DraftdError(f"the daemon failed on this request ({type(error).__name__}): see its log")
 
 
 class OneLine(logging.Formatter):

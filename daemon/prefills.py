@@ -56,6 +56,15 @@ class Prefills:
         if prefill is not None and prefill.id == request_id:
             self._stop(prefill, "cancelled")
 
+    def abandon(self, client: bytes, request_id: str, error: DraftdError) -> bool:
+        """End the connection's prefill with an error, if it is this one."""
+        if not self.holds(client, request_id):
+            return False
+        prefill = self.by_client[client]
+        self.tell_engine({"type": "cancel_prefill", "key": prefill.key})
+        self._fail(prefill, error)
+        return True
+
     def submit_all(self) -> None:
         """A new engine starts them from the beginning; one that was there when two died is given up."""
         for prefill in list(self.by_key.values()):

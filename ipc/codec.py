@@ -11,7 +11,9 @@ from draftd.ipc.errors import InvalidRequest, MalformedFrame
 
 MAX_FRAME = 16 * 2**20  # bytes; the sockets' MAXMSGSIZE too
 MAX_ITEMS = 2**21  # in all lists and maps of a frame together: small items grow 20 times when decoded
+MAX_DEPTH = 64  # lists and maps within each other; JSON schemas, the deepest that is sent, rarely have 30
 _SMALL = 2**16  # bytes; a frame this size can't grow to anything that matters
+_ATOMS = {str, bytes, int, float, bool, type(None)}
 
 
 def encode(message: BaseModel) -> bytes:
@@ -36,7 +38,7 @@ def decode(frame: bytes) -> dict[str, Any]:
     try:
         body = msgpack.unpackb(frame, ext_hook=_refuse_extension, **hooks)
     except msgpack.exceptions.StackError:
-        raise MalformedFrame("the frame's lists and maps are nested too deeply") from None
+        raise _too_deep() from None
     except msgpack.exceptions.ExtraData:
         raise MalformedFrame("the frame has bytes after its map: send one map a frame") from None
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
@@ -44,7 +46,24 @@ def decode(frame: bytes) -> dict[str, Any]:
         raise MalformedFrame(f"the frame is not MessagePack that draftd reads: {reason}") from None
     if not isinstance(body, dict):
         raise MalformedFrame(f"the frame holds {_name(body)}, not a map")
+    check_depth(body)
     return body
+
+
+def check_depth(outer: Any, left: int = MAX_DEPTH) -> None:
+    """MalformedFrame if a map, list or message goes deeper than `left`; a million tokens take 50 ms."""
+    if left == 0:
+        raise _too_deep()
+    fields = outer.__dict__ if isinstance(outer, BaseModel) else outer
+    values = fields.values() if isinstance(fields, dict) else fields
+    if not _ATOMS.issuperset(map(type, values)):
+        for value in values:
+            if isinstance(value, (list, tuple, dict, BaseModel)):  # in this order: the last is slow to say no
+                check_depth(value, left - 1)
+
+
+def _too_deep() -> MalformedFrame:
+    return MalformedFrame(f"lists and maps are nested too deeply: {MAX_DEPTH} within each other is the limit")
 
 
 def _fields(value: object) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from draftd.ipc import messages
-from draftd.ipc.codec import decode, encode
+from draftd.ipc.codec import check_depth, decode, encode
 from draftd.ipc.errors import DraftdError, InvalidRequest, MalformedFrame, from_code
 from draftd.ipc.messages import Done, Message
 from draftd.ipc.parts import AnswerEnd, FunctionCall, Logprob, Stats, ToolCall, ToolCallPart, Usage
@@ -48,10 +48,12 @@ class Session:
         self._events: dict[str, deque[Event | DraftdError]] = {}
 
     def open(self, kind: type[Message], fields: dict[str, Any]) -> tuple[str, bytes]:
-        """A new request's id and its frame; InvalidRequest if its fields are wrong."""
+        """A new request's id and its frame; InvalidRequest or MalformedFrame if its fields are wrong."""
         self._made += 1
         request = str(self._made)
-        frame = encode(_build(kind, request, fields))
+        message = _build(kind, request, fields)
+        check_depth(message)  # the daemon could not say whose request that was
+        frame = encode(message)
         self._events[request] = deque()
         return request, frame
 

@@ -20,6 +20,14 @@ from draftd.ipc.parts import Stats
 SECONDS = 10_000  # milliseconds in which what must come has come
 
 
+def buried(levels: int) -> bytes:
+    """A request whose schema is a map within so many others, deeper than msgpack itself may pack."""
+    grammar = msgpack.packb({"kind": "json_schema"})
+    frame = msgpack.packb({"type": "generate", "id": "1", "prompt": "x", "max_tokens": 1, "grammar": {}})
+    deep = b"\x81\xa1a" * levels + b"\x80"
+    return bytes(frame[:-1] + b"\x82" + grammar[1:] + b"\xa6source" + deep)
+
+
 class App:
     """A bare DEALER socket: what a client in another language would be."""
 

@@ -188,6 +188,16 @@ def test_a_wrong_method_or_path_is_told_in_openai_s_shape(base: str) -> None:
     assert "/v2/models" in away.json()["error"]["message"]
 
 
+def test_a_schema_nested_too_deeply_is_the_caller_s_error(base: str) -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(100):
+        schema = {"items": schema}
+    wanted = {"type": "json_schema", "json_schema": {"name": "deep", "schema": schema}}
+    reply = httpx.post(f"{base}/v1/chat/completions", json=ASK | {"response_format": wanted})
+    assert reply.status_code == 400
+    assert "nested too deeply" in reply.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

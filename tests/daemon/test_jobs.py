@@ -13,10 +13,11 @@ from draftd.daemon import apps as apps_module
 from draftd.daemon import expiry
 from draftd.daemon.admission import LONGEST, UNKNOWN, Admission
 from draftd.daemon.settings import Settings
+from draftd.ipc import codec
 from draftd.ipc.errors import Overloaded
 from draftd.ipc.messages import Generate
 from draftd.ipc.version import CAPABILITIES
-from tests.daemon.desk import Desk, desk
+from tests.daemon.desk import Desk, buried, desk
 
 
 @pytest.fixture
@@ -68,6 +69,59 @@ def test_what_waits_of_several_answers_is_kept_apart(front: Desk) -> None:
     (job,) = front.front.jobs.by_key.values()
     assert (job.emitted, job.characters) == ([[0, 0], [1, 1]], [2, 2])
     assert [end is not None for end in job.endings] == [False, True]
+
+
+@pytest.mark.parametrize("levels", [codec.MAX_DEPTH - 1, 600, 1000, 1100])
+def test_a_frame_nested_too_deeply_is_refused_and_nobody_else_hears_of_it(front: Desk, levels: int) -> None:
+    app, other = front.app(), front.app()
+    key = front.generate(other)
+    app.socket.send(buried(levels))
+    front.turn()
+    error = app.hear()
+    assert (error["code"], "nested too deeply" in error["message"]) == ("malformed_frame", True)
+    assert len(front.told) == 1
+    front.tokens(key, 1)
+    assert other.hear()["tokens"] == [1]
+
+
+@pytest.mark.parametrize("kind", ["generate", "prefill"])
+def test_a_fault_of_ours_at_a_message_ends_its_request_and_not_the_front(
+    front: Desk, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, other = front.app(), front.app()
+    key = front.generate(other)
+    jobs = front.front.jobs
+
+    def fault(body: dict[str, Any]) -> None:
+        if body["type"] == kind:
+            raise ZeroDivisionError
+        front.told.append(body)
+
+    for part in (jobs, jobs.prefills):
+        monkeypatch.setattr(part, "tell_engine", fault)
+    app.say(kind, prompt="x")
+    front.turn()
+    while (error := app.hear())["type"] == "accepted":
+        pass
+    assert (error["id"], error["code"]) == ("1", "internal")
+    assert "ZeroDivisionError" in error["message"]
+    assert "test_jobs.py" in caplog.text, "the log says where"
+    assert front.told[-1]["type"] == ("cancel" if kind == "generate" else "cancel_prefill")
+    assert list(jobs.by_key) == [key]
+    assert not jobs.prefills.by_key
+    assert jobs.lifetime.leases == {key}
+    front.tokens(key, 1)
+    assert other.hear()["tokens"] == [1]
+
+
+def test_a_fault_at_a_message_of_no_request_is_answered(front: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault() -> dict[str, int]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(front.front.jobs, "counts", fault)
+    app = front.app()
+    assert front.ask(app, "status", "s")["code"] == "internal"
+    assert front.ask(app, "ping", "p")["type"] == "pong"
 
 
 def test_without_credit_tokens_wait_and_come_in_one_message(front: Desk) -> None:

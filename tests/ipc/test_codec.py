@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from draftd.ipc import codec, messages, parts
 from draftd.ipc.errors import InvalidRequest, MalformedFrame
+from draftd.ipc.session import Session
 from tests.ipc import scripted
 
 ALL: list[messages.Message] = [
@@ -77,6 +78,7 @@ def test_the_ping_path_is_short() -> None:
         (msgpack.packb(None), "holds nil, not a map"),
         (msgpack.packb({"type": "ping"}) + b"\xc0", "bytes after its map"),
         (b"\x81\xa1a" + b"\x91" * 60_000 + b"\x90", "nested too deeply"),
+        (b"\x81\xa1a" * codec.MAX_DEPTH + b"\x90", f"nested too deeply: {codec.MAX_DEPTH} within"),
         (b"\xdd\xff\xff\xff\xff", "not MessagePack"),
         (b"\xdf\xff\xff\xff\xff", "not MessagePack"),
         (b"\x00" * (codec.MAX_FRAME + 1), f"{codec.MAX_FRAME + 1} bytes, the limit is {codec.MAX_FRAME}"),
@@ -85,6 +87,21 @@ def test_the_ping_path_is_short() -> None:
 def test_a_malformed_frame_says_what_is_wrong(frame: bytes, reason: str) -> None:
     with pytest.raises(MalformedFrame, match=reason):
         codec.decode(frame)
+
+
+def test_nesting_has_a_limit_on_either_side() -> None:
+    inner: list[Any] = []
+    for _ in range(codec.MAX_DEPTH - 4):  # within source, within grammar, within the frame's map
+        inner = [1, inner]
+    grammar = parts.Grammar(kind="json_schema", source={"items": inner})
+    message = messages.Generate(id="1", prompt="x", grammar=grammar)
+    assert messages.parse_client(codec.decode(codec.encode(message))) == message
+    Session().open(messages.Generate, {"prompt": "x", "grammar": grammar})
+    grammar = parts.Grammar(kind="json_schema", source={"items": [inner]})
+    with pytest.raises(MalformedFrame, match="nested too deeply"):
+        Session().open(messages.Generate, {"prompt": "x", "grammar": grammar})
+    with pytest.raises(MalformedFrame, match="nested too deeply"):
+        codec.decode(msgpack.packb({"id": "1", "grammar": grammar.__dict__}))
 
 
 def _many(item: bytes, count: int) -> bytes:

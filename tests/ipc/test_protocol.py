@@ -175,6 +175,7 @@ def test_the_errors_tree_is_drawn_as_it_is() -> None:
 def test_version_and_limits() -> None:
     assert PAGE.startswith(f"# draftd's protocol, version {version.VERSION}\n")
     assert f"at most {codec.MAX_FRAME} bytes and {codec.MAX_ITEMS} list and map items" in PAGE
+    assert f"nested at most {codec.MAX_DEPTH}\n  deep" in PAGE
     assert f"an absolute path of at most {endpoint.MAX_PATH} bytes" in PAGE
 
 

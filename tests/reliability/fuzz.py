@@ -28,6 +28,7 @@ from draftd.ipc import codec, messages
 from draftd.ipc.errors import CODES, DraftdError
 from draftd.ipc.version import VERSION
 from tests.daemon.conftest import Daemon, serving
+from tests.daemon.desk import buried
 from tests.reliability.kills import make_files
 from tests.reliability.record import here, record
 
@@ -43,9 +44,19 @@ ids = st.one_of(st.sampled_from(["1", "2", "a" * 64, "", "a" * 65]), st.text(max
 numbers = st.one_of(
     st.integers(-(2**63), 2**64 - 1), st.floats(), st.sampled_from([0, 1, -1, 2**31, 2**53, 1e308])
 )
+
+
+def nested(levels: int, inner: Any) -> Any:
+    """A value within so many maps and lists."""
+    for level in range(levels):
+        inner = {"items": inner} if level % 2 else [inner]
+    return inner
+
+
+deep = st.builds(nested, st.sampled_from([30, 61, 62, 63, 64, 65, 300]), st.just({"type": "integer"}))
 atoms = st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=12), st.binary(max_size=12))
 values = st.recursive(
-    atoms,
+    st.one_of(atoms, deep),
     lambda inner: st.one_of(
         st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)
     ),
@@ -115,6 +126,8 @@ hostile = st.sampled_from(
         b"",
         b"\x91" * 5000,  # nested lists
         b"\x81\xa1a" * 5000,  # nested maps
+        buried(600),  # msgpack 1.1 unpacks it, but packs no more than 511
+        buried(1000),
         b"\xdd\xff\xff\xff\xff",  # a list of four billion
         b"\xdf\xff\xff\xff\xff\xa4type",
         b"\xc6\xff\xff\xff\xff",  # four gigabytes of bytes
