@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from draftd.daemon import apps as apps_module
 from draftd.daemon import expiry
@@ -17,7 +18,7 @@ from draftd.ipc import codec
 from draftd.ipc.errors import Overloaded
 from draftd.ipc.messages import Generate
 from draftd.ipc.version import CAPABILITIES
-from tests.daemon.desk import Desk, buried, desk
+from tests.daemon.desk import SECONDS, Desk, buried, desk
 
 
 @pytest.fixture
@@ -28,6 +29,32 @@ def front(tmp_path: Path) -> Iterator[Desk]:
 
 def _cancelled(desk: Desk) -> list[int]:
     return [body["key"] for body in desk.told if body["type"] == "cancel"]
+
+
+def _tell_until_gone(desk: Desk, key: int) -> None:
+    for token in range(100_000):
+        desk.tokens(key, token)
+        if key not in desk.front.jobs.by_key:
+            break
+        time.sleep(0.001)  # the connection's end travels through ZeroMQ's own thread
+
+
+# ---- frames
+
+
+def test_a_frame_of_too_many_bytes_drops_the_connection_and_a_whole_one_does_not(front: Desk) -> None:
+    app, other = front.app(reconnect_ivl=-1), front.app()
+    key = front.generate(app)
+    monitor = app.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    app.socket.send(b"\x93" * codec.MAX_FRAME)
+    front.turn()
+    assert app.hear()["code"] == "malformed_frame"
+    app.socket.send(b"\x93" * (codec.MAX_FRAME + 1))
+    assert monitor.poll(SECONDS), "the connection goes on"
+    assert front.ask(other, "ping")["type"] == "pong"
+    assert not app.socket.poll(0)  # no word about it
+    _tell_until_gone(front, key)
+    assert _cancelled(front) == [key]
 
 
 # ---- hello
@@ -211,11 +238,7 @@ def test_an_app_that_is_gone_loses_its_request(front: Desk) -> None:
     app = front.app()
     key = front.generate(app)
     app.close()
-    for token in range(100_000):
-        front.tokens(key, token)
-        if key not in front.front.jobs.by_key:
-            break
-        time.sleep(0.001)  # the connection's end travels through ZeroMQ's own thread
+    _tell_until_gone(front, key)
     assert _cancelled(front) == [key]
 
 
