@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from draftd.daemon import learnt
 from draftd.ipc import Client
 from draftd.ipc.errors import Unreachable
 from tests.daemon.conftest import Serve
@@ -39,6 +40,28 @@ def test_a_full_disk_costs_a_warning_and_no_answer(serve: Serve, tmp_path: Path)
     assert len(history.read_bytes()) > len(before)
     assert client.complete(**OPTIONS).tokens == first.tokens
     assert engine.is_running()
+
+
+def test_a_full_disk_is_said_and_what_was_learnt_is_kept_once_there_is_room(
+    serve: Serve, tmp_path: Path
+) -> None:
+    log = ["bash", "-c", 'exec "$0" "$@" 2> >(exec cat >&2)', sys.executable, "-m", "draftd.daemon.cli"]
+    daemon = serve(target="same.gguf", backend="llama_cpp", program=log)  # cat writes where they may not
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for pid in (daemon.process.pid, daemon.engine().pid):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, limits[1]))
+    client = daemon.client()
+    first = client.complete(**OPTIONS)
+    client.unload()  # the engine keeps what it learnt before it goes
+    warnings = {"cannot write the suffix cache in", "cannot keep what was learnt in"}
+    daemon.wait_for(lambda _: all(words in daemon.lines.read_text("utf-8") for words in warnings))
+    assert list((tmp_path / "state" / "learnt").iterdir()) == []
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, limits)  # the next engine's, too
+    assert client.complete(**OPTIONS).tokens == first.tokens
+    client.unload()
+    (kept,) = (tmp_path / "state" / "learnt").iterdir()
+    assert learnt.load(kept) is not None
+    assert daemon.lines.read_text("utf-8").count("cannot keep what was learnt") == 1
 
 
 def test_state_files_cut_short_cost_what_they_held_and_no_answer(serve: Serve, tmp_path: Path) -> None:
