@@ -2,9 +2,10 @@
 
     python -m tests.reliability.kills [--count 100] [--pair smollm2]
 
-Without --pair a tiny model in fp32, whose answers must be equal to the token. With one the pair in the user's
-cache in bf16, where a near tie may flip when a cache is recomputed at another width: the answers that part
-from their undisturbed run are counted, with the lead of the likeliest token at the place where they do.
+Without --pair a tiny model in fp32, whose answers must be equal to the token; questions whose undisturbed
+answer depends on how it is drafted (a tie within the rounding of fp32) are left out and counted. With --pair
+the pair in the user's cache in bf16, where a near tie may flip when a cache is recomputed at another width:
+the answers that part are counted, with the lead of the likeliest token at the place where they do.
 
 It fails unless each kill ended an engine that had a stream to go on with: the front's counters tell.
 """
@@ -121,6 +122,25 @@ def questions(count: int, length: int, seed: int = 1) -> list[dict[str, Any]]:
     ]
 
 
+def settled(daemon: Daemon, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The questions whose undisturbed answer is one, however it is drafted.
+
+    Where two tokens' scores are closer than fp32 rounds, passes of different widths choose differently, with
+    kills or without.
+    """
+    found = []
+    for question in asked:
+        runs = []
+        for speculate in ("off", "model:4", "suffix:8"):
+            runs.append(Answer())
+            ask(daemon.endpoint, {**question, "speculate": speculate, "cache_prompt": False}, runs[-1])
+        if all(run == runs[0] for run in runs):
+            found.append(question)
+        else:
+            print(f"left out: {question}", file=sys.stderr, flush=True)
+    return found
+
+
 def ask(endpoint: str, question: dict[str, Any], answer: Answer) -> None:
     """Stream one answer into `answer`, on a connection of its own."""
     try:
@@ -196,7 +216,8 @@ def one_kill(
         before = restarts(client.status(full=True))
         for thread in threads:
             thread.start()
-        wanted = dice.randrange(1, sum(question["max_tokens"] for question in asked) * 3 // 4)
+        share = 0.5 if cause == "out of memory" else 0.75  # that one takes a while on its way
+        wanted = dice.randrange(1, int(sum(question["max_tokens"] for question in asked) * share))
         while sum(len(answer.tokens) for answer in answers) < wanted and any(t.is_alive() for t in threads):
             time.sleep(0.001)
         time.sleep(dice.random() * 0.01)
@@ -241,7 +262,9 @@ def main() -> int:
         if given.pair is None:
             with serving(*make_files(folder)) as serve:
                 daemon = serve(target="same.gguf", backend="llama_cpp")
-                return report(kill_often(daemon, given.count, questions(12, 400)))
+                asked = questions(12, 400)
+                sure = settled(daemon, asked)
+                return report(len(asked) - len(sure), kill_often(daemon, given.count, sure))
         with serving_pair(Path(folder), given.pair) as daemon:
             asked = questions(12, 120)
             for question in asked:
@@ -295,7 +318,7 @@ def counted(kills: list[Kill]) -> list[tuple[str, str]]:
     ]
 
 
-def report(killing: Iterator[Kill]) -> int:
+def report(left_out: int, killing: Iterator[Kill]) -> int:
     """The table of the fp32 run; a failure is shown as it comes."""
     kills = []
     bad = 0
@@ -311,6 +334,7 @@ def report(killing: Iterator[Kill]) -> int:
         "kills",
         [
             here(),
+            ("questions left out: their undisturbed runs part", str(left_out)),
             *counted(kills),
             ("kills whose every stream went on and was equal", f"{len(kills) - bad} of {len(kills)}"),
             *(
