@@ -1,13 +1,16 @@
 """A fault of draftd's own, in the engine, ends the request it met; the others don't hear of it.
 
 Whose it is must be plain: a round that carried several requests, or a second fault without a round in between
-that went well (a GPU that answers nothing but errors), ends the engine, and the front resumes them all.
+that went well (a GPU that answers nothing but errors), ends the engine, and the front resumes them all. Want
+of memory is nobody's: it ends the engine too, since only that gives back what it holds.
 """
 
 from __future__ import annotations
 
+from draftd.daemon import logs
 from draftd.daemon.engine import Engine
 from draftd.daemon.request import Request
+from draftd.ipc.errors import DraftdError
 
 
 class Faults:
@@ -20,11 +23,26 @@ class Faults:
         """A round ended as it should."""
         self._last_round_failed = False
 
-    def blame(self, engine: Engine) -> Request | None:
+    def blame(self, engine: Engine, error: Exception) -> Request | None:
         """The request at which a round failed; None if that can't be told, and the engine must end."""
         again, self._last_round_failed = self._last_round_failed, True
         asked = {request.key: request for request in engine.scheduler.running if not request.cache_only}
-        if again or len(asked) > 1:
+        if again or len(asked) > 1 or out_of_memory(error):
             return None
         prefills = [request for request in engine.scheduler.running if request.cache_only]
         return next(iter(asked.values()), prefills[-1] if prefills else None)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, the machine's or a GPU's; torch has a type of its own, or only words."""
+    if isinstance(error, MemoryError):
+        return True
+    # by name, since torch is not imported where llama.cpp is the target
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def ours(error: Exception) -> DraftdError:
+    """What an app hears of a fault at its message, and the log of it; want of memory is raised again."""
+    if out_of_memory(error):
+        raise error
+    return logs.told(error)

@@ -22,7 +22,7 @@ from draftd.daemon import budget, forget, learnt, logs, machine
 from draftd.daemon.answers import Choice, Job
 from draftd.daemon.asked import Asked
 from draftd.daemon.engine import Emission, Engine
-from draftd.daemon.faults import Faults
+from draftd.daemon.faults import Faults, ours
 from draftd.daemon.governor import Rung
 from draftd.daemon.keeping import Keeping
 from draftd.daemon.loader import Loaded, load
@@ -106,7 +106,7 @@ class Worker:
         try:
             emissions = self.engine.step()
         except Exception as error:
-            request = self.faults.blame(self.engine)
+            request = self.faults.blame(self.engine, error)
             if request is None:
                 raise
             self.give_up(request, logs.told(error))
@@ -136,14 +136,14 @@ class Worker:
                 except DraftdError as error:
                     self.refuse(body["key"], error)
                 except Exception as error:  # a fault of ours must not end the requests of others
-                    self.refuse(body["key"], logs.told(error))
+                    self.refuse(body["key"], ours(error))
             case "prefill":
                 try:
                     self.prefill(body)
                 except DraftdError as error:
                     self.refuse_prefill(body["key"], error)
                 except Exception as error:
-                    self.refuse_prefill(body["key"], logs.told(error))
+                    self.refuse_prefill(body["key"], ours(error))
             case "cancel_prefill" if body["key"] in self.prefills:
                 self.engine.remove(self.prefills.pop(body["key"]))
             case "cancel" if body["key"] in self.jobs:

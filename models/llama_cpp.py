@@ -18,6 +18,7 @@ from draftd.models.llama_batch import Batch, split
 from draftd.models.llama_load import Report, full_precision, load_model, open_context
 
 TILE = 4  # rows that llama.cpp's kernels for repacked weights take at once; fewer go one by one
+NO_MEMORY = -2  # what llama_decode gives where memory could not be allocated
 
 
 class LlamaTarget:
@@ -189,7 +190,8 @@ class LlamaTarget:
             llama_cpp.llama_memory_seq_rm(self._memory, span.slot, span.start, -1)
         tokens = sum(len(span.tokens) for span in spans)
         reason = native.complaints() or "it gave no reason"
-        raise EngineFailed(f"llama.cpp failed to feed {tokens} tokens to {self.path.name}: {reason} ({code})")
+        kind = MemoryError if code == NO_MEMORY else EngineFailed
+        raise kind(f"llama.cpp failed to feed {tokens} tokens to {self.path.name}: {reason} ({code})")
 
     def _copy_prefix(self, source: int, target: int, length: int) -> None:
         self._open()

@@ -189,7 +189,7 @@ def test_a_wrong_method_or_path_is_told_in_openai_s_shape(base: str) -> None:
 
 
 def test_a_schema_nested_too_deeply_is_the_caller_s_error(base: str) -> None:
-    schema: dict[str, Any] = {}
+    schema: dict[str, object] = {}
     for _ in range(100):
         schema = {"items": schema}
     wanted = {"type": "json_schema", "json_schema": {"name": "deep", "schema": schema}}

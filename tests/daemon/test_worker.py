@@ -10,6 +10,7 @@ from typing import Any
 
 import msgpack
 import pytest
+import torch
 import zmq
 
 from draftd.daemon.asked import Asked
@@ -268,6 +269,42 @@ def test_a_fault_that_could_be_of_several_requests_ends_the_engine(bench: Bench)
     bench.target.fails_at = 1
     with pytest.raises(ZeroDivisionError):
         bench.run(GENERATE, {**GENERATE, "key": 2})
+
+
+NO_MEMORY = {
+    "python": MemoryError(),
+    "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "torch": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+}
+
+
+@pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY)
+@pytest.mark.parametrize("body", [GENERATE, PREFILL], ids=["generate", "prefill"])
+def test_want_of_memory_in_a_round_ends_the_engine(
+    bench: Bench, body: dict[str, Any], error: Exception
+) -> None:
+    def fail() -> None:
+        bench.say({"type": "stop"})
+        raise error
+
+    bench.target.fails_at, bench.target.failing = 1, fail
+    with pytest.raises(type(error)):
+        bench.run(body)
+    assert not bench.front.poll(0), "no request hears of it: the next engine goes on"
+
+
+@pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY)
+@pytest.mark.parametrize("body", [GENERATE, PREFILL], ids=["generate", "prefill"])
+def test_want_of_memory_at_a_message_ends_the_engine(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], error: Exception
+) -> None:
+    def fail(body: dict[str, Any]) -> list[int]:
+        raise error
+
+    monkeypatch.setattr(bench.worker.asked, "prompt", fail)
+    with pytest.raises(type(error)):
+        bench.run(body, {"type": "stop"})
+    assert not bench.front.poll(0)
 
 
 def test_a_second_fault_in_a_row_ends_the_engine(bench: Bench) -> None:

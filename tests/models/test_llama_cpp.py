@@ -224,6 +224,14 @@ def test_a_failed_pass_leaves_the_slot_usable(target: LlamaTarget) -> None:
     assert close(target, row, fresh(target, [1, 2, 4]))
 
 
+def test_want_of_memory_has_an_error_of_its_own(target: LlamaTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("llama_cpp.llama_decode", lambda *_: -2)  # GGML_STATUS_ALLOC_FAILED
+        with pytest.raises(MemoryError, match="failed to feed 1 tokens"):
+            target.forward([Span(0, 0, [1], 1)])
+    assert target.forward([Span(0, 0, [1], 1)])[0].shape == (1, target.vocab)
+
+
 def test_the_context_is_no_longer_than_trained(folder: Path) -> None:
     target = LlamaTarget.load(folder / "model.gguf", slots=1, context=5000, threads=1)
     assert target.context == 1024
