@@ -102,6 +102,13 @@ class Lifecycle:
         self.state = "restarting"
         self._leaves_by = time.monotonic() + STOP_SECONDS
 
+    def keep(self, settings: dict[str, Any], names: set[str]) -> None:
+        """The engine stays: tell it how to log from here on; the next one starts with all that changed."""
+        self.engine.load["settings"] |= {name: settings[name] for name in names}
+        if names & {"log_level", "log_content"}:
+            told = {"level": settings["log_level"], "content": settings["log_content"]}
+            self.engine.send({"type": "log", **told})
+
     def _leave(self, now: float) -> None:
         """Free the models' memory: the engine ends, and the next request brings another."""
         patience = STOP_SECONDS if self.state == "ready" else 0.0  # one that loads does not listen

@@ -16,7 +16,7 @@ log = logging.getLogger("draftd.front")
 
 Again = Callable[[], Settings]  # reads file, environment and options anew
 
-FRONT_ONLY = {  # not the engine's
+FRONT_ONLY = {  # not the engine's, or it is told
     *("queue", "credit_wait", "share_history", "share_prefixes", "log_level", "log_content", "metrics"),
     *("keep_alive", "check_memory", "follow_load", "governor", "governor_dwell"),
     *("memory_low", "memory_stall", "heat", "battery_low"),
@@ -56,6 +56,8 @@ class Reload:
             self._jobs.fail_all(Cancelled("the daemon's configuration has changed: ask again"))
         if names - FRONT_ONLY:
             self._life.replace(first_message(settings), settings.pair)
+        else:
+            self._life.keep(first_message(settings)["settings"], names)
 
     def _back(self, new: Settings, old: Settings, error: DraftdError) -> None:
         """The models of the new configuration can't be loaded."""

@@ -155,6 +155,8 @@ class Worker:
                 self.retreat.to(Rung(body["rung"]))
             case "threads":
                 self.retreat.set_threads(body["count"])
+            case "log":
+                logs.set_up(body["level"], body["content"])
             case "stop":
                 return False
         return True

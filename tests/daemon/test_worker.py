@@ -13,6 +13,7 @@ import pytest
 import torch
 import zmq
 
+from draftd.daemon import logs
 from draftd.daemon.asked import Asked
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
@@ -269,6 +270,13 @@ def test_a_fault_that_could_be_of_several_requests_ends_the_engine(bench: Bench)
     bench.target.fails_at = 1
     with pytest.raises(ZeroDivisionError):
         bench.run(GENERATE, {**GENERATE, "key": 2})
+
+
+def test_how_to_log_changes_while_it_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, bool]] = []
+    monkeypatch.setattr(logs, "set_up", lambda level, content: heard.append((level, content)))
+    assert bench.run({"type": "log", "level": "debug", "content": True}, {"type": "stop"}) == []
+    assert heard == [("debug", True)]
 
 
 NO_MEMORY = {
