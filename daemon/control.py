@@ -29,6 +29,7 @@ DOUBT = 0.6  # acceptance in texts that suit a draft least: if even that pays, i
 WAIT = 4  # else after so many tokens of the target alone, which say how predictable the text is
 EASY = 0.75  # hope that makes signs unnecessary
 TYPICAL, SIGNS = 0.65, 6.0  # acceptance of an unknown text, and how many tokens' signs that is worth
+HOPEFUL = 2.0  # times as much, where a round is expected to win so many tokens
 BET, STAKE = 4.0, 0.5  # plain passes that reading may cost at most, and more for each token that came already
 MARGIN = 0.02  # tokens a round that the model must gain over doing without
 JUDGED = 12  # rounds of model drafting, or passes saved, that make a request one where it pays
@@ -165,7 +166,8 @@ class Control:
             if used:
                 value += worth - price * catch_up
             else:
-                if catch_up > (BET + STAKE * self._emitted) * plain * max(1.0, value - worth):
+                stake = (BET + STAKE * self._emitted) * plain
+                if catch_up > stake * min(max(1.0, value - worth), HOPEFUL):
                     continue
                 value -= price * catch_up * carried
                 probe = worth - value + price * catch_up * (1.0 - carried)

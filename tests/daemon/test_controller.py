@@ -94,6 +94,7 @@ def test_a_short_answer_behind_a_long_prompt_is_not_bet_on_however_well_the_last
     controller = Controller(("model",))
     run(controller, machine, texts("math", 4), Weather(Random(7)))
     assert controller.hope == 1.0
+    controller.good = 0.99
     for unseen, begins in ((30, True), (400, False)):
         control = controller.begin(unseen=unseen)
         run_one(controller, control, tables, texts("math", 1, length=13)[0], Weather(Random(7)), 13, limit=64)
