@@ -60,7 +60,9 @@ class Governing:
     def admit(self) -> None:
         """A request wants in: Overloaded while the machine has nothing left for new ones."""
         if self.governor.rung >= Rung.REFUSE:
-            raise Overloaded(f"draftd takes no new requests, since {self.governor.why}: try again later")
+            wait = round(max(1.0, self.governor.admits_in(time.monotonic())), 1)
+            why = self.governor.why
+            raise Overloaded(f"draftd takes no new requests, since {why}: try again in {wait:.0f} s", wait)
         if self.settings.follow_load and not len(self.life.jobs):
             self._wake(time.monotonic())
 

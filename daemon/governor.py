@@ -32,7 +32,7 @@ WORDS = {
     Rung.UNLOAD: "target unloaded",
 }
 
-
+UP = 4  # times the dwell that all must have been clear before a step up
 ROOMY = 40.0  # percent available, above which a stall is some other program's limit and no lack of memory
 
 
@@ -90,11 +90,17 @@ class Governor:
         else:
             self.why = "what asked for this has passed: stepping up slowly"
             self._up_since = now if self._up_since is None else self._up_since
-            if now - self._up_since >= 4 * self.marks.dwell:
+            if now - self._up_since >= UP * self.marks.dwell:
                 self.rung = Rung(self.rung - 1)
                 self._up_since = now
                 self.why = self.why if self.rung else ""
         return self.rung
+
+    def admits_in(self, now: float) -> float:
+        """Seconds until requests may be taken again, if all readings stay clear of their marks."""
+        rungs = max(0, self.rung - Rung.REFUSE + 1)
+        clear = 0.0 if self._up_since is None else now - self._up_since
+        return max(0.0, rungs * UP * self.marks.dwell - clear)
 
 
 def _over(reading: Reading, marks: Marks) -> Iterator[tuple[Rung, str]]:

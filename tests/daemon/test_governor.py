@@ -64,6 +64,23 @@ def test_each_cause_leads_only_as_far_as_it_helps() -> None:
         assert max(rungs(Governor(MARKS), [reading] * 100)) == rung, reading
 
 
+def test_whoever_is_refused_learns_when_that_may_end() -> None:
+    governor = Governor(MARKS)
+    assert governor.admits_in(0.0) == 0.0
+    assert rungs(governor, [Reading(temperature=99.0)] * 30)[-1] == Rung.REFUSE
+    assert governor.admits_in(30.0) == 20.0, "four dwells for a rung"
+    assert rungs(governor, [SHORT_OF_MEMORY] * 30, start=30.0)[-1] == Rung.UNLOAD
+    assert governor.admits_in(60.0) == 40.0, "two rungs"
+    told = []
+    for second in range(60, 140):
+        governor.step(CALM, second)
+        told.append(second + governor.admits_in(second))
+        if governor.rung < Rung.REFUSE:
+            break
+    assert set(told) == {100.0}, "and so it comes"
+    assert governor.rung == Rung.NO_DRAFT
+
+
 def test_a_lesser_cause_catches_the_way_up_and_says_so() -> None:
     governor = Governor(MARKS)
     rungs(governor, [SHORT_OF_MEMORY] * 30)

@@ -13,6 +13,7 @@ import zmq
 from draftd.daemon import apps as apps_module
 from draftd.daemon import expiry
 from draftd.daemon.admission import LONGEST, UNKNOWN, Admission
+from draftd.daemon.governor import Rung
 from draftd.daemon.settings import Settings
 from draftd.ipc import codec
 from draftd.ipc.errors import Overloaded
@@ -363,3 +364,12 @@ def test_the_hint_is_the_pace_of_recent_ends() -> None:
     assert admission.retry_after(1000.0) == LONGEST
     admission.ended(1001.0)
     admission.admit(request, settings, 0)
+
+
+def test_who_is_refused_for_the_machine_s_sake_is_told_when_to_try_again(front: Desk) -> None:
+    governor = front.front.governing.governor
+    governor.rung, governor.why = Rung.UNLOAD, "3 % of the memory is available"
+    for kind in ("generate", "prefill", "load"):
+        wrong = front.ask(front.app(), kind, **({} if kind == "load" else {"prompt": "x"}))
+        assert (wrong["code"], wrong["retry_after"]) == ("overloaded", 2 * 4 * governor.marks.dwell)
+        assert "since 3 % of the memory is available: try again in 40 s" in wrong["message"]
