@@ -36,6 +36,7 @@ class Gate:
         self.listener, self._nobody = socket.socket(*kind), socket.socket(*kind)
         try:
             with tempfile.TemporaryDirectory(prefix="draftd-") as hidden:  # a socket must have had a name
+                Path(hidden).chmod(0o700)  # the umask is a socket file's: only root could enter
                 self._nobody.bind(f"{hidden}/nobody")
             self._nobody.listen(1)
             path.unlink(missing_ok=True)  # what an earlier daemon left; who binds holds the path's lock

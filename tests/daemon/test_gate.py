@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,8 +16,9 @@ import zmq
 
 from draftd.daemon import gate
 from draftd.daemon.door import all_descriptors
-from draftd.daemon.gate import Gates
+from draftd.daemon.gate import Gate, Gates
 
+NOBODY = 65534
 AHEAD = 1000  # connections that libzmq takes before the front has heard of the first
 
 
@@ -49,6 +52,25 @@ def _knock(one: socket.socket, path: Path, seconds: float) -> bool:
             time.sleep(0.005)
         else:
             return True
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="every other test is run by an ordinary user then")
+def test_an_ordinary_user_can_listen() -> None:
+    with tempfile.TemporaryDirectory(prefix="draftd-test-") as name:
+        os.chown(name, NOBODY, NOBODY)
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                os.setgroups([])
+                os.setresgid(NOBODY, NOBODY, NOBODY)
+                os.setresuid(NOBODY, NOBODY, NOBODY)
+                os.umask(0o177)  # as daemon/apps.py has it while it binds
+                Gate(Path(name, "d.sock")).close()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_an_open_gate_asks_for_no_look_and_who_says_nothing_wakes_the_front(
