@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -324,6 +325,19 @@ def test_status_tells_what_was_learnt_and_requests_name_their_sources(serve: Ser
     assert learnt["target_ms"]["1"] > 0
     assert learnt["draft_ms"]["1"] > 0
     assert learnt["choices"]
+    told = subprocess.run(
+        [sys.executable, "-m", "draftd.daemon.cli", "status", "--pair", "--endpoint", daemon.endpoint],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout.splitlines()
+    head = next(index for index, line in enumerate(told) if line.startswith("drafted by"))
+    assert re.fullmatch(r"(model|suffix) +\w+ +\d\.\d\d to \d\.\d\d( +\d+){2} +\d\.\d\d", told[head + 1])
+    for line, begins in zip(
+        told[-3:], ("target pass, ms by rows", "draft pass, ms", "rounds drafted"), strict=True
+    ):
+        assert line.startswith(begins)
+        assert ": " in line
 
 
 def test_the_history_survives_a_restart_and_can_be_cleared(serve: Serve, tmp_path: Path) -> None:
