@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import zmq
@@ -16,7 +19,7 @@ from draftd.ipc import codec, messages
 from draftd.ipc.endpoint import is_tcp, socket_path
 from draftd.ipc.errors import DraftdError, EndpointInUse, InvalidEndpoint, Overloaded
 
-KNOWN = 1024  # connections that are remembered
+KNOWN = 16384  # connections that are remembered; half a kilobyte each
 SEND_QUEUE = 1000  # messages an app may leave unread; then what more there is waits in the front
 
 Sending = Literal["sent", "blocked", "gone"]
@@ -38,7 +41,7 @@ class Apps:
         self.socket = context.socket(zmq.ROUTER)
         self.peers = peers
         self.gates = gates
-        self._known: dict[bytes, Connection] = {}
+        self._known: OrderedDict[bytes, Connection] = OrderedDict()  # the one heard last is the last
 
     def bind(self, address: str) -> None:
         socket = self.socket
@@ -79,15 +82,22 @@ class Apps:
             frames.append(self.socket.recv(zmq.NOBLOCK, copy=False))
         if client in self._known:
             self._known[client].heard = time.monotonic()
+            self._known.move_to_end(client)
         return client, frames
 
-    def greet(self, client: bytes, hello: messages.Hello) -> None:
-        """Remember what an app said of itself."""
+    def greet(self, client: bytes, hello: messages.Hello, busy: Callable[[], set[bytes]]) -> None:
+        """Remember what an app said of itself; `busy`: the connections with open requests.
+
+        Connections go unseen, so those heard longest ago are forgotten, but never a busy one.
+        """
         lease = None if hello.lease_ms is None else hello.lease_ms / 1000
-        self._known.pop(client, None)
         self._known[client] = Connection(hello.client, lease, time.monotonic())
-        while len(self._known) > KNOWN:  # connections come and go unseen: the oldest are forgotten
-            del self._known[next(iter(self._known))]
+        self._known.move_to_end(client)
+        if len(self._known) > KNOWN:
+            spared = busy() | {client}
+            idle = (known for known in self._known if known not in spared)
+            for oldest in list(islice(idle, len(self._known) - KNOWN)):
+                del self._known[oldest]
 
     def name(self, client: bytes) -> str:
         """What `hello` said; "" for an app that gave none."""

@@ -239,7 +239,7 @@ class Front:
             raise UnsupportedVersion(
                 f"this daemon speaks protocol {VERSION}, the app {theirs}: update the older one"
             )
-        self.apps.greet(client, message)
+        self.apps.greet(client, message, self.jobs.clients)
         welcome = messages.Welcome(
             id=message.id,
             version=chosen,

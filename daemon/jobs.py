@@ -53,6 +53,10 @@ class Jobs:
     def __len__(self) -> int:
         return sum(not job.ended for job in self.by_key.values())
 
+    def clients(self) -> set[bytes]:
+        """The connections that have requests open, or a prefill."""
+        return {client for client, _ in self.by_client} | self.prefills.by_client.keys()
+
     def counts(self) -> dict[str, int]:
         count = len(self)
         running = min(count, self.settings.slots)

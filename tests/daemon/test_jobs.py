@@ -19,7 +19,7 @@ from draftd.ipc import codec
 from draftd.ipc.errors import Overloaded
 from draftd.ipc.messages import Generate
 from draftd.ipc.version import CAPABILITIES
-from tests.daemon.desk import SECONDS, Desk, buried, desk
+from tests.daemon.desk import SECONDS, App, Desk, buried, desk
 
 
 @pytest.fixture
@@ -78,6 +78,44 @@ def test_a_peer_without_a_common_version_is_told_both(front: Desk, offered: list
     error = front.ask(front.app(), "hello", versions=offered)
     assert error["code"] == "unsupported_version"
     assert "speaks protocol 1.0" in error["message"]
+
+
+@pytest.mark.parametrize("kind", ["generate", "prefill"])
+def test_an_app_with_open_requests_is_never_forgotten_and_of_the_others_the_silent_first(
+    front: Desk, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apps_module, "KNOWN", 3)
+    apps = front.front.apps
+
+    def come(name: str) -> tuple[App, bytes]:
+        app = front.app()
+        front.ask(app, "hello", client=name, lease_ms=100)
+        return app, next(reversed(apps._known))
+
+    busy, works = come("busy")
+    busy.say(kind, prompt="x")
+    front.turn()
+    alive, talks = come("alive")
+    _, silent = come("silent")
+    front.ask(alive, "ping")
+    seen = [come(f"visitor {number}")[1] for number in range(4)]
+    assert [apps.name(each) for each in (works, silent)] == ["busy", ""]
+    assert [apps.name(each) for each in seen] == ["", "", "visitor 2", "visitor 3"]
+    assert apps.name(talks) == ""
+    assert apps.expired(works, time.monotonic() + 1)
+
+
+def test_who_says_something_is_remembered_before_those_who_do_not(
+    front: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apps_module, "KNOWN", 2)
+    talks = front.app()
+    front.ask(talks, "hello", client="talks")
+    for _ in range(4):
+        front.ask(front.app(), "hello", client="visitor")
+        front.ask(talks, "ping")
+    front.generate(talks)
+    assert front.told[-1]["app"] == "talks"
 
 
 # ---- credit
