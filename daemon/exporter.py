@@ -65,6 +65,7 @@ class Server(HTTPServer):
 
     def __init__(self, listening: socket.socket, registry: CollectorRegistry) -> None:
         handler = type("Bound", (Handler,), {"registry": registry})
+        self.address_family = listening.family  # HTTPServer makes a socket, and the sandbox allows this kind
         super().__init__(("", 0), handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening

@@ -206,6 +206,21 @@ def test_the_exporter_answers_scrapes_and_nothing_else(where: str) -> None:
         assert not Path(where.removeprefix("unix:")).exists()
 
 
+def test_over_a_unix_socket_the_exporter_makes_no_socket_of_another_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families = []
+
+    class Watched(socket.socket):
+        def __init__(self, family: int = socket.AF_INET, *options: Any, **named: Any) -> None:
+            families.append(family)
+            super().__init__(family, *options, **named)
+
+    monkeypatch.setattr(socket, "socket", Watched)
+    with server(f"unix:{tmp_path}/m.sock", CollectorRegistry()):
+        assert set(families) == {socket.AF_UNIX}  # the unit's RestrictAddressFamilies
+
+
 @pytest.mark.parametrize("where", ["0.0.0.0:9464", "example.org:80", "127.0.0.1", "127.0.0.1:99999999"])
 def test_the_exporter_listens_on_this_machine_only(where: str) -> None:
     with pytest.raises(InvalidConfig), server(where, CollectorRegistry()):
