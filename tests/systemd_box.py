@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,16 +120,13 @@ class Box:
         site = f"/opt/draftd/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
         self.run("mkdir", "/opt/python")  # where it is may be somebody's home, which the service does not see
         self.run("mount", "--bind", sys.base_prefix, "/opt/python")
-        for unit in ("draftd", "draftd-metrics"):  # a Python may have its library in its home
+        for unit in ("draftd", "draftd-metrics", "draftd-gateway"):  # a Python may have its library in its home
             environment = "[Service]\nEnvironment=LD_LIBRARY_PATH=/opt/python/lib\n"
             self.write(f"/etc/systemd/system/{unit}.service.d/python.conf", environment)
         self.run("/opt/python/bin/python3", "-m", "venv", "--without-pip", "/opt/draftd")
         outside = self.inside(f"{site}/draftd")
         for part in ("daemon", "models", "drafts", "ipc", "systemd"):
-            (outside / part).mkdir(parents=True)
-            for file in (ROOT / part).iterdir():
-                if file.is_file():
-                    (outside / part / file.name).write_bytes(file.read_bytes())
+            shutil.copytree(ROOT / part, outside / part, ignore=shutil.ignore_patterns("__pycache__"))
         libraries = [path for path in sys.path if path.endswith("site-packages")]
         self.write(f"{site}/libraries.pth", "\n".join(libraries) + "\n")
         script = "#!/opt/draftd/bin/python\nfrom draftd.daemon.cli import main\nmain()\n"
