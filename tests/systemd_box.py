@@ -120,7 +120,7 @@ class Box:
         site = f"/opt/draftd/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
         self.run("mkdir", "/opt/python")  # where it is may be somebody's home, which the service does not see
         self.run("mount", "--bind", sys.base_prefix, "/opt/python")
-        for unit in ("draftd", "draftd-metrics", "draftd-gateway"):  # a Python may have its library in its home
+        for unit in ("draftd", "draftd-metrics", "draftd-gateway"):  # where its library may be
             environment = "[Service]\nEnvironment=LD_LIBRARY_PATH=/opt/python/lib\n"
             self.write(f"/etc/systemd/system/{unit}.service.d/python.conf", environment)
         self.run("/opt/python/bin/python3", "-m", "venv", "--without-pip", "/opt/draftd")
