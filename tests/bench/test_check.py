@@ -104,7 +104,8 @@ def test_a_round_of_our_own_code(program: Program) -> None:
     for name, found in own.items():
         assert {"schedule", "verification", "controller"} <= set(found)
         assert ("noise" in found) == ("0.8" in name)
-        assert ("draft's choice" in found) == name.startswith("model")
+        if not name.startswith("auto"):  # which chooses by what it measures
+            assert ("draft's choice" in found) == name.startswith("model")
     assert own["model:8, greedy"]["tokens"] > 3 > 1 == own["off, greedy"]["tokens"]
     document = {"vocabulary": 3000, "own": own, "copied_logits": 1e-5, "daemon": None}
     assert any(line.startswith("| **sum** |") for line in hot_loop.lines(document))
