@@ -179,9 +179,8 @@ def policies(document: dict[str, Any]) -> list[str]:
 def plot(documents: list[dict[str, Any]]) -> str:
     """Speed-up by category, a colour a run, as SVG."""
     series = {
-        f"{title(each)}: geometric mean {each['geometric_mean_speedup']:.2f}x": [
-            row["speedup"] or math.nan for row in each["categories"]
-        ]
+        f"{title(each)}, answers a prompt: {each['repeat']}, geometric mean: "
+        f"{each['geometric_mean_speedup']:.2f}x": [row["speedup"] or math.nan for row in each["categories"]]
         for each in documents
     }
     return bars("speed over the target alone", names(documents[0]), series, "x", mark=1.0)
