@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from draftd.daemon import learnt, machine
 from draftd.daemon.backend import WARM, pass_seconds
 from draftd.daemon.controller import Controller
+from draftd.daemon.costs import Costs
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.plan import Source
 from draftd.daemon.settings import Settings
@@ -40,8 +41,8 @@ def make_drafting(
     controller = Controller(sources, settings.draft_length, known)
     if known is None and sources:
         _measure(target, controller)
-        if draft is not None:
-            _measure_draft(draft, controller)
+    if draft is not None:
+        _measure_draft(draft, controller)
     return Drafting(draft, suffix, controller), path
 
 
@@ -61,7 +62,11 @@ def _measure(target: Target, controller: Controller) -> None:
 
 
 def _measure_draft(draft: Draft, controller: Controller) -> None:
-    """The same for the draft: else what its first, slow passes take decides whether there is a second."""
+    """The same for the draft, at each start: what looked too slow on a busy machine is not tried again.
+
+    A draft's first, slow passes would decide likewise whether there is a second.
+    """
+    controller.draft = Costs(level=0.1 * controller.target.seconds(1), slope=0.2)
     tokens = list(WARM)
     for turn in range(TURNS):
         began = time.perf_counter()
