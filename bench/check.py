@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
 import statistics
 import sys
@@ -20,11 +19,12 @@ import time
 import tomllib
 from pathlib import Path
 
+import documents
 import hot_loop
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from draftd.daemon import bench_ping, machine
+from draftd.daemon import bench_ping
 from draftd.daemon.bench_table import speed
 from draftd.daemon.private import private_daemon
 from draftd.daemon.timed import Answer, ask
@@ -71,13 +71,11 @@ def main() -> int:
     print(*lines(ratios, floors), sep="\n")
     print(f"\n{time.monotonic() - began:.0f} seconds")
     if options.json:
-        document = {
-            "kind": "check",
-            "command": shlex.join(["python", *sys.argv]),
-            "machine": machine.describe(),
-            "ratios": ratios,
-            "floors": floors,
-        }
+        document = documents.begin(
+            "check",
+            ratios=ratios,
+            floors=floors,
+        )
         options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     slow = slower(ratios, floors)
     if slow:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import documents
 import numpy as np
 import torch
 from prepared import Prepared, PreparedDraft
@@ -27,7 +26,6 @@ from suffix import make_text
 
 from draftd.daemon import drafting as drafting_module
 from draftd.daemon import engine as engine_module
-from draftd.daemon import machine
 from draftd.daemon.control import Control, Mode
 from draftd.daemon.controller import Controller
 from draftd.daemon.drafting import Drafting
@@ -88,15 +86,13 @@ def main() -> None:
     parser.add_argument("--pair", help="also the rounds of a real daemon")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    document = {
-        "kind": "hot loop",
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine.describe(),
-        "vocabulary": options.vocabulary,
-        "own": own_code(options.vocabulary, options.tokens, options.repeat),
-        "copied_logits": copied_logits(options.vocabulary),
-        "daemon": real_rounds(options.pair) if options.pair else None,
-    }
+    document = documents.begin(
+        "hot loop",
+        vocabulary=options.vocabulary,
+        own=own_code(options.vocabulary, options.tokens, options.repeat),
+        copied_logits=copied_logits(options.vocabulary),
+        daemon=real_rounds(options.pair) if options.pair else None,
+    )
     print(*lines(document), sep="\n")
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")

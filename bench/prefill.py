@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
 import sys
 import time
@@ -17,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from draftd.daemon import machine
+import documents
+
 from draftd.daemon.private import private_daemon
 from draftd.ipc import Client, Done
 from draftd.ipc.messages import Status
@@ -48,14 +48,12 @@ def main() -> None:
         ask(client, "0 " + words, "off")
         backend = client.status().engine["backend"]
         asked = measure(client, words, options.repetitions, options.seconds)
-    document = {
-        "kind": "prefill",
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine.describe(),
-        "pair": options.pair,
-        "backend": backend,
-        "asked": asked,
-    }
+    document = documents.begin(
+        "prefill",
+        pair=options.pair,
+        backend=backend,
+        asked=asked,
+    )
     print("\n".join(lines(document)))
     if options.json is not None:
         options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import report_limits
 import report_peers
 import report_plots
 from bars import bars
+from documents import without_folders
 
 from draftd.daemon.bench_table import geometric_mean, share_of_best
 
@@ -74,11 +74,6 @@ def title(document: dict[str, Any]) -> str:
     temperature = document["sampling"]["temperature"]
     mode = f"temperature {temperature}" if temperature else "greedy"
     return f"{document['pair']}, target in {document['engine']['backend']}, {mode}"
-
-
-def without_folders(command: str) -> str:
-    """Where the files of a command line lay says nothing."""
-    return re.sub(r"(?<=[\s=])/\S*/", "", command)
 
 
 def section(document: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import hot_loop
 import prefill
 import roofline
 import scaling
+from documents import without_folders
 
 from draftd.daemon import bench_latency, bench_scores
 
@@ -22,7 +22,7 @@ def section(document: Document) -> str:
     title, body = KINDS[document["kind"]]
     named = [document["pair"]] if "pair" in document else []
     backend = [f"target in {document['backend']}"] if "backend" in document else []
-    command = re.sub(r"(?<=[\s=])/\S*/", "", document["command"])
+    command = without_folders(document["command"])
     heading = ": ".join([title, ", ".join([*named, *backend])]) if named else title
     return "\n".join([f"### {heading}", "", f"    {command}", "", *body(document)]).replace("\n\n\n", "\n\n")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
 from bars import bars
+from documents import without_folders
 
 from draftd.daemon.bench_table import geometric_mean
 
@@ -31,7 +31,7 @@ def section(document: dict[str, Any]) -> str:
     sampling = document["sampling"]
     joules = any("joules" in result for result in document["results"])
     mode = f"temperature {sampling['temperature']}" if sampling["temperature"] else "greedy"
-    command = re.sub(r"(?<=[\s=])/\S*/", "", document["command"])
+    command = without_folders(document["command"])
     lines = [
         f"### Side by side: {document['pair']}, draftd's target in {document['backend']}, {mode}",
         "",

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import documents
 import torch
 from gguf import GGUFReader
 from safetensors import safe_open
@@ -74,17 +73,15 @@ def main() -> None:
     threads = settings.threads or machine.cores()
     bandwidth = read_bandwidth(threads)
     found = measure(options.pair, options.backend, options.max_tokens, options.pings)
-    document = {
-        "kind": "roofline",
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine.describe(),
-        "pair": options.pair,
-        "backend": options.backend,
-        "threads": threads,
-        "bandwidth": bandwidth,
-        "bytes": read,
+    document = documents.begin(
+        "roofline",
+        pair=options.pair,
+        backend=options.backend,
+        threads=threads,
+        bandwidth=bandwidth,
+        bytes=read,
         **found,
-    }
+    )
     print(*lines(document), sep="\n")
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
@@ -150,9 +147,8 @@ def measure(pair: str, backend: str, max_tokens: int, pings: int) -> dict[str, A
     policies = ("off", f"model:{LENGTH}", "auto")
     answers: dict[str, list[Answer]] = {policy: [] for policy in policies}
     with (
-        tempfile.TemporaryDirectory(prefix="draftd-") as state,
         private_daemon(
-            pair, lambda status: None, variables={"DRAFTD_BACKEND": backend, "DRAFTD_STATE_DIR": state}
+            pair, lambda status: None, variables={"DRAFTD_BACKEND": backend}, cold=True
         ) as endpoint,
         Client(endpoint, name="roofline") as client,
     ):

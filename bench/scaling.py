@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +16,8 @@ from pathlib import Path
 from threading import Barrier
 from time import perf_counter
 from typing import Any
+
+import documents
 
 from draftd.daemon import machine
 from draftd.daemon.bench_table import speed
@@ -54,14 +53,12 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    document: dict[str, Any] = {
-        "kind": "scaling",
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine.describe(),
-        "pair": options.pair,
-        "backend": options.backend,
-        "max_tokens": options.max_tokens,
-    }
+    document: dict[str, Any] = documents.begin(
+        "scaling",
+        pair=options.pair,
+        backend=options.backend,
+        max_tokens=options.max_tokens,
+    )
     measures: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
         "apps": by_apps,
         "contexts": by_context,
@@ -78,14 +75,13 @@ def main() -> None:
 @contextmanager
 def daemon(options: argparse.Namespace, **settings: int) -> Iterator[str]:
     """A daemon with these settings, that has learnt nothing yet, warm."""
-    with tempfile.TemporaryDirectory(prefix="draftd-") as state:
-        variables = {f"DRAFTD_{name.upper()}": str(value) for name, value in settings.items()}
-        variables |= {"DRAFTD_BACKEND": options.backend, "DRAFTD_STATE_DIR": state}
-        with private_daemon(options.pair, lambda status: None, variables=variables) as endpoint:
-            with Client(endpoint, name="scaling") as client:
-                for policy in POLICIES:
-                    question(client, QUESTIONS[0], 8, policy)
-            yield endpoint
+    variables = {f"DRAFTD_{name.upper()}": str(value) for name, value in settings.items()}
+    variables |= {"DRAFTD_BACKEND": options.backend}
+    with private_daemon(options.pair, lambda status: None, variables=variables, cold=True) as endpoint:
+        with Client(endpoint, name="scaling") as client:
+            for policy in POLICIES:
+                question(client, QUESTIONS[0], 8, policy)
+        yield endpoint
 
 
 def question(client: Client, text: str, max_tokens: int, policy: str) -> Answer:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import documents
 import energy
 import psutil
 from transformers import AutoTokenizer
@@ -83,18 +83,16 @@ def main() -> None:
         contenders = [each for each in contenders if not options.only or each.name in options.only]
         for each in contenders:  # the first passes of a process are slower than those that follow
             each.ask(requests[0] | {"max_tokens": 4})
-        document: dict[str, Any] = {
-            "kind": "side by side",
-            "command": shlex.join(["python", *sys.argv]),
-            "machine": machine.describe(),
-            "pair": options.pair,
-            "backend": options.backend,
-            "sampling": {"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": 1},
-            "threads": options.threads,
-            "repeat": options.repeat,
-            "missing": missing,
-            "results": [],
-        }
+        document: dict[str, Any] = documents.begin(
+            "side by side",
+            pair=options.pair,
+            backend=options.backend,
+            sampling={"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": 1},
+            threads=options.threads,
+            repeat=options.repeat,
+            missing=missing,
+            results=[],
+        )
         for index, (prompt, body) in enumerate(zip(prompts, requests, strict=True)):
             document["results"] += measure(contenders, prompt, body, index, options.repeat)
             document["memory_bytes"] = {each.name: each.memory() for each in contenders}
@@ -156,8 +154,7 @@ def request(prompt: Prompt, files: dict[str, str], options: argparse.Namespace) 
 def draftd(pair: str, policies: list[str]) -> Iterator[list[Contender]]:
     """The daemon, once for each policy that a request can name."""
     with (
-        tempfile.TemporaryDirectory(prefix="draftd-") as state,  # it has learnt nothing yet
-        private_daemon(pair, lambda status: None, variables={"DRAFTD_STATE_DIR": state}) as endpoint,
+        private_daemon(pair, lambda status: None, cold=True) as endpoint,
         Client(endpoint, name="side by side") as client,
     ):
         engine = psutil.Process(client.status().engine["pid"])

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,11 +19,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import documents
 import numpy as np
 
 from draftd.daemon import drafting as drafting_module
 from draftd.daemon import engine as engine_module
-from draftd.daemon import loader, machine
+from draftd.daemon import loader
 from draftd.daemon.bench import read_prompts
 from draftd.daemon.control import Mode
 from draftd.daemon.controller import Controller
@@ -195,15 +194,13 @@ def main() -> None:
             f"SIMULATED {place.name}: {runs[-3]['speedup']:.2f}x, best fixed {best['speedup']:.2f}x",
             flush=True,
         )
-    document = {
-        "kind": "simulated",
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": machine.describe(),
-        "pair": options.pair,
-        "inputs": [asdict(place) | {"pass_ms": place.pass_ms} for place in MACHINES],
-        "fed_per_drafted": FED,
-        "runs": runs,
-    }
+    document = documents.begin(
+        "simulated",
+        pair=options.pair,
+        inputs=[asdict(place) | {"pass_ms": place.pass_ms} for place in MACHINES],
+        fed_per_drafted=FED,
+        runs=runs,
+    )
     options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -276,11 +275,9 @@ def _daemon(endpoint: str | None, pair: str | None, config: Path | None, notes: 
         yield endpoint
         return
     with ExitStack() as stack:
-        state = stack.enter_context(tempfile.TemporaryDirectory(prefix="draftd-"))
-        own = {"DRAFTD_STATE_DIR": state}
         name = pair or load(config).pair
         with notes.status("starting a daemon") as shown:
             address = stack.enter_context(
-                private_daemon(name, lambda status: shown.update(status.detail), config, own)
+                private_daemon(name, lambda status: shown.update(status.detail), config, cold=True)
             )
         yield address

@@ -27,22 +27,25 @@ def private_daemon(
     report: Callable[[Status], None],
     config: Path | None = None,
     variables: Mapping[str, str] | None = None,
+    *,
+    cold: bool = False,
 ) -> Iterator[str]:
     """The endpoint of a daemon that is ready; it is stopped on the way out, at a SIGTERM too.
 
-    `report` hears how the loading goes; `variables` go before the environment's. EngineFailed says why a
-    daemon did not start.
+    `report` hears how the loading goes; `variables` go before the environment's; `cold`: it has learnt
+    nothing yet, and what it learns goes with it. EngineFailed says why a daemon did not start.
     """
     with tempfile.TemporaryDirectory(prefix="draftd-") as directory:
         endpoint = f"ipc://{directory}/d.sock"
         command = [sys.executable, "-m", "draftd.daemon.cli", "serve", "--pair", pair, "--endpoint", endpoint]
         if config is not None:
             command += ["--config", str(config)]
+        state = {"DRAFTD_STATE_DIR": f"{directory}/state"} if cold else {}
         log = Path(directory) / "log"
         with log.open("w") as out:
             child = subprocess.Popen(
                 command,
-                env={**os.environ, **(variables or {})},
+                env={**os.environ, **state, **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
