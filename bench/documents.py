@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import time
 from typing import Any
 
 from draftd.daemon import machine
@@ -14,6 +15,11 @@ def begin(kind: str, **more: Any) -> dict[str, Any]:
     """A document of this run: what it is, by which command, on what; then what it measured."""
     command = shlex.join(["python", *sys.argv])
     return {"kind": kind, "command": command, "machine": machine.describe(), **more}
+
+
+def tell(words: str) -> None:
+    """How far it is, on a line of its own."""
+    print(f"[{time.strftime('%H:%M:%S')}] {words}", file=sys.stderr, flush=True)
 
 
 def without_folders(command: str) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import documents
+from documents import tell
 
 from draftd.daemon.private import private_daemon
 from draftd.ipc import Client, Done
@@ -57,11 +57,6 @@ def main() -> None:
     print("\n".join(lines(document)))
     if options.json is not None:
         options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-
-
-def tell(words: str) -> None:
-    """How far it is, on a line of its own."""
-    print(f"[{time.strftime('%H:%M:%S')}] {words}", file=sys.stderr, flush=True)
 
 
 def loading() -> Callable[[Status], None]:

@@ -39,8 +39,8 @@ def main(files: list[Path]) -> None:
             picture(f"peers{number + 1}.svg", report_peers.plot(each), "tokens a second by contender")
         )
     for each in documents:
-        if (kind := each.get("kind")) == "simulated" or kind in report_limits.KINDS:
-            parts.append(simulated(each) if kind == "simulated" else report_limits.section(each))
+        if (kind := each.get("kind")) in report_limits.KINDS:
+            parts.append(report_limits.section(each))
             if draw := report_plots.PLOTS.get(kind):
                 parts.append(picture(report_plots.name(each), draw(each), kind))
     page.write_text(kept + "## Results\n\n" + "\n\n".join(parts) + "\n", "utf-8")
@@ -119,32 +119,6 @@ def section(document: dict[str, Any]) -> str:
             f"{ping['daemon_median'] / ping['bare_median']:.2f} times."
             + (f" A bare Unix socket's: {ping['unix_median'] * 1e6:.0f} µs." if "unix_median" in ping else "")
         )
-    return "\n".join(lines)
-
-
-def simulated(document: dict[str, Any]) -> str:
-    """The replayed target: its inputs, and speeds that nobody measured on such a machine."""
-    lines = [
-        "### SIMULATED: pairs that this machine can't hold",
-        "",
-        f"    {without_folders(document['command'])}",
-        "",
-        f"The logits of {document['pair']}'s target and the tokens of its draft are real and were recorded; "
-        "the time of a pass is **simulated**: the weights' bytes over the memory bandwidth that the maker "
-        "publishes, and something for each row more. Draft times are assumed. No such machine was at hand, "
-        "and acceptance is that of the small pair. All inputs are in the table.",
-        "",
-    ]
-    policies = list(dict.fromkeys(run["policy"] for run in document["runs"]))
-    heads = ["simulated machine", "GB a pass", "GB/s", "pass ms", "row ms", "draft token ms"]
-    heads += ["controller" if policy == "auto" else policy for policy in policies]
-    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for place in document["inputs"]:
-        found = {run["policy"]: run["speedup"] for run in document["runs"] if run["machine"] == place["name"]}
-        cells = [place["name"], f"{place['target_bytes'] / 1e9:.1f}", f"{place['bandwidth'] / 1e9:.0f}"]
-        cells += [f"{place['pass_ms']:.1f}", f"{place['row_ms']}", f"{place['draft_ms']}"]
-        cells += [f"{found[policy]:.2f}x" for policy in policies]
-        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

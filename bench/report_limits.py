@@ -10,6 +10,7 @@ import hot_loop
 import prefill
 import roofline
 import scaling
+import simulated_gpu
 from documents import without_folders
 
 from draftd.daemon import bench_latency, bench_scores
@@ -22,7 +23,7 @@ def section(document: Document) -> str:
     title, body = KINDS[document["kind"]]
     named = [document["pair"]] if "pair" in document else []
     backend = [f"target in {document['backend']}"] if "backend" in document else []
-    command = without_folders(document["command"])
+    command = without_folders(document["command"]).replace("\n", "\n    ")
     heading = ": ".join([title, ", ".join([*named, *backend])]) if named else title
     return "\n".join([f"### {heading}", "", f"    {command}", "", *body(document)]).replace("\n\n\n", "\n\n")
 
@@ -61,6 +62,7 @@ KINDS: dict[str, tuple[str, Callable[[Document], list[str]]]] = {
     "quality": ("Quality", quality),
     "roofline": ("What the machine allows", roofline.lines),
     "scaling": ("Scaling", scaling.tables),
+    "simulated": ("SIMULATED, pairs that this machine can't hold", simulated_gpu.lines),
     "hot loop": ("Where a round's time goes", hot_loop.lines),
     "prefill": ("The first token after a prefill", prefill.lines),
     "check": (

@@ -1,19 +1,21 @@
 """How speed goes with apps, context, draft length and cores: `python bench/scaling.py --pair qwen2.5-coder`.
 
---parts chooses among them, --json keeps the figures for bench/report.py. Of each answer the tokens after the
-first count. Fairness is Jain's index over the apps' speeds: 1 if all are equal, 1/n if one has it all.
+--parts chooses among them. --json keeps the figures for bench/report.py as they come; what the file holds of
+other parts stays, so that they can be measured one after the other. A part that fails is told of, and the
+rest goes on. Of each answer the tokens after the first count. Fairness is Jain's index over the apps'
+speeds: 1 if all are equal, 1/n if one has it all.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +26,7 @@ from draftd.daemon.bench_table import speed
 from draftd.daemon.private import private_daemon
 from draftd.daemon.timed import Answer, ask
 from draftd.ipc import Client
+from draftd.ipc.errors import DraftdError
 
 TEXT = Path(__file__).parents[1] / "docs" / "architecture.md"
 QUESTIONS = (
@@ -38,6 +41,7 @@ QUESTIONS = (
 )
 PARTS = ("apps", "contexts", "lengths", "cores")
 POLICIES = ("off", "auto")
+Row = dict[str, Any]  # of a table: what was measured under which circumstances
 
 
 def main() -> None:
@@ -53,23 +57,44 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    document: dict[str, Any] = documents.begin(
-        "scaling",
-        pair=options.pair,
-        backend=options.backend,
-        max_tokens=options.max_tokens,
-    )
-    measures: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
-        "apps": by_apps,
-        "contexts": by_context,
-        "lengths": by_length,
-        "cores": by_cores,
-    }
+    document = begin(options)
+    failed = False
     for part in options.parts:
-        document[part] = measures[part](options)
+        documents.tell(f"{part} begins")
+        began = perf_counter()
+        document[part] = []
+        try:
+            for row in MEASURES[part](options):
+                document[part].append(row)
+                documents.tell(f"{part}: {row}")
+                keep(document, options.json)
+        except (DraftdError, OSError, BrokenBarrierError) as error:
+            failed = True
+            documents.tell(f"{part} failed, what was measured is kept: {type(error).__name__}: {error}")
+        document["seconds"][part] = perf_counter() - began
+        documents.tell(f"{part} took {document['seconds'][part]:.0f} s")
+        keep(document, options.json)
         print(*tables(document, [part]), sep="\n", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    sys.exit(failed)
+
+
+def begin(options: argparse.Namespace) -> dict[str, Any]:
+    """A new document, or the file's own if it is of the same pair, backend and length."""
+    asked = {"pair": options.pair, "backend": options.backend, "max_tokens": options.max_tokens}
+    document = documents.begin("scaling", **asked, seconds={})
+    if options.json and options.json.exists():
+        kept: dict[str, Any] = json.loads(options.json.read_text("utf-8"))
+        if differs := [name for name in ("kind", *asked) if kept.get(name) != document[name]]:
+            sys.exit(f"{options.json} holds another {differs[0]}: {kept.get(differs[0])}; name another file")
+        if document["command"] not in kept["command"].splitlines():
+            kept["command"] += "\n" + document["command"]
+        return kept
+    return document
+
+
+def keep(document: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
 
 @contextmanager
@@ -90,25 +115,22 @@ def question(client: Client, text: str, max_tokens: int, policy: str) -> Answer:
     return ask(client, messages=messages, max_tokens=max_tokens, ignore_eos=True, seed=1, speculate=policy)
 
 
-def by_apps(options: argparse.Namespace) -> list[dict[str, Any]]:
+def by_apps(options: argparse.Namespace) -> Iterator[Row]:
     """So many apps that ask at once, each on a connection of its own; with and without drafting."""
-    found = []
     with daemon(options, slots=max(options.apps)) as endpoint:
         for count in options.apps:
             for policy in POLICIES:
                 answers, seconds = together(endpoint, count, options.max_tokens, policy)
                 speeds = [speed([answer]) for answer in answers]
-                found.append(
-                    {
-                        "apps": count,
-                        "policy": policy,
-                        "throughput": sum(answer.tokens for answer in answers) / seconds,
-                        "fairness": jain(speeds),
-                        "first_seconds": [answer.first_seconds for answer in answers],
-                        "seconds": [answer.seconds for answer in answers],
-                    }
-                )
-    return found
+                yield {
+                    "apps": count,
+                    "policy": policy,
+                    "throughput": sum(answer.tokens for answer in answers) / seconds,
+                    "fairness": jain(speeds),
+                    "speeds": speeds,
+                    "first_seconds": [answer.first_seconds for answer in answers],
+                    "seconds": [answer.seconds for answer in answers],
+                }
 
 
 def together(endpoint: str, count: int, max_tokens: int, policy: str) -> tuple[list[Answer], float]:
@@ -134,38 +156,39 @@ def jain(values: Sequence[float]) -> float:
     return sum(values) ** 2 / (len(values) * sum(value**2 for value in values))
 
 
-def by_context(options: argparse.Namespace) -> list[dict[str, Any]]:
+def by_context(options: argparse.Namespace) -> Iterator[Row]:
     """One answer behind prompts of about so many tokens."""
     words = TEXT.read_text("utf-8").split()
     words *= 1 + max(options.contexts) // len(words)
-    found = []
     with (
         daemon(options, slots=1, context=max(options.contexts) + options.max_tokens + 64) as endpoint,
         Client(endpoint, name="scaling") as client,
     ):
         room = client.status().engine["context"] - options.max_tokens
         for length in options.contexts:
-            tokens = prompt(client, words, min(length, room))
+            text = prompt(client, words, min(length, room))
             for policy in POLICIES:
-                answer = ask(
-                    client,
-                    prompt=tokens,
-                    max_tokens=options.max_tokens,
-                    ignore_eos=True,
-                    speculate=policy,
-                )
-                found.append({"context": length, "policy": policy} | figures(answer))
-    return found
+                given = {"prompt": text, "max_tokens": options.max_tokens, "ignore_eos": True, "seed": 1}
+                answer = ask(client, **given, speculate=policy)
+                yield {
+                    "context": length,
+                    "policy": policy,
+                    "prompt_tokens": answer.prompt_tokens,
+                    "speed": speed([answer]),
+                    "first_seconds": answer.first_seconds,
+                    "accepted": answer.stats.accepted,
+                    "drafted": answer.stats.drafted,
+                }
 
 
 def prompt(client: Client, words: Sequence[str], tokens: int) -> str:
     """A text of nearly so many tokens: words are added as a first look at their tokens suggests."""
-    sample = " ".join(words[:100])
-    each = client.complete(prompt=sample, max_tokens=1).usage.prompt_tokens / 100
+    sample = words[: min(100, max(4, tokens // 10))]
+    each = client.complete(prompt=" ".join(sample), max_tokens=1).usage.prompt_tokens / len(sample)
     return " ".join(words[: int(0.9 * tokens / each)])
 
 
-def by_length(options: argparse.Namespace) -> list[dict[str, Any]]:
+def by_length(options: argparse.Namespace) -> Iterator[Row]:
     """The model drafting fixed lengths, and the controller, over the same questions in turns."""
     policies = ["off", *(f"model:{length}" for length in options.lengths), "auto"]
     answers: dict[str, list[Answer]] = {policy: [] for policy in policies}
@@ -174,37 +197,34 @@ def by_length(options: argparse.Namespace) -> list[dict[str, Any]]:
             first = turn % len(policies)
             for policy in policies[first:] + policies[:first]:
                 answers[policy].append(question(client, text, options.max_tokens, policy))
-    return [
-        {
+    for policy, made in answers.items():
+        yield {
             "policy": policy,
             "speed": speed(made),
             "speedup": speed(made) / speed(answers["off"]),
             "tokens_a_pass": sum(each.made for each in made) / sum(each.stats.rounds for each in made),
+            "accepted": sum(each.stats.accepted for each in made),
+            "drafted": sum(each.stats.drafted for each in made),
         }
-        for policy, made in answers.items()
-    ]
 
 
-def by_cores(options: argparse.Namespace) -> list[dict[str, Any]]:
+def by_cores(options: argparse.Namespace) -> Iterator[Row]:
     """A daemon of so many threads, one after the other."""
-    found = []
     for cores in range(1, machine.cores() + 1):
         if cores & (cores - 1) and cores != machine.cores():
             continue  # powers of two, and all there are
         with daemon(options, slots=1, threads=cores) as endpoint, Client(endpoint, name="scaling") as client:
             for policy in POLICIES:
                 made = [question(client, text, options.max_tokens, policy) for text in QUESTIONS[:2]]
-                found.append({"cores": cores, "policy": policy, "speed": speed(made)})
-    return found
+                yield {"cores": cores, "policy": policy, "speed": speed(made)}
 
 
-def figures(answer: Answer) -> dict[str, Any]:
-    return {
-        "speed": speed([answer]),
-        "first_seconds": answer.first_seconds,
-        "accepted": answer.stats.accepted,
-        "drafted": answer.stats.drafted,
-    }
+MEASURES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "apps": by_apps,
+    "contexts": by_context,
+    "lengths": by_length,
+    "cores": by_cores,
+}
 
 
 def tables(document: dict[str, Any], parts: Sequence[str] = PARTS) -> list[str]:
@@ -215,31 +235,34 @@ def tables(document: dict[str, Any], parts: Sequence[str] = PARTS) -> list[str]:
             "",
             "Apps that ask at once, each a question of its own:",
             "",
-            "| apps | policy | tokens a second, all | Jain's index | first ms, median (longest) "
-            "| whole s, median (longest) |",
-            "|---|---|---|---|---|---|",
+            "| apps | policy | tokens a second, all | Jain's index | each one's tokens a second "
+            "| each one's first token, ms | each one's whole answer, s |",
+            "|---|---|---|---|---|---|---|",
         ]
         for row in rows:
-            first, whole = row["first_seconds"], row["seconds"]
+            each = [
+                ", ".join(f"{value:.1f}" for value in row["speeds"]),
+                ", ".join(f"{1000 * value:.0f}" for value in row["first_seconds"]),
+                ", ".join(f"{value:.1f}" for value in row["seconds"]),
+            ]
             made.append(
                 f"| {row['apps']} | {row['policy']} | {row['throughput']:.1f} | {row['fairness']:.3f} "
-                f"| {1000 * statistics.median(first):.0f} ({1000 * max(first):.0f}) "
-                f"| {statistics.median(whole):.1f} ({max(whole):.1f}) |"
+                f"| {' | '.join(each)} |"
             )
     if "contexts" in parts and (rows := document.get("contexts")):
-        made += beside("contexts", "prompt tokens, about", "context", rows, first=True)
+        made += beside("contexts", "prompt tokens", "prompt_tokens", rows, first=True)
     if "lengths" in parts and (rows := document.get("lengths")):
         made += [
             "",
             "Draft lengths, the same questions in turns:",
             "",
-            "| policy | tokens a second | over the target alone | tokens a pass |",
-            "|---|---|---|---|",
+            "| policy | tokens a second | over the target alone | tokens a pass | accepted of drafted |",
+            "|---|---|---|---|---|",
         ]
         for row in rows:
             made.append(
                 f"| {row['policy']} | {row['speed']:.2f} | {row['speedup']:.2f}x "
-                f"| {row['tokens_a_pass']:.2f} |"
+                f"| {row['tokens_a_pass']:.2f} | {row['accepted']}/{row['drafted']} |"
             )
     if "cores" in parts and (rows := document.get("cores")):
         made += beside("cores", "cores", "cores", rows)
@@ -255,6 +278,8 @@ def beside(title: str, head: str, key: str, rows: Sequence[dict[str, Any]], firs
     heads = [head, "alone", "drafting", "speed-up", *more]
     made = ["", f"By {title}, tokens a second:", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for value, found in by_key.items():
+        if len(found) < len(POLICIES):
+            continue  # the run ended between the two
         off, auto = found["off"], found["auto"]
         cells = [str(value), f"{off['speed']:.2f}", f"{auto['speed']:.2f}"]
         cells.append(f"{auto['speed'] / off['speed']:.2f}x")

@@ -1,165 +1,55 @@
 """A SIMULATED target: the real target's recorded logits, replayed at a chosen time a pass.
 
-    python bench/simulated_gpu.py --prompts FILE.jsonl --json OUT.json
+    python bench/simulated_gpu.py --prompts FILE.jsonl --recording FILE.npz --json OUT.json
 
-For pairs that this machine can't hold. The logits and the draft's tokens are real; the times of target and
-draft are inputs, printed with the result. The engine, the controller and our own code run as they are, at
-their real time: its clock is moved by the difference. Nothing here was measured on a GPU.
+For pairs that this machine can't hold (bench/places.py). The logits and the draft's tokens are real; the
+times of target and draft are inputs, printed with the result. The engine, the controller and our own code run
+as they are, at their real time: its clock is moved by the difference. Nothing here was measured on a GPU.
+
+Recording takes minutes and is kept (--recording): what is replayed then takes our own code's time only, so a
+busy machine matters little, and less the longer a place's pass. --places N ... takes some of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
+from time import perf_counter
 from typing import Any
 
 import documents
-import numpy as np
+import recording
+from places import PLACES, Place
+from recording import Answer
+from replay import Clock, Replay, ReplayedDraft, told_by
 
-from draftd.daemon import drafting as drafting_module
-from draftd.daemon import engine as engine_module
 from draftd.daemon import loader
 from draftd.daemon.bench import read_prompts
+from draftd.daemon.bench_table import geometric_mean, share_of_best
 from draftd.daemon.control import Mode
 from draftd.daemon.controller import Controller
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
 from draftd.daemon.request import Request
 from draftd.daemon.settings import load as load_settings
-from draftd.drafts.base import Context, Draft, Proposal
+from draftd.drafts.base import Draft
 from draftd.drafts.suffix import SuffixDraft
-from draftd.models.base import Rows, Span, State, Target
 from draftd.models.sampling import Sampling
 
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """A pair and a place for it: a pass reads all weights once, each row more costs a little."""
-
-    name: str
-    target_bytes: float
-    bandwidth: float  # bytes a second, as the maker publishes it
-    row_ms: float  # of each row after the first
-    draft_ms: float  # of a drafted token
-
-    @property
-    def pass_ms(self) -> float:
-        return 1000 * self.target_bytes / self.bandwidth
-
-
-MACHINES = (
-    Machine("8B bf16 on an RTX 4090, draft 0.5B beside it", 16.1e9, 1008e9, 0.03, 1.5),
-    Machine("8B bf16 on an RTX 4090, draft 0.5B on this CPU", 16.1e9, 1008e9, 0.03, 20.0),
-    Machine("14B bf16 on an RTX A6000, draft 0.5B beside it", 29.5e9, 768e9, 0.05, 2.0),
-    Machine("70B bf16 on two A100 80GB, draft 0.5B beside them", 141e9, 2 * 2039e9, 0.1, 1.5),
-    Machine("70B bf16 on two A100 80GB, draft 0.5B on this CPU", 141e9, 2 * 2039e9, 0.1, 20.0),
-    Machine("70B 4-bit in dual-channel DDR5, draft 0.5B on the same CPU", 40e9, 80e9, 20.0, 20.0),
+FIXED: tuple[Mode, ...] = (
+    ("model", 2),
+    ("model", 4),
+    ("model", 8),
+    ("model", 16),
+    ("suffix", 8),
+    ("chain", 8),
 )
-FED = 16  # tokens of a prompt that the draft reads in the time of one that it drafts
-
-
-class Clock:
-    """perf_counter, moved by the difference of what a simulated part should take and what it took."""
-
-    def __init__(self) -> None:
-        self.offset = 0.0
-
-    def perf_counter(self) -> float:
-        return time.perf_counter() + self.offset
-
-    def instead(self, work: Callable[[], Any], seconds: Callable[[Any], float]) -> Any:
-        """Do the work and let it have taken that long."""
-        began = time.perf_counter()
-        result = work()
-        self.offset += seconds(result) - (time.perf_counter() - began)
-        return result
-
-
-class Replay:
-    """models/base.py's Target over one recorded answer: the row at a position is the recorded one."""
-
-    def __init__(self, rows: Rows, prompt: int, clock: Clock, place: Machine) -> None:
-        self.rows, self.prompt, self.clock, self.place = rows, prompt, clock, place
-        self.vocab, self.slots, self.context = rows.shape[1], 1, prompt + len(rows) + 1
-
-    def forward(self, spans: Sequence[Span]) -> list[Rows]:
-        return list(
-            self.clock.instead(lambda: [self._rows(span) for span in spans], lambda _: self._took(spans))
-        )
-
-    def _rows(self, span: Span) -> Rows:
-        first = (
-            span.start + len(span.tokens) - span.rows + 1 - self.prompt
-        )  # of the tokens that are predicted
-        # A row behind a wrong draft, or behind the recorded end, is never looked at: any will do.
-        wanted = np.clip(np.arange(first, first + span.rows), 0, len(self.rows) - 1)
-        return self.rows[wanted].copy()
-
-    def _took(self, spans: Sequence[Span]) -> float:
-        more = sum(len(span.tokens) for span in spans) - 1
-        return (self.place.pass_ms + self.place.row_ms * more) / 1000
-
-    def truncate(self, slot: int, length: int) -> None: ...
-
-    def copy_prefix(self, source: int, target: int, length: int) -> None: ...
-
-    def save_slot(self, slot: int) -> State | None:
-        return None
-
-    def load_slot(self, slot: int, state: State, length: int) -> None:
-        raise ValueError("a replayed target keeps no state")
-
-    def drop(self, slots: Sequence[int]) -> None: ...
-
-    def set_threads(self, count: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class TimedDraft:
-    """The real draft; its time is what the simulated place would take."""
-
-    def __init__(self, draft: Draft, clock: Clock, place: Machine) -> None:
-        self.draft, self.clock, self.place = draft, clock, place
-        self.seen = 0
-
-    def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
-        (context,) = contexts
-        fed = max(0, len(context.tokens) - self.seen - 1)
-
-        def seconds(proposals: list[Proposal]) -> float:
-            self.seen = len(context.tokens)
-            return self.place.draft_ms * (len(proposals[0].tokens) + fed / FED) / 1000
-
-        return list(self.clock.instead(lambda: self.draft.propose(contexts), seconds))
-
-    def prepare(self, slot: int, tokens: Sequence[int]) -> None:
-        raise AssertionError("nothing is prefilled here")
-
-    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
-        return self.draft.unseen(slot, tokens)
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        raise AssertionError("one slot has nobody to copy from")
-
-    def forget(self, slot: int) -> None:
-        self.seen = 0
-        self.draft.forget(slot)
-
-    def drop(self, slots: Sequence[int]) -> None:
-        self.draft.drop(slots)
-
-    def set_threads(self, count: int) -> None:
-        self.draft.set_threads(count)
-
-    def close(self) -> None:
-        self.draft.close()
+BEHIND = 0.95  # a share of the best fixed policy that the page names one by one
 
 
 def main() -> None:
@@ -169,9 +59,42 @@ def main() -> None:
     parser.add_argument("--pair", default="qwen2.5-coder")
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--per-category", type=int, default=1)
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--places", type=int, nargs="+", choices=range(1, len(PLACES) + 1), metavar="N")
+    parser.add_argument("--recording", type=Path, help="kept there, and taken from there the next time")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
+    title = f"{options.pair}, {options.prompts.name}, {options.per_category} x {options.max_tokens} tokens"
+    draft: Draft | None = None
+    if options.recording and options.recording.exists():
+        models, answers = recording.load(options.recording, title)
+    else:
+        models, answers, draft = record(options)
+        if options.recording:
+            recording.save(options.recording, title, models, answers)
+    places = [PLACES[number - 1] for number in options.places or range(1, len(PLACES) + 1)]
+    document = documents.begin(
+        "simulated",
+        pair=options.pair,
+        models=models,
+        inputs=[asdict(place) for place in places],
+        answers=[[each.category, len(each.rows)] for each in answers],
+        runs=[],
+    )
+    for place in places:
+        began = perf_counter()
+        document["runs"] += at(place, answers, draft)
+        print(f"[{perf_counter() - began:.0f} s] SIMULATED {place.name}: {summary(document, place.name)}")
+        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    if draft is not None:
+        draft.close()
+        if options.recording:  # with what was drafted meanwhile
+            recording.save(options.recording, title, models, answers)
+    print(*lines(document), sep="\n")
+
+
+def record(options: argparse.Namespace) -> tuple[str, list[Answer], Draft]:
+    """What the pair's models are, each prompt's answer by its own target, and its draft."""
     own = {"pair": options.pair, "slots": 1, "context": 4096, "backend": "llama_cpp", "history": False}
     with tempfile.TemporaryDirectory() as state:
         settings = load_settings(None).model_copy(update=own | {"state_dir": Path(state)})
@@ -179,76 +102,161 @@ def main() -> None:
     draft = loaded.drafting.model
     if draft is None:
         raise SystemExit(f"the pair {options.pair} has no draft here: {loaded.info.get('draft_refused')}")
-    prompts = read_prompts(options.prompts, options.per_category)
-    recorded = []
-    for prompt in prompts:
+    answers = []
+    for prompt in read_prompts(options.prompts, options.per_category):
         tokens = loaded.tokenizer.chat([{"role": "user", "content": prompt.turns[0]}])
-        recorded.append((prompt.category, tokens, record(loaded.target, tokens, options.max_tokens)))
-        print(f"recorded {prompt.category}", flush=True)
-    runs = []
-    for place in MACHINES:
-        for policy in (None, ("model", 8), ("suffix", 8)):
-            runs.append(simulate(place, policy or "auto", recorded, draft))
-        best = max(runs[-2:], key=lambda run: run["speedup"])
+        given = (loaded.target, prompt.category, tokens, options.max_tokens, loaded.tokenizer.stop_ids)
+        began = perf_counter()
+        answers.append(recording.record(*given))
         print(
-            f"SIMULATED {place.name}: {runs[-3]['speedup']:.2f}x, best fixed {best['speedup']:.2f}x",
+            f"[{perf_counter() - began:.0f} s] recorded {prompt.category}: {len(tokens)} tokens of prompt, "
+            f"{len(answers[-1].rows)} of answer",
             flush=True,
         )
-    document = documents.begin(
-        "simulated",
-        pair=options.pair,
-        inputs=[asdict(place) | {"pass_ms": place.pass_ms} for place in MACHINES],
-        fed_per_drafted=FED,
-        runs=runs,
+    loaded.target.close()
+    return f"target {loaded.info['target']}, draft {loaded.info['draft']}", answers, draft
+
+
+def at(place: Place, answers: Sequence[Answer], draft: Draft | None) -> list[dict[str, Any]]:
+    """Every policy in one place: its speed over that of the target alone, both through draftd."""
+    policies: tuple[Mode, ...] = ("off", "auto", *FIXED)
+    found = {}
+    for mode in policies:
+        name = mode if isinstance(mode, str) else f"{mode[0]}:{mode[1]}"
+        found[name] = simulate(place, mode, answers, draft)
+    alone = found.pop("off")
+    passes = [(len(each.rows) - 1) * place.pass_ms / 1000 for each in answers]
+    ours = statistics.median(
+        (each - bare) / (len(answer.rows) - 1)
+        for each, bare, answer in zip(alone, passes, answers, strict=True)
     )
-    options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    return [
+        {
+            "machine": place.name,
+            "policy": name,
+            "own_ms": 1000 * ours,  # of our own code, a round of the target alone
+            "by_category": {
+                category: total(answers, alone, category) / total(answers, seconds, category)
+                for category in dict.fromkeys(answer.category for answer in answers)
+            },
+        }
+        for name, seconds in found.items()
+    ]
 
 
-def record(target: Target, prompt: list[int], count: int) -> Rows:
-    """The target's own greedy answer, as the rows that predict it: [count, vocab]."""
-    target.truncate(0, 0)
-    rows, fed, at = [], list(prompt), 0
-    for _ in range(count):
-        (row,) = target.forward([Span(0, at, fed, 1)])
-        rows.append(row[-1].copy())
-        at, fed = at + len(fed), [int(row[-1].argmax())]
-    return np.stack(rows)
+def total(answers: Sequence[Answer], seconds: Sequence[float], category: str) -> float:
+    """Of a category's answers."""
+    return sum(each for answer, each in zip(answers, seconds, strict=True) if answer.category == category)
 
 
-def simulate(
-    place: Machine, mode: Mode, recorded: list[tuple[str, list[int], Rows]], draft: Draft
-) -> dict[str, Any]:
-    """All prompts one after the other with one controller; speeds over the simulated target alone."""
-    clock = Clock()
-    for module in (engine_module, drafting_module):
-        vars(module)["time"] = SimpleNamespace(perf_counter=clock.perf_counter)
-    controller = Controller(("suffix", "model"))
-    timed = TimedDraft(draft, clock, place)
-    seconds, tokens, choices = 0.0, 0, {}
-    for key, (category, prompt, rows) in enumerate(recorded):
-        drafting = Drafting(timed, SuffixDraft(), controller)
-        engine = Engine(Replay(rows, len(prompt), clock, place), drafting)
-        request = Request(
-            key, list(prompt), len(prompt), len(prompt) + len(rows), Sampling(), frozenset(), mode=mode
-        )
-        request.reuse = False
-        engine.add(request)
-        engine.step()  # the prompt's pass
-        began = clock.perf_counter()
-        while engine.busy:
-            engine.step()
-        took = clock.perf_counter() - began
-        expected = rows.argmax(axis=1).tolist()
-        if request.tokens[len(prompt) :] != expected:
-            raise SystemExit(f"the replayed answer of {category} differs from the recorded one")
-        seconds, tokens = seconds + took, tokens + len(rows) - 1
-        choices[category] = (len(rows) - 1) * place.pass_ms / 1000 / took
+def simulate(place: Place, mode: Mode, answers: Sequence[Answer], draft: Draft | None) -> list[float]:
+    """Seconds behind the first token of each answer, one after the other with one controller."""
+    clock, controller = Clock(), Controller(("suffix", "model"))
+    found = []
+    with told_by(clock):
+        for key, answer in enumerate(answers):
+            drafting = Drafting(ReplayedDraft(answer, draft, clock, place), SuffixDraft(), controller)
+            engine = Engine(Replay(answer, clock, place), drafting)
+            prompt, expected = len(answer.prompt), answer.tokens
+            request = Request(
+                key, list(answer.prompt), prompt, prompt + len(expected), Sampling(), frozenset(), mode=mode
+            )
+            request.reuse = False
+            engine.add(request)
+            while len(request.tokens) == prompt:  # the prompt's passes, up to the first token
+                engine.step()
+            began = clock.perf_counter()
+            while engine.busy:
+                engine.step()
+            found.append(clock.perf_counter() - began)
+            if request.tokens[prompt:] != expected:
+                raise SystemExit(f"the replayed answer of {answer.category} differs from the recorded one")
+    return found
+
+
+def shares(document: dict[str, Any], place: str) -> dict[str, tuple[float, str]]:
+    """By category: the controller's share of the best fixed policy's speed, and which one that is."""
+    runs = {run["policy"]: run["by_category"] for run in document["runs"] if run["machine"] == place}
+    fixed = [policy for policy in runs if policy != "auto"]
+    found = {}
+    for category in runs["auto"]:
+        speeds = {policy: each[category] for policy, each in runs.items()}
+        best = max(fixed, key=lambda policy: speeds[policy])
+        found[category] = (share_of_best(speeds, fixed), best if speeds[best] > 1.0 else "off")
+    return found
+
+
+def means(document: dict[str, Any], place: str) -> dict[str, float]:
+    """By policy: speed over the target alone, as geometric mean over the categories."""
     return {
-        "machine": place.name,
-        "policy": mode if isinstance(mode, str) else f"{mode[0]}:{mode[1]}",
-        "speedup": tokens * place.pass_ms / 1000 / seconds,
-        "by_category": choices,
+        run["policy"]: geometric_mean(run["by_category"].values())
+        for run in document["runs"]
+        if run["machine"] == place
     }
+
+
+def hindsight(document: dict[str, Any], place: str) -> float:
+    """The same of each category's best fixed policy, the target alone being one."""
+    runs = [
+        run["by_category"] for run in document["runs"] if run["machine"] == place and run["policy"] != "auto"
+    ]
+    return geometric_mean(max(1.0, *(run[category] for run in runs)) for category in runs[0])
+
+
+def summary(document: dict[str, Any], place: str) -> str:
+    share = geometric_mean(each for each, _ in shares(document, place).values())
+    return (
+        f"auto {means(document, place)['auto']:.2f}x, best fixed {hindsight(document, place):.2f}x, "
+        f"auto / best fixed {share:.2f}"
+    )
+
+
+def lines(document: dict[str, Any]) -> list[str]:
+    """The tables, in Markdown: the inputs, then speeds that nobody measured on such a machine."""
+    count = sum(length for _, length in document["answers"])
+    made = [
+        f"**SIMULATED.** The logits of {document['pair']}'s target ({len(document['answers'])} answers, "
+        f"{count} tokens; {document['models']}) and the choices of its draft are real and were recorded; "
+        "the times of a pass and of a drafted token are inputs. No such machine was at hand, and acceptance "
+        "is that of the small pair. Our own code ran at its real time on this machine's CPU.",
+        "",
+        "| simulated place | a pass is of | pass ms | row ms | drafted token ms | read ms | draft's are of |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for place in document["inputs"]:
+        cells = [place["name"], f"{place['basis']}: {place['source']}", f"{place['pass_ms']:.1f}"]
+        cells += [f"{place[name]:.2f}" for name in ("row_ms", "draft_ms", "read_ms")]
+        made.append(f"| {' | '.join([*cells, place['drafting']])} |")
+    policies = list(dict.fromkeys(run["policy"] for run in document["runs"]))
+    heads = ["SIMULATED, speed over the target alone", *policies]
+    heads += ["best fixed in hindsight", "auto / best fixed", "worst category", "our own ms a round"]
+    made += [
+        "",
+        "Row ms: each row that a pass checks beyond the first; read ms: each token more that the draft reads "
+        "at once. Geometric means over the categories; in hindsight: the best of the fixed ones, or none, "
+        "for each category.",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
+    ]
+    for place in document["inputs"]:
+        name = place["name"]
+        speeds, share = means(document, name), shares(document, name)
+        worst = min(share, key=lambda category: share[category][0])
+        own = next(run["own_ms"] for run in document["runs"] if run["machine"] == name)
+        cells = [name, *(f"{speed:.2f}x" for speed in speeds.values()), f"{hindsight(document, name):.2f}x"]
+        cells.append(f"{geometric_mean(each for each, _ in share.values()):.2f}")
+        cells += [f"{worst} {share[worst][0]:.2f} ({share[worst][1]})", f"{own:.2f}"]
+        made.append(f"| {' | '.join(cells)} |")
+    made += ["", f"Where the controller is below {BEHIND} of the best fixed (which one):", ""]
+    for place in document["inputs"]:
+        found = [
+            f"{category} {share:.2f} ({best})"
+            for category, (share, best) in shares(document, place["name"]).items()
+            if share < BEHIND
+        ]
+        made.append(f"- {place['name']}: {', '.join(found) or 'nowhere'}")
+    return made
 
 
 if __name__ == "__main__":

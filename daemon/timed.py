@@ -29,6 +29,7 @@ class Answer:
     stats: Stats
     sentence_seconds: float = 0.0  # to the end of the first sentence, or of an answer that is none
     gaps: tuple[float, ...] = ()  # between one message with text and the next
+    prompt_tokens: int = 0
 
     @property
     def made(self) -> int:
@@ -76,5 +77,6 @@ def ask(
             stats=event.stats,
             sentence_seconds=seconds if sentence is None else sentence,
             gaps=tuple(after - before for before, after in pairwise(arrivals)),
+            prompt_tokens=event.usage.prompt_tokens,
         )
     raise AssertionError("a stream ends with Done or an error")

@@ -1,13 +1,17 @@
-"""The programs of bench/, as modules."""
+"""The programs of bench/, as modules, and a pair small enough to run them with."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.tiny import write_tiny
+from tests.tiny_gguf import write_gguf
 
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -17,3 +21,41 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """A program by its name, found as Python finds what lies beside a script."""
     monkeypatch.syspath_prepend(str(BENCH))
     return importlib.import_module
+
+
+@pytest.fixture(scope="session")
+def gguf_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """target.gguf (fp32), and draft.gguf that often agrees with it."""
+    root = tmp_path_factory.mktemp("bench")
+    write_gguf(write_tiny(root / "target"), root / "target.gguf")
+    write_gguf(write_tiny(root / "noisy", noise=0.15), root / "draft.gguf")
+    return root
+
+
+@pytest.fixture
+def tiny_pair(tmp_path: Path, gguf_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair `tiny` of them in this process's environment, which a daemon inherits."""
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text(
+        f'[models.target]\npath = "{gguf_files}/target.gguf"\n'
+        f'[models.draft]\npath = "{gguf_files}/draft.gguf"\n'
+        '[pairs.tiny]\ntarget = "target"\ndraft = "draft"\nbackend = "llama_cpp"\n'
+    )
+    settings = {"CATALOG": catalog, "CONFIG": tmp_path / "none", "CACHE_DIR": tmp_path, "STATE_DIR": tmp_path}
+    for name, value in {**settings, "CONTEXT": "512", "THREADS": "1"}.items():
+        monkeypatch.setenv(f"DRAFTD_{name}", str(value))
+
+
+@pytest.fixture
+def run_main(
+    program: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., ModuleType]:
+    """Run a program of bench/ with these arguments, in this process."""
+
+    def run(name: str, *arguments: str | Path) -> ModuleType:
+        module = program(name)
+        monkeypatch.setattr(sys, "argv", [f"bench/{name}.py", *map(str, arguments)])
+        module.main()
+        return module
+
+    return run

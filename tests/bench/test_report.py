@@ -46,12 +46,25 @@ DOCUMENTS: list[dict[str, Any]] = [
                 "policy": "off",
                 "throughput": 3.0,
                 "fairness": 0.9,
+                "speeds": [1.0, 2.0],
                 "first_seconds": [1.0, 2.0],
                 "seconds": [4.0, 5.0],
             }
         ],
-        "contexts": [{"context": 256, "policy": each, "speed": 2.0, "first_seconds": 1.0} for each in TWO],
-        "lengths": [{"policy": "off", "speed": 1.0, "speedup": 1.0, "tokens_a_pass": 1.0}],
+        "contexts": [
+            {"context": 256, "prompt_tokens": 9, "policy": each, "speed": 2.0, "first_seconds": 1.0}
+            for each in TWO
+        ],
+        "lengths": [
+            {
+                "policy": "off",
+                "speed": 1.0,
+                "speedup": 1.0,
+                "tokens_a_pass": 1.0,
+                "accepted": 0,
+                "drafted": 0,
+            }
+        ],
         "cores": [{"cores": 1, "policy": each, "speed": 2.0} for each in TWO],
     },
     {
@@ -93,7 +106,9 @@ def test_a_section_names_its_command_and_its_tables_are_whole(
 SIMULATED = {
     "kind": "simulated",
     "inputs": [{"name": "a big <one>"}],
-    "runs": [{"machine": "a big <one>", "policy": each, "speedup": 2.0} for each in ("auto", "model:8")],
+    "runs": [
+        {"machine": "a big <one>", "policy": each, "by_category": {"qa": 2.0}} for each in ("auto", "model:8")
+    ],
 }
 
 

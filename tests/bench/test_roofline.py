@@ -60,9 +60,3 @@ def test_bounds_by_hand(program: Program) -> None:
     assert found["free"] == pytest.approx(2.5 * 0.1 / 0.12)
     assert roofline.interpolated({"1": 0.2, "3": 0.3}, 2, 0.2) == pytest.approx(0.25)
     assert roofline.interpolated({"4": 0.1}, 2, 0.2) == 0.2
-
-
-def test_jains_index(program: Program) -> None:
-    scaling = program("scaling")
-    assert scaling.jain([2.0, 2.0, 2.0]) == pytest.approx(1.0)
-    assert scaling.jain([3.0, 0.0, 0.0]) == pytest.approx(1 / 3)

@@ -1,0 +1,136 @@
+"""The simulated parts of bench/simulated_gpu.py: a clock, a target and a draft that replay a recording."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+from places import Place
+from recording import Answer, choice
+
+from draftd.daemon import drafting as drafting_module
+from draftd.daemon import engine as engine_module
+from draftd.drafts.base import Context, Draft, Proposal, common_prefix
+from draftd.models.base import Rows, Span, State
+
+
+class Clock:
+    """perf_counter, moved by the difference of what a simulated part should take and what it took."""
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+
+    def perf_counter(self) -> float:
+        return time.perf_counter() + self.offset
+
+    def set(self, moment: float) -> None:
+        """Let it be this moment now."""
+        self.offset += moment - self.perf_counter()
+
+
+@contextmanager
+def told_by(clock: Clock) -> Iterator[None]:
+    """The engine's modules read this clock meanwhile."""
+    modules = (engine_module, drafting_module)
+    try:
+        for module in modules:
+            vars(module)["time"] = SimpleNamespace(perf_counter=clock.perf_counter)
+        yield
+    finally:
+        for module in modules:
+            vars(module)["time"] = time
+
+
+class Replay:
+    """models/base.py's Target over one recorded answer: the row at a position is the recorded one."""
+
+    slots = 1
+
+    def __init__(self, answer: Answer, clock: Clock, place: Place) -> None:
+        self.rows, self.prompt, self.clock, self.place = answer.rows, len(answer.prompt), clock, place
+        self.vocab, self.context = self.rows.shape[1], self.prompt + len(self.rows) + 1
+
+    def forward(self, spans: Sequence[Span]) -> list[Rows]:
+        began = self.clock.perf_counter()
+        rows = [self._rows(span) for span in spans]
+        more = sum(len(span.tokens) for span in spans) - 1
+        self.clock.set(began + (self.place.pass_ms + self.place.row_ms * more) / 1000)
+        return rows
+
+    def _rows(self, span: Span) -> Rows:
+        # of the tokens that are predicted
+        first = span.start + len(span.tokens) - span.rows + 1 - self.prompt
+        # A row behind a wrong draft, or behind the recorded end, is never looked at: any will do.
+        wanted = np.clip(np.arange(first, first + span.rows), 0, len(self.rows) - 1)
+        return self.rows[wanted]
+
+    def truncate(self, slot: int, length: int) -> None: ...
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None: ...
+
+    def save_slot(self, slot: int) -> State | None:
+        return None
+
+    def load_slot(self, slot: int, state: State, length: int) -> None:
+        raise ValueError("a replayed target keeps no state")
+
+    def drop(self, slots: Sequence[int]) -> None: ...
+
+    def set_threads(self, count: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ReplayedDraft:
+    """drafts/base.py's Draft over one recorded answer, that asks the real one for what was not yet drafted.
+
+    It takes the place's time to feed and draft; our own sampler beside it takes the time it takes.
+    """
+
+    def __init__(self, answer: Answer, draft: Draft | None, clock: Clock, place: Place) -> None:
+        self.answer, self.draft, self.clock, self.place = answer, draft, clock, place
+        self.seen: list[int] = []  # what its cache would hold
+
+    def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
+        (context,) = contexts
+        proposal = Proposal(drawn=True)
+        tokens = list(context.tokens)
+        fed = len(tokens) - min(common_prefix(self.seen, tokens), len(tokens) - 1)
+        self._take(self.clock.perf_counter(), self.place.read_ms * (fed - 1))
+        while len(proposal.tokens) < context.limit:
+            began = self.clock.perf_counter()
+            token, confidence = choice(self.answer, self.draft, context, tokens)
+            self._take(began, self.place.draft_ms)
+            context.choose(self.answer.rows[0], len(tokens))  # for its time alone
+            self.seen = list(tokens)
+            tokens.append(token)
+            proposal.tokens.append(token)
+            proposal.confidence.append(confidence)
+            if not context.proceed(proposal.confidence):
+                break
+        return [proposal]
+
+    def _take(self, began: float, milliseconds: float) -> None:
+        self.clock.set(began + milliseconds / 1000)
+
+    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
+        return len(tokens) - common_prefix(self.seen, tokens)
+
+    def prepare(self, slot: int, tokens: Sequence[int]) -> None:
+        raise AssertionError("nothing is prefilled here")
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        raise AssertionError("one slot has nobody to copy from")
+
+    def forget(self, slot: int) -> None:
+        self.seen = []
+
+    def drop(self, slots: Sequence[int]) -> None:
+        self.seen = []
+
+    def set_threads(self, count: int) -> None: ...
+
+    def close(self) -> None: ...

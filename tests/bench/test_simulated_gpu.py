@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from draftd.daemon import drafting, engine
+from draftd.drafts.base import Context
+from draftd.models.base import Span
+
+Program = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def answer(program: Program) -> Any:
+    """A prompt of three tokens, an answer of 4, 5, 6, and what the draft chose behind some texts."""
+    rows = np.zeros((3, 9), np.float32)
+    rows[[0, 1, 2], [4, 5, 6]] = 1.0
+    made: Any = program("recording").Answer("a", [1, 2, 3], rows)
+    made.drafted = {(4,): (5, 0.9), (4, 5): (7, 0.8), (4, 5, 7): (8, 0.7)}
+    return made
+
+
+@pytest.fixture
+def place(program: Program) -> Any:
+    return replace(
+        program("places").PLACES[0], name="here", pass_ms=1000.0, row_ms=10.0, draft_ms=100.0, read_ms=1.0
+    )
+
+
+def context(tokens: list[int], limit: int) -> Context:
+    return Context(0, tokens, limit, lambda row, position: (0, 0.0), lambda confidences: True)
+
+
+def test_a_replayed_pass_gives_the_recorded_rows_and_takes_the_places_time(
+    program: Program, answer: Any, place: Any
+) -> None:
+    replay = program("replay")
+    clock = replay.Clock()
+    target = replay.Replay(answer, clock, place)
+    began = clock.offset
+    (row,) = target.forward([Span(0, 0, [1, 2, 3], 1)])
+    assert row.argmax(axis=1).tolist() == [4]
+    assert clock.offset - began == pytest.approx(1.020, abs=0.01)  # two rows beyond the first
+    (rows,) = target.forward([Span(0, 3, [4, 5, 0], 3)])
+    assert rows[:2].argmax(axis=1).tolist() == [5, 6], "the third is behind the recorded end"
+
+
+def test_a_replayed_draft_chooses_as_recorded_and_takes_the_places_time(
+    program: Program, answer: Any, place: Any
+) -> None:
+    replay = program("replay")
+    clock = replay.Clock()
+    draft = replay.ReplayedDraft(answer, None, clock, place)
+    (proposal,) = draft.propose([context([1, 2, 3, 4], 2)])
+    assert (proposal.tokens, proposal.confidence) == ([5, 7], [0.9, 0.8])
+    assert clock.offset == pytest.approx(0.203, abs=0.01)  # three tokens more were read
+    assert draft.unseen(0, [1, 2, 3, 4, 5, 6]) == 1, "what was drafted last has not been read"
+    before = clock.offset
+    (proposal,) = draft.propose([context([1, 2, 3, 4, 5], 1)])
+    assert proposal.tokens == [7]
+    assert clock.offset - before == pytest.approx(0.100, abs=0.01)
+    with pytest.raises(SystemExit, match="lacks what this run drafts"):
+        draft.propose([context([1, 2, 3, 4, 6], 1)])
+
+
+def test_the_engine_reads_the_clock_only_meanwhile(program: Program) -> None:
+    replay = program("replay")
+    clock = replay.Clock()
+    clock.set(1e9)
+    with replay.told_by(clock):
+        assert vars(engine)["time"].perf_counter() >= 1e9
+        assert vars(drafting)["time"].perf_counter() >= 1e9
+    assert vars(engine)["time"].perf_counter() < 1e9
+    assert vars(drafting)["time"].perf_counter() < 1e9
+
+
+def test_a_recording_comes_back_as_it_was_kept(program: Program, answer: Any, tmp_path: Path) -> None:
+    recording = program("recording")
+    recording.save(tmp_path / "it", "this", "these models", [answer])
+    models, (kept,) = recording.load(tmp_path / "it", "this")
+    assert models == "these models"
+    assert (kept.category, kept.prompt, kept.drafted) == ("a", [1, 2, 3], answer.drafted)
+    assert kept.tokens == [4, 5, 6]
+    with pytest.raises(SystemExit, match="a recording of this, not of that"):
+        recording.load(tmp_path / "it", "that")
+
+
+def test_shares_of_the_best_fixed_by_hand(program: Program) -> None:
+    simulated = program("simulated_gpu")
+    speeds = {
+        "auto": {"a": 1.8, "b": 0.9},
+        "model:8": {"a": 2.0, "b": 0.5},
+        "suffix:8": {"a": 1.0, "b": 0.8},
+    }
+    runs = [{"machine": "here", "policy": name, "by_category": each} for name, each in speeds.items()]
+    document = {"runs": runs}
+    assert simulated.shares(document, "here") == {"a": (pytest.approx(0.9), "model:8"), "b": (0.9, "off")}
+    assert simulated.means(document, "here")["model:8"] == pytest.approx(1.0)
+    assert simulated.hindsight(document, "here") == pytest.approx(2.0**0.5)
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_a_recording_of_a_real_pair_is_replayed(
+    run_main: Callable[..., ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"question_id": each, "category": each, "turns": [f"say {each}"]} for each in ("a", "b")]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    out, kept = tmp_path / "out.json", tmp_path / "kept.npz"
+    given = ["--pair", "tiny", "--prompts", prompts, "--max-tokens", "20", "--places", "1", "8"]
+    simulated = run_main("simulated_gpu", *given, "--recording", kept, "--json", out)
+    assert "recorded b: " in capsys.readouterr().out
+    document = json.loads(out.read_text("utf-8"))
+    assert document["models"] == "target target, draft draft"
+    names = [place["name"] for place in document["inputs"]]
+    assert len(names) == 2
+    for run in document["runs"]:
+        assert run["machine"] in names
+        assert set(run["by_category"]) == {"a", "b"}
+        assert all(speed > 0 for speed in run["by_category"].values())
+    text = "\n".join(simulated.lines(document))
+    assert "**SIMULATED.**" in text
+    for place in document["inputs"]:
+        assert place["source"] in text
+    # The file has all that a fixed length drafts: no model is needed any more.
+    _, answers = simulated.recording.load(kept, "tiny, prompts.jsonl, 1 x 20 tokens")
+    seconds = simulated.simulate(simulated.PLACES[0], ("model", 4), answers, None)
+    assert len(seconds) == 2
