@@ -1,14 +1,17 @@
-"""What coupling, token and block rejection accept of the same model's drafts: the table of architecture.md.
+"""What coupling, token and block rejection accept of the same model's drafts.
 
 python bench/verify_modes.py prompts.jsonl --pair qwen2.5-coder --temperature 0.8 --temperature 1.2
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
+from documents import begin
 
 from draftd.daemon.bench import read_prompts
 from draftd.daemon.engine import Engine
@@ -19,6 +22,29 @@ from draftd.models.rejection import Rejection
 from draftd.models.sampling import Sampling
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What became of one mode's drafts at one temperature, all prompts together."""
+
+    temperature: float
+    verify: str
+    drafted: int
+    accepted: int
+    rounds: int
+
+    @property
+    def line(self) -> str:
+        """Its row of the table; a round gives what it accepted and one token of the target's own."""
+        share = self.accepted / self.drafted if self.drafted else 0.0
+        return (
+            f"| {self.temperature:g} | {self.verify} | {self.accepted}/{self.drafted} | {share:.3f} "
+            f"| {1 + self.accepted / self.rounds:.2f} |"
+        )
+
+
+HEAD = ("| temperature | verify | accepted | share | tokens a pass |", "|---|---|---|---|---|")
+
+
 def main(
     prompts: Path,
     pair: Annotated[str, typer.Option()] = "qwen2.5-coder",
@@ -26,6 +52,7 @@ def main(
     per_category: Annotated[int, typer.Option()] = 1,
     length: Annotated[int, typer.Option(help="Drafted tokens a round.")] = 5,
     max_tokens: Annotated[int, typer.Option()] = 64,
+    json_out: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Print each mode's share of accepted drafts and its tokens a pass; nothing is timed."""
     settings = load_settings().model_copy(update={"pair": pair, "context": 1024})
@@ -34,9 +61,17 @@ def main(
         loaded.tokenizer.chat([{"role": "user", "content": prompt.turns[0]}])
         for prompt in read_prompts(prompts, per_category)
     ]
-    print(f"{pair}, {loaded.info['backend']}, draft {loaded.info['draft']}, {len(questions)} prompts,")
-    print(f"{max_tokens} tokens each, {length} drafted a round\n")
-    print("| temperature | verify | accepted | tokens a pass |\n|---|---|---|---|", flush=True)
+    document = begin(
+        "verify modes",
+        pair=pair,
+        backend=loaded.info["backend"],
+        draft=loaded.info["draft"],
+        prompts=len(questions),
+        max_tokens=max_tokens,
+        length=length,
+    )
+    made: list[Found] = []
+    print(*HEAD, sep="\n", flush=True)
     for degree in temperature:
         for how in ("coupled", *get_args(Rejection)[::-1]):
             engine = Engine(loaded.target, loaded.drafting)
@@ -58,12 +93,31 @@ def main(
                 engine.add(request)
             while engine.busy:
                 engine.step()
-            drafted = sum(request.tally.drafted for request in requests)
-            accepted = sum(request.tally.accepted for request in requests)
-            rounds = sum(request.tally.rounds for request in requests)
-            print(
-                f"| {degree:g} | {how} | {accepted / drafted:.3f} | {1 + accepted / rounds:.2f} |", flush=True
+            tallies = [request.tally for request in requests]
+            made.append(
+                Found(
+                    degree,
+                    how,
+                    sum(tally.drafted for tally in tallies),
+                    sum(tally.accepted for tally in tallies),
+                    sum(tally.rounds for tally in tallies),
+                )
             )
+            print(made[-1].line, flush=True)
+    if json_out is not None:
+        document["found"] = [asdict(each) for each in made]
+        json_out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def lines(document: dict[str, Any]) -> list[str]:
+    """The table of a report, and what was asked."""
+    return [
+        f"{document['prompts']} prompts, {document['max_tokens']} tokens each, up to {document['length']} "
+        f"drafted a round by {document['draft']}; nothing is timed.",
+        "",
+        *HEAD,
+        *(Found(**each).line for each in document["found"]),
+    ]
 
 
 if __name__ == "__main__":

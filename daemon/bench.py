@@ -59,6 +59,13 @@ def bench(
             help="Instead of speeds: how good the answers are, of target, quantised target and draft alone.",
         ),
     ] = False,
+    form: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --quality, ask only this: transformers, llama_cpp, Q4_0, Q3_K_M, Q2_K or draft; "
+            "may be repeated."
+        ),
+    ] = None,
     per_category: Annotated[
         int | None, typer.Option(min=1, help="Only the first N prompts of each category.")
     ] = None,
@@ -94,8 +101,17 @@ def bench(
         raise InvalidRequest(f"--json {json_out}: there is no directory {json_out.absolute().parent}")
     console, notes = Console(), Console(stderr=True)
     if quality:
-        made = bench_quality.quality(pair, endpoint, config, per_category, max_tokens, console, notes)
-        _write(json_out, made)
+        bench_quality.quality(
+            pair,
+            endpoint,
+            config,
+            form or [],
+            per_category,
+            max_tokens,
+            lambda made: _write(json_out, made),
+            console,
+            notes,
+        )
         return
     if prompts is None:
         raise InvalidRequest("say which prompts: --prompts FILE.jsonl (or --quality, which brings its own)")

@@ -36,6 +36,7 @@ class Said:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     tops: list[dict[int, float]] = field(default_factory=list)
+    accepted: int = 0  # of its tokens, those that were drafted
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Row:
     margins: list[float | None]  # where it left its own target's answer; None: beyond the alternatives told
     places: list[int]  # of the first token that differs, for each of `margins`
     items: int
+    tokens: int  # of all its answers
+    accepted: int  # of these, those that were drafted
 
 
 def rows(items: Sequence[Item], said: dict[str, list[Said]]) -> list[Row]:
@@ -69,6 +72,8 @@ def rows(items: Sequence[Item], said: dict[str, list[Said]]) -> list[Row]:
                 margins=[margin for _, margin in parted],
                 places=[place for place, _ in parted],
                 items=len(items),
+                tokens=sum(len(answer.tokens) for answer in answers),
+                accepted=sum(answer.accepted for answer in answers),
             )
         )
         own = answers if alone else own
@@ -176,8 +181,9 @@ def divergences(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row.same_as_own is None:
             continue
+        begins = f"{row.name} ({row.accepted} of {row.tokens} tokens were drafted): "
         if not row.places:
-            made.append(f"{row.name}: no answer differs from the target's alone.")
+            made.append(f"{begins}no answer differs from the target's alone.")
             continue
         margins = [margin for margin in row.margins if margin is not None]
         told = (
@@ -187,7 +193,7 @@ def divergences(rows: Sequence[Row]) -> list[str]:
             else "the other token was not among the likeliest"
         )
         made.append(
-            f"{row.name}: {len(row.places)} of {row.items} answers differ, first at token "
+            f"{begins}{len(row.places)} of {row.items} answers differ, first at token "
             f"{median(row.places):.0f} (median); {told}."
         )
     return made

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +69,7 @@ def tune(pair: Pair, settings: Settings, text: str, quick: bool, say: Say) -> Ou
     record_file = tuned.record_path(pair.name, settings)
     with exclusive(record_file, f"the tuned draft of {pair.name}", lambda progress: say(progress.note)):
         backend = _backend(pair, settings, threads, say)
-        workdir = _workdir(settings)
-        try:
+        with tuned.workdir(settings) as workdir:
             candidates, skipped = plan(pair, settings, backend, quick, workdir)
             for candidate in candidates:
                 if candidate.recipe is not None:
@@ -96,8 +93,6 @@ def tune(pair: Pair, settings: Settings, text: str, quick: bool, say: Say) -> Ou
                 record = _install(pair, settings, backend, candidates[chosen], figures, chosen)
                 if (now := _backend(pair, settings, threads, say)) != backend:
                     say(f"with this draft {now} is expected to be faster than {backend}: it runs the target")
-        finally:
-            shutil.rmtree(workdir, ignore_errors=True)
     return Outcome(figures, record, skipped + crowded)
 
 
@@ -255,18 +250,6 @@ def _measure(
 
 
 # ---- files
-
-
-def _workdir(settings: Settings) -> Path:
-    """A directory for the candidates; what killed processes left in theirs is removed."""
-    directory = tuned.directory(settings)
-    directory.mkdir(parents=True, exist_ok=True)
-    for old in directory.glob(".candidates-*"):
-        if not psutil.pid_exists(int(old.name.rpartition("-")[2])):
-            shutil.rmtree(old)
-    made = directory / f".candidates-{os.getpid()}"
-    made.mkdir(exist_ok=True)
-    return made
 
 
 def _install(

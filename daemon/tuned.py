@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from draftd.daemon.machine import cores, cpu, package_version
@@ -95,6 +100,22 @@ def find(pair: Pair, settings: Settings) -> Record | None:
 
 def directory(settings: Settings) -> Path:
     return settings.cache_dir / "tuned"
+
+
+@contextmanager
+def workdir(settings: Settings) -> Iterator[Path]:
+    """A directory for files that are measured, removed behind; so is what killed processes left in theirs."""
+    root = directory(settings)
+    root.mkdir(parents=True, exist_ok=True)
+    for old in root.glob(".candidates-*"):
+        if not psutil.pid_exists(int(old.name.rpartition("-")[2])):
+            shutil.rmtree(old)
+    made = root / f".candidates-{os.getpid()}"
+    made.mkdir(exist_ok=True)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def record_path(pair: str, settings: Settings) -> Path:

@@ -30,6 +30,7 @@ class Recipe:
     body: int
     output: int
     embedding: int
+    mixed: bool = False  # llama.cpp's own mix: it gives some of the matrices wider types
 
 
 def _recipe(name: str, ftype: int, body: int, output: int) -> Recipe:
@@ -50,6 +51,26 @@ RECIPES = (
     _recipe("Q5_0", llama_cpp.LLAMA_FTYPE_MOSTLY_Q5_0, llama_cpp.GGML_TYPE_Q5_0, llama_cpp.GGML_TYPE_Q5_0),
     _recipe("Q8_0", llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, llama_cpp.GGML_TYPE_Q8_0, llama_cpp.GGML_TYPE_Q8_0),
 )  # IQ4_NL is not among them: it took 400 seconds where Q4_0 took 10
+
+SMALLER = (  # than a draft should be; what a target's answers lose by them, `draftd bench --quality` tells
+    Recipe(
+        "Q3_K_M",
+        llama_cpp.LLAMA_FTYPE_MOSTLY_Q3_K_M,
+        llama_cpp.GGML_TYPE_Q3_K,
+        llama_cpp.GGML_TYPE_Q6_K,
+        llama_cpp.GGML_TYPE_Q3_K,
+        mixed=True,
+    ),
+    Recipe(
+        "Q2_K",
+        llama_cpp.LLAMA_FTYPE_MOSTLY_Q2_K,
+        llama_cpp.GGML_TYPE_Q2_K,
+        llama_cpp.GGML_TYPE_Q6_K,
+        llama_cpp.GGML_TYPE_Q2_K,
+        mixed=True,
+    ),
+)
+BY_NAME = {recipe.name: recipe for recipe in (*RECIPES, *SMALLER)}
 
 
 def unfit(tensors: Sequence[Tensor], recipe: Recipe) -> str:
@@ -116,7 +137,7 @@ def check_room(directory: Path, needed: int) -> None:
     if free < (needed := needed + _MARGIN):
         raise DiskFull(
             f"the disk under {directory} is full: {needed:,} bytes are needed and {free:,} are free; "
-            "make room and tune again"
+            "make room and try again"
         )
 
 
@@ -140,7 +161,7 @@ def _quantize(source: Path, out: Path, recipe: Recipe, threads: int, tied: bool)
     params.output_tensor_type = recipe.output
     params.token_embedding_type = recipe.output if tied else recipe.embedding
     params.allow_requantize = True
-    params.pure = True  # the body in one type; llama.cpp's own mixes give some tensors wider ones
+    params.pure = not recipe.mixed
     native.complaints(clear=True)
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
     return (native.complaints() or f"it gave no reason ({code})") if code else ""

@@ -52,13 +52,14 @@ def write_tiny(
     scale: float = 0.3,
     noise: float = 0.0,
     tools: bool = False,
+    hidden: int = 64,
 ) -> Path:
     """Write a tiny fp32 model and its tokenizer to `path`; the same arguments give the same weights anywhere.
 
     `noise` adds that share of other random weights: a draft that agrees with the model often, not always.
     """
     path.mkdir(parents=True, exist_ok=True)
-    config = _config(family, layers, tied, vocab, context, window)
+    config = _config(family, layers, tied, vocab, context, window, hidden)
     model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     fill(model, seed, scale, noise)
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -142,15 +143,15 @@ def byte_alphabet() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(rest)) for byte in range(256)]
 
 
-def _config(family: str, layers: int, tied: bool, vocab: int, context: int, window: int) -> Any:
+def _config(family: str, layers: int, tied: bool, vocab: int, context: int, window: int, hidden: int) -> Any:
     if family == "gpt2":
         return AutoConfig.for_model(
             "gpt2",
             vocab_size=vocab,
-            n_embd=64,
+            n_embd=hidden,
             n_layer=layers,
             n_head=2,
-            n_inner=128,
+            n_inner=2 * hidden,
             n_positions=context,
             tie_word_embeddings=tied,
             bos_token_id=END_OF_TEXT,
@@ -158,12 +159,12 @@ def _config(family: str, layers: int, tied: bool, vocab: int, context: int, wind
         )
     options: dict[str, Any] = {
         "vocab_size": vocab,
-        "hidden_size": 64,
-        "intermediate_size": 128,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
-        "head_dim": 32,
+        "head_dim": hidden // 2,
         "max_position_embeddings": context,
         "tie_word_embeddings": tied,
         "bos_token_id": END_OF_TEXT,
@@ -173,7 +174,7 @@ def _config(family: str, layers: int, tied: bool, vocab: int, context: int, wind
     if family == "gemma3":
         kinds = ["sliding_attention", "full_attention"]
         options |= {"sliding_window": window, "layer_types": [kinds[layer % 2] for layer in range(layers)]}
-        return AutoConfig.for_model("gemma3_text", **options, query_pre_attn_scalar=32)
+        return AutoConfig.for_model("gemma3_text", **options, query_pre_attn_scalar=hidden // 2)
     if family not in FAMILIES:
         raise ValueError(f"no tiny {family}; there are {', '.join(FAMILIES)}")
     return AutoConfig.for_model(family, **options)

@@ -20,8 +20,8 @@ DOCUMENTS: list[dict[str, Any]] = [
         "items": {"qa": 2},
         "max_tokens": 9,
         "rows": [
-            asdict(Row("target", dict.fromkeys(SCORES, 50.0), 2, None, [], [], 2)),
-            asdict(Row("target, drafting", dict.fromkeys(SCORES, 49.0), 1, 1, [0.125], [7], 2)),
+            asdict(Row("target", dict.fromkeys(SCORES, 50.0), 2, None, [], [], 2, 30, 0)),
+            asdict(Row("target, drafting", dict.fromkeys(SCORES, 49.0), 1, 1, [0.125], [7], 2, 30, 20)),
         ],
     },
     {
@@ -81,6 +81,18 @@ DOCUMENTS: list[dict[str, Any]] = [
             }
             for policy in TWO
             for prefilled in ("nothing", "all but the question", "everything")
+        ],
+    },
+    {
+        "kind": "verify modes",
+        "backend": "llama_cpp",
+        "draft": "tiny",
+        "prompts": 1,
+        "max_tokens": 9,
+        "length": 5,
+        "found": [
+            {"temperature": 0.8, "verify": how, "drafted": drafted, "accepted": 0, "rounds": 2}
+            for how, drafted in (("coupled", 0), ("rejection", 8))
         ],
     },
     {"kind": "check", "ratios": {"a": 1.0}, "floors": {"a": 2.0}},

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -9,11 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from draftd.daemon import bench_latency, bench_quality, bench_scores
+from draftd.daemon import bench_forms, bench_latency, bench_quality, bench_scores
 from draftd.daemon.bench_scores import Item, Said
 from draftd.daemon.bench_table import Measured
-from draftd.daemon.settings import load
+from draftd.daemon.cli import app
+from draftd.daemon.settings import Settings, load
+from draftd.ipc.errors import InvalidRequest, ModelNotFound
+from draftd.models.catalog import load_catalog
+from draftd.models.gguf_tensors import kind_name, read_tensors
+from draftd.models.quantize import BY_NAME, quantize
 from tests.daemon.conftest import Serve
 from tests.daemon.test_bench import answer
 
@@ -64,7 +69,7 @@ def test_how_contenders_compare() -> None:
         Said(name, [1], [{1: -0.5, 2: -0.5 - margin}])
         for name, margin in (("a", 0.0), ("b", 1.0), ("c", 3.0))
     ]
-    drafting = [alone[0], Said("x", [2]), Said("y", [2])]
+    drafting = [alone[0], Said("x", [2], accepted=1), Said("y", [2], accepted=1)]
     rows = bench_scores.rows(
         EXAMPLE, {"one": alone, "one, drafting": drafting, "two": drafting, "two, drafting": drafting}
     )
@@ -73,7 +78,9 @@ def test_how_contenders_compare() -> None:
     first, second = bench_scores.divergences(rows)
     assert "2 of 3 answers differ" in first
     assert "2.000 nats at the median and 3.000 at most" in first
-    assert second == "two, drafting: no answer differs from the target's alone."
+    assert second == (
+        "two, drafting (2 of 3 tokens were drafted): no answer differs from the target's alone."
+    )
     (beyond,) = bench_scores.divergences(
         bench_scores.rows(EXAMPLE[:1], {"t": [Said("a", [1])], "t, drafting": [Said("b", [2])]})
     )
@@ -121,39 +128,98 @@ def test_a_missing_library_is_named(tmp_path: Path) -> None:
     assert "pip install 'draftd[quality]'" in done.stderr
 
 
-def test_a_draft_alone_is_a_pair_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from draftd.models.catalog import load_catalog
-
-    own = tmp_path / "own.toml"
-    monkeypatch.setenv("DRAFTD_CATALOG", str(own))  # which is not there
-    shipped = load_catalog().pair("smollm2")
-    name, catalog = bench_quality.draft_alone(shipped, tmp_path)
-    assert load_catalog(catalog).pair(name).target == shipped.draft
-    own.write_text('[models.mine]\npath = "/nowhere/mine.gguf"\n[pairs.p]\ntarget = "mine"\ndraft = "mine"\n')
-    name, catalog = bench_quality.draft_alone(load_catalog().pair("p"), tmp_path)
-    pair = load_catalog(catalog).pair(name)
-    assert (pair.target.name, pair.draft, pair.backend) == ("mine", None, "llama_cpp")
-
-
-def test_what_is_asked_of_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = tmp_path / "own.toml"
-    (tmp_path / "folder").mkdir()
-    own.write_text(
-        f'[models.file]\npath = "/nowhere/mine.gguf"\n[models.folder]\npath = "{tmp_path}/folder"\n'
+@pytest.fixture
+def own(tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Pairs of tiny models: of a GGUF file, which is its own draft, and of a transformers folder."""
+    catalog = tmp_path / "own.toml"
+    catalog.write_text(
+        f'[models.file]\npath = "{tiny_files}/same.gguf"\n[models.folder]\npath = "{tiny_files}/target"\n'
+        '[models.gone]\npath = "/nowhere/mine.gguf"\n[pairs.gone]\ntarget = "gone"\n'
         '[pairs.both]\ntarget = "file"\ndraft = "file"\n[pairs.alone]\ntarget = "folder"\n'
     )
-    monkeypatch.setenv("DRAFTD_CATALOG", str(own))
+    monkeypatch.setenv("DRAFTD_CATALOG", str(catalog))
+    monkeypatch.setenv("DRAFTD_CACHE_DIR", str(tmp_path / "cache"))
+    return load(None)
 
-    def forms(pair: str, endpoint: str | None = None) -> list[tuple[str, str | None]]:
-        with contextlib.ExitStack() as stack:
-            found = bench_quality.daemons(pair, endpoint, None, stack)
-        return [(variant.name, variant.variables.get("DRAFTD_BACKEND")) for variant, _ in found]
 
-    transformers = (f"transformers {load(None).dtype}", "transformers")
-    draft = ("draft alone", "llama_cpp")
-    assert forms("both") == [transformers, ("llama.cpp", "llama_cpp"), draft]
-    assert forms("alone") == [transformers]  # of a folder llama.cpp has no form
-    assert forms("both", "ipc:///a.sock") == [("", None)]
+def test_the_forms_of_a_pair(own: Settings, tmp_path: Path) -> None:
+    def forms(pair: str, *wanted: str) -> list[tuple[str, str, str]]:
+        found, _ = bench_forms.forms(load_catalog().pair(pair), own, wanted, tmp_path)
+        return [(form.name, form.pair, form.variables["DRAFTD_BACKEND"]) for form in found]
+
+    transformers = f"transformers {own.dtype}"
+    file = [
+        (transformers, "both", "transformers"),
+        ("llama.cpp", "both", "llama_cpp"),
+        ("target as Q4_0", "both-Q4_0", "llama_cpp"),
+        ("draft alone", "both-draft-alone", "llama_cpp"),
+    ]
+    assert forms("both") == file
+    assert forms("both", "draft", "Q4_0") == [file[3], file[2]]
+    assert forms("alone") == [(transformers, "alone", "transformers")]  # of a folder llama.cpp has no form
+    _, left_out = bench_forms.forms(load_catalog().pair("both"), own, (), tmp_path)
+    assert [line.partition(":")[0] for line in left_out] == ["Q3_K_M is left out", "Q2_K is left out"]
+    assert "rows of 64 do not divide into Q6_K's blocks of 256" in left_out[0]
+    with pytest.raises(InvalidRequest, match="--form Q9: there are transformers, llama_cpp, Q4_0"):
+        forms("both", "Q9")
+    with pytest.raises(
+        InvalidRequest, match="alone has none of these forms: Q4_0 is left out: the target is no"
+    ):
+        forms("alone", "Q4_0", "draft")
+    with pytest.raises(ModelNotFound, match="draftd models pull gone"):
+        forms("gone")
+
+
+def test_a_form_is_a_pair_of_the_catalog_and_its_file_is_made_and_removed(
+    own: Settings, tmp_path: Path
+) -> None:
+    (form, alone), _ = bench_forms.forms(load_catalog().pair("both"), own, ("Q4_0", "draft"), tmp_path)
+    catalog = load_catalog(Path(form.variables["DRAFTD_CATALOG"]))
+    assert (catalog.pair(alone.pair).target.name, catalog.pair(alone.pair).draft) == ("file", None)
+    quantised = catalog.pair(form.pair)
+    assert (quantised.draft, quantised.backend) == (None, "llama_cpp")
+    assert quantised.target.path is not None
+    with bench_forms.made(form):
+        kinds = {kind_name(each.kind) for each in read_tensors(quantised.target.path) if each.is_matrix}
+        assert kinds == {"Q4_0"}
+    assert not quantised.target.path.exists()
+
+
+def test_a_quantised_form_is_smaller_than_what_came(own: Settings, tmp_path: Path, tiny_files: Path) -> None:
+    quantize(tiny_files / "same.gguf", tmp_path / "small.gguf", BY_NAME["Q4_0"])
+    catalog = tmp_path / "own.toml"
+    catalog.write_text(f'[models.s]\npath = "{tmp_path}/small.gguf"\n[pairs.small]\ntarget = "s"\n')
+    with pytest.raises(InvalidRequest, match="Q4_0 is left out: it would not be smaller than the file is"):
+        bench_forms.forms(load_catalog().pair("small"), own, ("Q4_0",), tmp_path)
+
+
+def test_quantised_targets_are_asked_and_leave_nothing_behind(own: Settings, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "draftd.daemon.cli", "bench", "--quality", "--pair", "both"),
+            *("--form", "llama_cpp", "--form", "Q4_0", "--form", "Q2_K"),
+            *("--per-category", "1", "--max-tokens", "8", "--json", str(out)),
+        ],
+        env=os.environ | {"COLUMNS": "200", "DRAFTD_CONTEXT": "512", "DRAFTD_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Q2_K is left out: rows of 64" in done.stderr
+    report = json.loads(out.read_text("utf-8"))
+    names = ["llama.cpp", "llama.cpp, drafting", "target as Q4_0"]
+    assert [row["name"] for row in report["rows"]] == names
+    assert set(report["said"]) == set(names)
+    assert list((tmp_path / "cache" / "tuned").iterdir()) == []
+
+
+def test_a_form_of_a_running_daemon_cannot_be_chosen() -> None:
+    asked = ["bench", "--quality", "--endpoint", "ipc:///nowhere.sock", "--form", "Q4_0"]
+    done = CliRunner().invoke(app, asked)
+    assert isinstance(done.exception, InvalidRequest)
+    assert "leave out --endpoint" in str(done.exception)
 
 
 def test_percentiles_of_the_waits() -> None:

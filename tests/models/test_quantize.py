@@ -15,11 +15,10 @@ from draftd.ipc.errors import CorruptModel, DiskFull, InvalidConfig, ModelNotFou
 from draftd.models.base import Span
 from draftd.models.gguf_tensors import Tensor, kind_name, read_tensors
 from draftd.models.llama_cpp import LlamaTarget
-from draftd.models.quantize import RECIPES, Recipe, expected_bytes, quantize, unfit
+from draftd.models.quantize import BY_NAME, Recipe, expected_bytes, quantize, unfit
 from tests.tiny import write_tiny
 from tests.tiny_gguf import write_gguf
 
-BY_NAME = {recipe.name: recipe for recipe in RECIPES}
 TOKENS = list(range(40, 72))
 
 
@@ -81,6 +80,15 @@ def test_an_embedding_that_is_the_head_too_gets_the_heads_type(tmp_path: Path) -
     quantize(source, tmp_path / "out.gguf", BY_NAME["Q4_0+Q8_0"])
     assert Counter(kinds(tmp_path / "out.gguf").values())["Q8_0"] == 1
     assert kinds(tmp_path / "out.gguf")["token_embd.weight"] == "Q8_0"
+
+
+@pytest.mark.parametrize(("name", "body"), [("Q3_K_M", "Q3_K"), ("Q2_K", "Q2_K")])
+def test_llama_cpps_own_mixes_give_some_matrices_wider_types(tmp_path: Path, name: str, body: str) -> None:
+    source = write_gguf(write_tiny(tmp_path / "wide", hidden=256), tmp_path / "wide.gguf")
+    quantize(source, tmp_path / "out.gguf", BY_NAME[name])
+    written = kinds(tmp_path / "out.gguf")
+    assert (written.pop("output.weight"), written.pop("token_embd.weight")) == ("Q6_K", body)
+    assert {body} < set(written.values())
 
 
 def _tensors(width: int, hidden: int, kind: int, head: int) -> list[Tensor]:
@@ -160,7 +168,7 @@ def test_a_full_disk_and_a_closed_folder(
         quantize(source, tmp_path / "file" / "out.gguf", BY_NAME["Q4_0"])
     usage = type(shutil.disk_usage(tmp_path))(1 << 40, 1 << 40, 1 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DiskFull, match=r"are needed and 1,048,576 are free; make room and tune again"):
+    with pytest.raises(DiskFull, match=r"are needed and 1,048,576 are free; make room and try again"):
         quantize(source, tmp_path / "out.gguf", BY_NAME["Q4_0"])
 
 
