@@ -11,6 +11,7 @@ import prefill
 import roofline
 import scaling
 import simulated_gpu
+import suffix
 import verify_modes
 from documents import without_folders
 
@@ -65,6 +66,7 @@ KINDS: dict[str, tuple[str, Callable[[Document], list[str]]]] = {
     "scaling": ("Scaling", scaling.tables),
     "simulated": ("SIMULATED, pairs that this machine can't hold", simulated_gpu.lines),
     "hot loop": ("Where a round's time goes", hot_loop.lines),
+    "suffix": ("What the suffix draft costs", suffix.lines),
     "prefill": ("The first token after a prefill", prefill.lines),
     "verify modes": ("Coupled against rejection", verify_modes.lines),
     "check": (

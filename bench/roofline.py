@@ -35,7 +35,8 @@ from draftd.models.catalog import Pair, load_catalog
 from draftd.models.convert import ensure_transformers
 from draftd.models.fetch import ensure
 
-LENGTH = 8  # drafted tokens of the rounds that acceptance is read from
+LENGTHS = (2, 4, 8)  # drafted tokens of the rounds whose passes are timed; acceptance is the longest's
+LENGTH = LENGTHS[-1]
 PROMPTS = {
     "code": "Write a Python function that merges two sorted lists into one.",
     "prose": "Explain how a bicycle stays upright.",
@@ -144,7 +145,8 @@ def safetensors_bytes(path: Path) -> int:
 
 def measure(pair: str, backend: str, max_tokens: int, pings: int) -> dict[str, Any]:
     """What a daemon's passes take, how often drafts are accepted, what the controller makes of it; pings."""
-    policies = ("off", f"model:{LENGTH}", "auto")
+    fixed = {f"model:{length}": length for length in LENGTHS}
+    policies = ("off", *fixed, "auto")
     answers: dict[str, list[Answer]] = {policy: [] for policy in policies}
     with (
         private_daemon(
@@ -155,27 +157,31 @@ def measure(pair: str, backend: str, max_tokens: int, pings: int) -> dict[str, A
         for policy in policies:
             ask(client, prompt="Once", max_tokens=8, speculate=policy)
         for turn, text in enumerate(PROMPTS.values()):
-            for policy in policies[turn % 3 :] + policies[: turn % 3]:
+            first = turn % len(policies)
+            for policy in policies[first:] + policies[:first]:
                 message = {"role": "user", "content": text}
                 answers[policy].append(
                     ask(client, messages=[message], max_tokens=max_tokens, seed=1, speculate=policy)
                 )
-        learnt = client.status().learnt
         idle = bench_ping.measure(endpoint, pings) if pings else None
         with reading(endpoint):
             load = bench_ping.measure(endpoint, pings) if pings else None
     return {
-        "pass_seconds": {int(rows): ms / 1000 for rows, ms in learnt["target_ms"].items()},
-        "plain_seconds": plain_seconds(answers["off"]),
-        "drafted_seconds": drafted_seconds(answers[policies[1]]),
-        "reached": reach(answers[policies[1]]),
+        "pass_seconds": {
+            1 + length: round_seconds(answers[policy])
+            for policy, length in {"off": 0, **fixed}.items()
+            if length == 0 or sum(answer.stats.drafted for answer in answers[policy])
+        },
+        "plain_seconds": round_seconds(answers["off"]),
+        "drafted_seconds": drafted_seconds(answers[f"model:{LENGTH}"]),
+        "reached": reach(answers[f"model:{LENGTH}"]),
         "speedup": {policy: speed(answers[policy]) / speed(answers["off"]) for policy in policies[1:]},
         "pings": {kind: asdict(report) for kind, report in (("idle", idle), ("under load", load)) if report},
     }
 
 
-def plain_seconds(answers: Sequence[Answer]) -> float:
-    """Seconds of a pass of the target alone, the prompt's apart."""
+def round_seconds(answers: Sequence[Answer]) -> float:
+    """Seconds of a round's pass of the target, the prompt's apart."""
     rounds = sum(answer.stats.rounds - 1 for answer in answers)
     return sum(answer.stats.verify_seconds for answer in answers) / max(1, rounds)
 
@@ -246,6 +252,7 @@ def lines(document: dict[str, Any]) -> list[str]:
     found = bounds(document)
     plain, drafted = document["plain_seconds"], document["drafted_seconds"]
     controller = document["speedup"]["auto"]
+    fixed = {policy: each for policy, each in document["speedup"].items() if policy != "auto"}
     made = [
         f"{document['threads']} threads read {document['bandwidth'] / 1e9:.1f} GB a second.",
         "",
@@ -258,7 +265,7 @@ def lines(document: dict[str, Any]) -> list[str]:
                 f"| {name} | {document['bytes'][name] / 1e6:.0f} | {1000 * found[name]:.1f} "
                 f"| {1000 * seconds:.1f} | {found[name] / seconds:.0%} |"
             )
-    widths = ", ".join(f"{rows}: {1000 * each:.0f}" for rows, each in document["pass_seconds"].items())
+    widths = ", ".join(f"{rows}: {1000 * each:.1f}" for rows, each in document["pass_seconds"].items())
     reached = ", ".join(f"{each:.2f}" for each in document["reached"])
     made += [
         "",
@@ -266,11 +273,13 @@ def lines(document: dict[str, Any]) -> list[str]:
         "",
         "| speed over the target alone | |",
         "|---|---|",
-        f"| the controller | {controller:.2f}x |",
+        *(f"| {policy}, measured | {each:.2f}x |" for policy, each in fixed.items()),
+        f"| the controller, measured | {controller:.2f}x |",
         f"| the best fixed length at these costs and this acceptance ({found['length']:.0f}) "
         f"| {found['best']:.2f}x |",
         f"| the controller's share of it | {controller / found['best']:.0%} |",
         f"| if checking were free and both models ran at the memory's speed | {found['free']:.2f}x |",
+        f"| the controller's share of that | {controller / found['free']:.0%} |",
     ]
     if pings := document["pings"]:
         made += ["", "| round trip, µs, median (p99) | " + " | ".join(pings) + " |", "|---|---|---|"]

@@ -1,16 +1,22 @@
 """Look-up, insertion and memory of the suffix draft by size: `python bench/suffix.py [TOKENS ...]`.
 
 The text is random with the frequencies of words (Zipf) and copied passages. Each size has its own process.
-Times are of the processor, so that other programs on the machine don't count.
+Times are of the processor, so that other programs on the machine count little. --json keeps the figures for
+bench/report.py.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
+import documents
 import numpy as np
 import psutil
 
@@ -33,7 +39,8 @@ def make_text(size: int, seed: int) -> list[int]:
     return tokens
 
 
-def measure(size: int) -> None:
+def measure(size: int) -> dict[str, Any]:
+    """Seconds of the processor and bytes, of a memory that holds `size` tokens."""
     text = make_text(size, 0)
     questions = np.random.default_rng(1).integers(100, size - 200, LOOKUPS).tolist()
     draft = SuffixDraft(scope_tokens=size * 2, total_tokens=size * 2)
@@ -60,25 +67,65 @@ def measure(size: int) -> None:
         one = time.thread_time()
         drafted += len(draft.propose([_context(tokens, LIMIT)])[0].tokens)
         steps.append(time.thread_time() - one)
-    print(
-        f"{size:9,} tokens  insert {insert * 1e6:5.2f} µs a token, slowest request {slowest * 1e3:5.1f} ms  "
-        f"look-up {_spread(lookups)}  with {drafted / LOOKUPS:.0f} drafted {_spread(steps)}  "
-        f"memory {memory / 2**20:6.1f} MiB, {memory / size:.1f} bytes a token"
-    )
+    return {
+        "size": size,
+        "insert": insert,  # a token
+        "slowest_insert": slowest,  # a request of REQUEST tokens
+        "lookup": statistics.median(lookups),
+        "lookup_p99": float(np.quantile(lookups, 0.99)),
+        "drafted": drafted / LOOKUPS,  # tokens that a look-up with LIMIT gave
+        "drafting": statistics.median(steps),
+        "drafting_p99": float(np.quantile(steps, 0.99)),
+        "memory": memory,
+    }
 
 
 def _context(tokens: list[int], limit: int) -> Context:
     return Context(0, tokens, limit, lambda row, position: (0, 0.0), lambda confidences: True)
 
 
-def _spread(seconds: list[float]) -> str:
-    return f"{statistics.median(seconds) * 1e6:.0f} µs (p90 {np.quantile(seconds, 0.9) * 1e6:.0f})"
+def lines(document: dict[str, Any]) -> list[str]:
+    """The table, in Markdown."""
+    made = [
+        f"Microseconds of the processor, median (p99) of {LOOKUPS}; with drafts: up to {LIMIT} tokens a "
+        f"look-up. Remembered in requests of {REQUEST} tokens.",
+        "",
+        "| tokens remembered | look-up | with drafts | drafted | remember a token | slowest request, ms "
+        "| MiB | bytes a token |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in document["sizes"]:
+        cells = [f"{row['size']:,}"]
+        cells += [
+            f"{1e6 * row[name]:.0f} ({1e6 * row[name + '_p99']:.0f})" for name in ("lookup", "drafting")
+        ]
+        cells += [f"{row['drafted']:.0f}", f"{1e6 * row['insert']:.1f}", f"{1e3 * row['slowest_insert']:.1f}"]
+        cells += [f"{row['memory'] / 2**20:.1f}", f"{row['memory'] / row['size']:.0f}"]
+        made.append(f"| {' | '.join(cells)} |")
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sizes", type=int, nargs="*", default=[10_000, 100_000, 1_000_000], metavar="TOKENS")
+    parser.add_argument("--one", action="store_true", help="only the first size, in this process, as JSON")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.sizes[0])))
+        return
+    found = []
+    for size in options.sizes:
+        child = [sys.executable, __file__, "--one", str(size)]
+        done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
+        found.append(json.loads(done.stdout))
+    document = documents.begin("suffix", sizes=found)
+    print(*lines(document), sep="\n")
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    sizes = [int(size) for size in sys.argv[1:]] or [10_000, 100_000, 1_000_000]
-    if len(sizes) == 1:
-        measure(sizes[0])
-    else:
-        for each in sizes:
-            subprocess.run([sys.executable, __file__, str(each)], check=True)
+    main()

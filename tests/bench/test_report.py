@@ -95,6 +95,13 @@ DOCUMENTS: list[dict[str, Any]] = [
             for how, drafted in (("coupled", 0), ("rejection", 8))
         ],
     },
+    {
+        "kind": "suffix",
+        "sizes": [
+            {"size": 10**6, "insert": 1e-5, "slowest_insert": 0.01, "drafted": 30.0, "memory": 10**8}
+            | dict.fromkeys(("lookup", "lookup_p99", "drafting", "drafting_p99"), 1e-5)
+        ],
+    },
     {"kind": "check", "ratios": {"a": 1.0}, "floors": {"a": 2.0}},
 ]
 

@@ -38,7 +38,7 @@ def test_what_passes_and_drafted_tokens_took(program: Program) -> None:
     roofline = program("roofline")
     # Of each answer's rounds the first is the prompt's.
     answers = [answer(rounds=3, drafted=4, accepted=2, models=0.8), answer(rounds=4, drafted=6, models=1.2)]
-    assert roofline.plain_seconds(answers) == pytest.approx((0.4 + 0.6) / 5)
+    assert roofline.round_seconds(answers) == pytest.approx((0.4 + 0.6) / 5)
     assert roofline.drafted_seconds(answers) == pytest.approx((0.2 + 0.3) / 10)
     assert roofline.reach(answers) == [2 / 5] + [0.0] * 7
 
@@ -60,3 +60,22 @@ def test_bounds_by_hand(program: Program) -> None:
     assert found["free"] == pytest.approx(2.5 * 0.1 / 0.12)
     assert roofline.interpolated({"1": 0.2, "3": 0.3}, 2, 0.2) == pytest.approx(0.25)
     assert roofline.interpolated({"4": 0.1}, 2, 0.2) == 0.2
+
+
+def test_a_pair_without_a_draft_has_a_table(program: Program) -> None:
+    roofline = program("roofline")
+    document = {
+        "threads": 2,
+        "bandwidth": 1e10,
+        "bytes": {"target": 10**9, "draft": 0},
+        "reached": [0.0] * 8,
+        "pass_seconds": {"1": 0.2},
+        "plain_seconds": 0.2,
+        "drafted_seconds": 0.0,
+        "speedup": {"model:8": 1.0, "auto": 0.99},
+        "pings": {},
+    }
+    text = "\n".join(roofline.lines(document))
+    assert "| target | 1000 | 100.0 | 200.0 | 50% |" in text
+    assert "| draft |" not in text
+    assert "(0) | 1.00x |" in text
