@@ -24,7 +24,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def main(files: list[Path]) -> None:
     """Replace everything below `## Results`."""
-    documents = [json.loads(file.read_text("utf-8")) for file in files]
+    documents = report_limits.joined([json.loads(file.read_text("utf-8")) for file in files])
     page = DOCS / "benchmarks.md"
     kept = page.read_text("utf-8").split("## Results")[0]
     own = [each for each in documents if "kind" not in each]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import check
@@ -47,6 +47,29 @@ def quality(document: Document) -> list[str]:
         "",
         *bench_scores.divergences(rows),
     ]
+
+
+def joined(documents: Sequence[Document]) -> list[Document]:
+    """The documents; runs of `--quality` that asked the same questions of some forms each become one."""
+    made: list[Document] = []
+    runs: dict[str, Document] = {}
+    for each in documents:
+        if each.get("kind") != "quality":
+            made.append(each)
+            continue
+        asked = str([each[name] for name in ("pair", "dtype", "items", "max_tokens")])
+        if asked not in runs:
+            made.append(runs.setdefault(asked, dict(each)))
+            continue
+        run = runs[asked]
+        answers = next(iter(run["said"].values()))
+        here = {row["name"] for row in run["rows"]}
+        same = {
+            name: sum(said[key] == answers[key] for key in answers) for name, said in each["said"].items()
+        }
+        more = [row | {"same_as_first": same[row["name"]]} for row in each["rows"] if row["name"] not in here]
+        run |= {"command": f"{run['command']}\n{each['command']}", "rows": [*run["rows"], *more]}
+    return made
 
 
 def latency(found: dict[str, bench_latency.Latency]) -> list[str]:

@@ -122,6 +122,27 @@ def test_a_section_names_its_command_and_its_tables_are_whole(
         assert {line.count("|") for line in table} == {table[0].count("|")}
 
 
+def test_a_quality_run_in_pieces_is_one_table(program: Program) -> None:
+    limits = program("report_limits")
+    whole = DOCUMENTS[0] | {"pair": "tiny", "dtype": "bfloat16", "command": "draftd --form one"}
+    whole["said"] = {"target": {"q1": "yes", "q2": "no"}, "target, drafting": {"q1": "yes", "q2": "no"}}
+    more = whole | {
+        "command": "draftd --form two",
+        "rows": [
+            asdict(Row("small", dict.fromkeys(SCORES, 9.0), 2, None, [], [], 2, 30, 0)),
+            whole["rows"][0],
+        ],
+        "said": {"small": {"q1": "yes", "q2": "maybe"}, "target": {"q1": "yes", "q2": "no"}},
+    }
+    other = more | {"dtype": "float32"}
+    found = limits.joined([whole, DOCUMENTS[1], other, more])
+    assert found[1:] == [DOCUMENTS[1], other]
+    assert [row["name"] for row in found[0]["rows"]] == ["target", "target, drafting", "small"]
+    assert found[0]["rows"][2]["same_as_first"] == 1  # of the first run's answers
+    text = limits.section(found[0])
+    assert "    draftd --form one\n    draftd --form two\n" in text
+
+
 SIMULATED = {
     "kind": "simulated",
     "inputs": [{"name": "a big <one>"}],
