@@ -170,7 +170,7 @@ def measure(pair: str, backend: str, max_tokens: int, pings: int) -> dict[str, A
         "pass_seconds": {
             1 + length: round_seconds(answers[policy])
             for policy, length in {"off": 0, **fixed}.items()
-            if length == 0 or sum(answer.stats.drafted for answer in answers[policy])
+            if not length or any(answer.stats.drafted > 0 for answer in answers[policy])
         },
         "plain_seconds": round_seconds(answers["off"]),
         "drafted_seconds": drafted_seconds(answers[f"model:{LENGTH}"]),
