@@ -1,5 +1,6 @@
 # `make help` lists what there is. Everything is installed in .venv, once; stamps in it say what is done.
-# Variables: PYTHON=python3.12, CC= CXX= (llama.cpp's compiler), CUDA=0 or 1, ARGS="-k name" for the tests.
+# Variables: PYTHON=python3.12, CC= CXX= (llama.cpp's compiler), CUDA=0 or 1, ARGS="-k name" for the tests;
+# those of the benchmarks are with each: PAIR, BACKEND, PROMPTS, ARGS (the program's own options).
 
 PYTHON ?= python3
 # Most tests wait for a daemon: one more at a time than there are cores.
@@ -8,15 +9,21 @@ CUDA ?= $(if $(shell command -v nvidia-smi),1,0)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
+# What the programs of bench/ have in common; a --json in ARGS comes later, and so counts.
+options = --pair $(or $(PAIR),qwen2.5-coder) --json $(VENV)/$@.json
+backend = $(if $(BACKEND),DRAFTD_BACKEND=$(BACKEND))
+need-prompts = @test -n "$(PROMPTS)" || { echo 'make $@: say which prompts: make $@ PROMPTS=prompts.jsonl'; exit 2; }
 PACKAGES := ipc models drafts daemon
 FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES) daemon/page daemon/quality systemd)))
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict
 
-.PHONY: help demo screenshots recording test test-qwen test-systemd test-million lint bench bench-peers bench-check install clean FORCE
+.PHONY: help demo screenshots recording test test-qwen test-systemd test-million lint bench bench-peers bench-simulated \
+	bench-verify bench-quality bench-roofline bench-scaling bench-prefill bench-hot-loop bench-suffix bench-report \
+	bench-check install clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: install ## fetch a small pair (98 MB), start a daemon, ask it a question, show what drafting gained
 	@$(BIN)/python -m draftd.daemon.demo
@@ -42,16 +49,45 @@ lint: install ## ruff and mypy
 	@$(BIN)/mypy $(wildcard integrations/*)
 
 bench: install ## PROMPTS=file.jsonl PAIR=smollm2 ARGS="--per-category 2": speed with and without drafting
-	@test -n "$(PROMPTS)" || { echo 'make bench: say which prompts: make bench PROMPTS=prompts.jsonl'; exit 2; }
-	@$(BIN)/draftd bench --pair $(or $(PAIR),smollm2) --prompts $(PROMPTS) $(ARGS)
+	$(need-prompts)
+	@$(backend) $(BIN)/draftd bench --pair $(or $(PAIR),smollm2) --prompts $(PROMPTS) $(ARGS)
 
 bench-peers: install ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-coder: draftd beside its peers
-	@test -n "$(PROMPTS)" || { echo 'make bench-peers: say which prompts: make bench-peers PROMPTS=prompts.jsonl'; exit 2; }
+	$(need-prompts)
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	@.venv-peers/bin/python -m pip install --quiet xllamacpp openvino-genai
-	@$(BIN)/python bench/side_by_side.py --pair $(or $(PAIR),qwen2.5-coder) --backend $(or $(BACKEND),transformers) \
-		--prompts $(PROMPTS) --python llama_server=.venv-peers/bin/python \
-		--python openvino_genai_=.venv-peers/bin/python --json $(VENV)/peers.json $(ARGS)
+	@$(BIN)/python bench/side_by_side.py $(options) --backend $(or $(BACKEND),transformers) --prompts $(PROMPTS) \
+		--python llama_server=.venv-peers/bin/python --python openvino_genai_=.venv-peers/bin/python $(ARGS)
+
+bench-simulated: install ## PROMPTS=file.jsonl PAIR=qwen2.5-coder: the controller in places that this machine can't be
+	$(need-prompts)
+	@$(backend) $(BIN)/python bench/simulated_gpu.py $(options) --prompts $(PROMPTS) $(ARGS)
+
+bench-verify: install ## PROMPTS=file.jsonl PAIR=qwen2.5-coder: what coupling and rejection accept
+	$(need-prompts)
+	@$(backend) $(BIN)/python bench/verify_modes.py $(PROMPTS) $(options) $(ARGS)
+
+bench-quality: install ## PAIR=qwen2.5-coder: scores of target, quantised target and draft alone
+	@$(backend) $(BIN)/draftd bench --quality $(options) $(ARGS)
+
+bench-roofline: install ## PAIR=qwen2.5-coder BACKEND=transformers: the best that bandwidth and costs allow
+	@$(BIN)/python bench/roofline.py $(options) --backend $(or $(BACKEND),transformers) $(ARGS)
+
+bench-scaling: install ## PAIR=qwen2.5-coder BACKEND=transformers: apps, contexts, draft lengths, cores
+	@$(BIN)/python bench/scaling.py $(options) --backend $(or $(BACKEND),transformers) $(ARGS)
+
+bench-prefill: install ## PAIR=qwen2.5-coder BACKEND=transformers: the first token with and without prefill
+	@$(BIN)/python bench/prefill.py $(options) --backend $(or $(BACKEND),transformers) $(ARGS)
+
+bench-hot-loop: install ## PAIR=qwen2.5-coder: where each millisecond of a round goes
+	@$(backend) $(BIN)/python bench/hot_loop.py $(options) $(ARGS)
+
+bench-suffix: install ## the suffix draft's times and memory by tokens remembered
+	@$(BIN)/python bench/suffix.py --json $(VENV)/$@.json $(ARGS)
+
+bench-report: install ## ARGS="a.json b.json": docs/benchmarks.md's results from what the others wrote
+	@test -n "$(ARGS)" || { echo 'make $@: say which files: make $@ ARGS="$(VENV)/bench-roofline.json"'; exit 2; }
+	@$(BIN)/python bench/report.py $(ARGS)
 
 bench-check: install ## ratios within one run against bench/floors.toml: fails when draftd became slower
 	@$(BIN)/python bench/check.py $(ARGS)

@@ -24,4 +24,4 @@ def tell(words: str) -> None:
 
 def without_folders(command: str) -> str:
     """A command line for a page: where its files lay says nothing."""
-    return re.sub(r"(?<=[\s=])/\S*/", "", command)
+    return re.sub(r"""(?<=[\s="'(])/[^\s"']*/""", "", command)

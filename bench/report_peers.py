@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from statistics import median
 from typing import Any
 
 from bars import bars
@@ -18,89 +17,134 @@ OWN = {  # a contender that drafts -> the same library without
     "llama server": "llama server plain",
     "llama python": "llama python plain",
     "openvino genai int4": "openvino genai int4 plain",
+    "openvino genai GGUF": "openvino genai GGUF plain",
     "draftd": "draftd off",
 }
 BEST = "draftd best fixed"
+OTHER_DRAWS = "other draws"
 SAMPLES = 2000  # of the bootstrap
+SPEED, GAIN = "tokens a second", "over draftd's target alone"
+FORMS = {SPEED: "{:.2f}", GAIN: "{:.2f}x", "per pass": "{:.2f}", "first ms": "{:.0f}", "MiB": "{:.0f}"}
+ENERGY = {"J a token": "{:.2f}"}
+
+Answer = dict[str, Any]
+Figures = dict[str, dict[str, float]]  # by contender, then by question; what nobody knows is left out
 
 
 def section(document: dict[str, Any]) -> str:
-    """The command, a line a contender, then tokens a second by category."""
-    contenders = list(document["memory_bytes"])
-    speeds = by_question(document)
+    """The command, a line a contender with geometric means and intervals, then each quantity by category."""
     sampling = document["sampling"]
-    joules = any("joules" in result for result in document["results"])
+    counted = any("joules" in result for result in document["results"])
+    forms = FORMS | ENERGY if counted else FORMS
     mode = f"temperature {sampling['temperature']}" if sampling["temperature"] else "greedy"
-    command = without_folders(document["command"])
+    found = quantities(document, counted)
+    heads = ["contender", *forms, "over its own plain speed", "same"]
     lines = [
         f"### Side by side: {document['pair']}, draftd's target in {document['backend']}, {mode}",
         "",
-        f"    {command}",
+        f"    {without_folders(document['command'])}",
         "",
-        caption(document, joules),
+        caption(document, counted),
         "",
-        "| contender | tokens a second | over draftd's target alone | over its own plain speed | per pass "
-        "| first ms | MiB | same |" + " J a token |" * joules,
-        "|---" * (8 + joules) + "|",
+        *table(heads, [line(document, found, name, forms) for name in document["memory_bytes"]]),
     ]
-    for name in contenders:
-        own = plain_of(name)
-        over_own = ratio(speeds, name, own) if own in speeds and own != name else "-"
-        mean = geometric_mean(list(speeds[name].values()))
-        lines.append(
-            f"| {name} | {mean:.2f} | {ratio(speeds, name, 'draftd off')} "
-            f"| {over_own} | {per_pass(document, name)} | {first_ms(document, name):.0f} "
-            f"| {document['memory_bytes'][name] / 2**20:.0f} | {same(document, name, own)} |"
-            + (f" {energy(document, name)} |" if joules else "")
-        )
+    speeds = found[SPEED]
     if hindsight := best_fixed(speeds):
         speeds[BEST] = hindsight
-        mean = geometric_mean(list(hindsight.values()))
-        lines.append(f"| *{BEST}* | {mean:.2f} | {ratio(speeds, BEST, 'draftd off')} |" + " |" * (5 + joules))
+        found[GAIN][BEST] = over(speeds, BEST, "draftd off")
+        lines.append(row([f"*{BEST}*", *[mean(found[each].get(BEST, {}), forms[each]) for each in forms]]))
+        lines[-1] += " | |"
         if "draftd auto" in speeds:
-            lines.append(
-                f"\nThe controller over the best fixed policy: {ratio(speeds, 'draftd auto', BEST)}."
-            )
-    lines += [f"\n{label}: not measured ({reason})." for label, reason in document["missing"].items()]
-    categories = list(dict.fromkeys(result["category"] for result in document["results"]))
-    lines += ["", "Tokens a second by category:", "", f"| contender | {' | '.join(categories)} |"]
-    lines.append("|---" * (len(categories) + 1) + "|")
-    for name in contenders:
-        cells = [category_speed(document, name, category) for category in categories]
-        lines.append(f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
+            share = mean(over(speeds, "draftd auto", BEST), "{:.2f}x")
+            lines.append(f"\nThe controller over the best fixed policy: {share}.")
+    for label, reason in document["missing"].items():
+        lines.append(f"\n{label}: not measured ({without_folders(reason)}).")
+    categories = by_category(document)
+    for title, form in forms.items():
+        rows = [
+            [
+                name,
+                *[mean(picked(each, questions), form, interval=False) for questions in categories.values()],
+            ]
+            for name, each in found[title].items()
+            if each
+        ]
+        lines += ["", f"By category: {title}.", "", *table(["contender", *categories], rows)]
     return "\n".join(lines)
 
 
-def answers(document: dict[str, Any], name: str) -> list[dict[str, Any]]:
+def line(document: dict[str, Any], found: dict[str, Figures], name: str, forms: dict[str, str]) -> list[str]:
+    """One contender's cells."""
+    own = plain_of(name)
+    against = over(found[SPEED], name, own) if own != name else {}
+    figures = [mean(found[title][name], form) for title, form in forms.items()]
+    return [name, *figures, mean(against, "{:.2f}x"), same(document, name, own)]
+
+
+def quantities(document: dict[str, Any], counted: bool) -> dict[str, Figures]:
+    """Every quantity of the table; `counted`: energy too."""
+    speeds = by_question(document)
+    found = {
+        SPEED: speeds,
+        GAIN: {name: over(speeds, name, "draftd off") for name in speeds},
+        "per pass": by_question(document, per_pass),
+        "first ms": by_question(document, lambda answer: 1000 * float(answer["first_seconds"])),
+        "MiB": memory(document),
+    }
+    return found | {"J a token": by_question(document, joules_a_token)} if counted else found
+
+
+def answers(document: dict[str, Any], name: str) -> list[Answer]:
     """Each question's answer of median speed by one contender."""
-    grouped: dict[str, list[dict[str, Any]]] = {}
+    grouped: dict[str, list[Answer]] = {}
     for result in document["results"]:
         if result["contender"] == name:
             grouped.setdefault(result["question_id"], []).append(result)
     return [sorted(each, key=speed)[len(each) // 2] for each in grouped.values()]
 
 
-def speed(answer: dict[str, Any]) -> float:
+def speed(answer: Answer) -> float:
     """Tokens a second after the first; nan where there was but one."""
     seconds = answer["seconds"] - answer["first_seconds"]
     return (answer["tokens"] - 1) / seconds if answer["tokens"] > 1 and seconds > 0 else math.nan
 
 
-def by_question(document: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Speeds by contender and question, where there is a speed."""
+def per_pass(answer: Answer) -> float:
+    """Tokens a pass of the target: by its rounds, or by what was accepted; nan where neither is known."""
+    if "rounds" not in answer and "accepted" not in answer:
+        return math.nan
+    rounds = answer.get("rounds") or answer["tokens"] - answer["accepted"]
+    return float(answer["tokens"] / rounds) if rounds > 0 else math.nan
+
+
+def joules_a_token(answer: Answer) -> float:
+    """Of the whole processor; nan where the counter ran over."""
+    joules = answer.get("joules", 0.0)
+    return float(joules / answer["tokens"]) if joules > 0 and answer["tokens"] else math.nan
+
+
+def by_question(document: dict[str, Any], of: Callable[[Answer], float] = speed) -> Figures:
+    """A quantity by contender and question, where it is known."""
     return {
         name: {
-            answer["question_id"]: speed(answer)
+            answer["question_id"]: value
             for answer in answers(document, name)
-            if not math.isnan(speed(answer))
+            if not math.isnan(value := of(answer))
         }
         for name in document["memory_bytes"]
     }
 
 
-def category_speed(document: dict[str, Any], name: str, category: str) -> float:
-    found = [speed(answer) for answer in answers(document, name) if answer["category"] == category]
-    return geometric_mean(found)
+def memory(document: dict[str, Any]) -> Figures:
+    """MiB after each answer; earlier programs of this folder read them once, at the end."""
+    end = document["memory_bytes"]
+    return {
+        name: {
+            answer["question_id"]: answer.get("memory_bytes", end[name]) / 2**20
+            for answer in answers(document, name)
+        }
+        for name in end
+    }
 
 
 def plain_of(name: str) -> str:
@@ -108,16 +152,22 @@ def plain_of(name: str) -> str:
     return next((plain for begin, plain in OWN.items() if name.startswith(begin)), "")
 
 
-def ratio(speeds: dict[str, dict[str, float]], name: str, other: str) -> str:
-    """The geometric mean of one contender's speed over another's, with its bootstrap interval."""
-    if other not in speeds:
+def over(figures: Figures, name: str, other: str) -> dict[str, float]:
+    """One contender's figure over another's, by question."""
+    base = figures.get(other, {})
+    return {question: value / base[question] for question, value in figures[name].items() if question in base}
+
+
+def mean(values: dict[str, float], form: str, interval: bool = True) -> str:
+    """The geometric mean over the questions, with its bootstrap interval."""
+    found = [values[question] for question in sorted(values)]
+    if not found:
         return "-"
-    shared = sorted(speeds[name].keys() & speeds[other].keys())
-    if not shared:
-        return "-"
-    found = [speeds[name][each] / speeds[other][each] for each in shared]
-    low, high = bootstrap(found, geometric_mean)
-    return f"{geometric_mean(found):.2f}x ({low:.2f} to {high:.2f})"
+    middle = form.format(geometric_mean(found))
+    if not interval:
+        return middle
+    low, high = (form.format(value).rstrip("x") for value in bootstrap(found, geometric_mean))
+    return f"{middle} ({low} to {high})"
 
 
 def bootstrap(values: Sequence[float], of: Callable[[list[float]], float]) -> tuple[float, float]:
@@ -127,44 +177,7 @@ def bootstrap(values: Sequence[float], of: Callable[[list[float]], float]) -> tu
     return found[int(0.025 * SAMPLES)], found[int(0.975 * SAMPLES)]
 
 
-def first_ms(document: dict[str, Any], name: str) -> float:
-    return 1000 * float(median(answer["first_seconds"] for answer in answers(document, name)))
-
-
-def caption(document: dict[str, Any], joules: bool) -> str:
-    """How to read the table."""
-    repeat, sampling = document["repeat"], document["sampling"]
-    asked = f"the median of {repeat} answers to each prompt" if repeat > 1 else "one answer to each prompt"
-    other = ", which draws from other random numbers when it drafts" if sampling["temperature"] else ""
-    return (
-        f"{document['threads']} threads, {sampling['max_tokens']} tokens at most, {asked}, all in turns. "
-        "In brackets: 95 % of a bootstrap over the prompts. *per pass*: tokens that a pass of the target "
-        "gave, where the library tells. *MiB*: resident memory of the process, which holds all forms of "
-        "its library that are named here. *same*: answers equal to those of the same library without "
-        f"drafting{other}. *best fixed*: for each prompt the fastest of draftd's fixed policies above, "
-        "known only in hindsight." + ("" if joules else " No counter of energy is readable here.")
-    )
-
-
-def per_pass(document: dict[str, Any], name: str) -> str:
-    """Tokens a pass of the target: by its rounds, or by what was accepted, or nobody knows."""
-    tokens = rounds = 0
-    for answer in answers(document, name):
-        if "rounds" not in answer and "accepted" not in answer:
-            return "-"
-        tokens += answer["tokens"]
-        rounds += answer.get("rounds") or answer["tokens"] - answer["accepted"]
-    return f"{tokens / rounds:.2f}" if rounds else "-"
-
-
-def energy(document: dict[str, Any], name: str) -> str:
-    """Joules a token of the whole processor; negative ones, of a counter that ran over, are left out."""
-    found = [answer for answer in answers(document, name) if answer.get("joules", -1.0) > 0]
-    tokens = sum(answer["tokens"] for answer in found)
-    return f"{sum(answer['joules'] for answer in found) / tokens:.2f}" if tokens else "-"
-
-
-def best_fixed(speeds: dict[str, dict[str, float]]) -> dict[str, float]:
+def best_fixed(speeds: Figures) -> dict[str, float]:
     """By question the speed of draftd's fastest fixed policy, to draft nothing being one of them."""
     fixed = [each for name, each in speeds.items() if name.startswith("draftd ") and name != "draftd auto"]
     shared = set.intersection(*(set(each) for each in fixed)) if len(fixed) > 1 else set()
@@ -172,10 +185,54 @@ def best_fixed(speeds: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def same(document: dict[str, Any], name: str, own: str) -> str:
-    """How many answers have the text of the same library's plain ones."""
-    plain = {answer["question_id"]: answer["text"] for answer in answers(document, own)} if own else {}
-    found = [answer["text"] == plain[answer["question_id"]] for answer in answers(document, name) if plain]
-    return f"{sum(found)}/{len(found)}" if found and own != name else "-"
+    """How many answers have the text of the same library's plain ones, where the seed decides on it."""
+    if own == name or own not in document["memory_bytes"]:
+        return "-"
+    if document["sampling"]["temperature"] and not name.startswith("draftd "):
+        return OTHER_DRAWS
+    plain = {answer["question_id"]: answer["text"] for answer in answers(document, own)}
+    found = [answer["text"] == plain[answer["question_id"]] for answer in answers(document, name)]
+    return f"{sum(found)}/{len(found)}"
+
+
+def by_category(document: dict[str, Any]) -> dict[str, set[str]]:
+    """The questions of each category."""
+    found: dict[str, set[str]] = {}
+    for result in document["results"]:
+        found.setdefault(result["category"], set()).add(result["question_id"])
+    return found
+
+
+def picked(values: dict[str, float], questions: set[str]) -> dict[str, float]:
+    return {question: value for question, value in values.items() if question in questions}
+
+
+def table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    return [row(heads), "|---" * len(heads) + "|", *map(row, rows)]
+
+
+def row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def caption(document: dict[str, Any], counted: bool) -> str:
+    """How to read the table."""
+    repeat, sampling = document["repeat"], document["sampling"]
+    asked = f"the median of {repeat} answers to each prompt" if repeat > 1 else "one answer to each prompt"
+    equal = "*same*: answers equal to those of the same library without drafting"
+    if sampling["temperature"]:
+        equal += (
+            f", by the same seed; *{OTHER_DRAWS}*: a library that draws from other random numbers when it "
+            "drafts gives another answer of the same law, so there is nothing to compare"
+        )
+    return (
+        f"{document['threads']} threads, {sampling['max_tokens']} tokens at most, {asked}, all in turns. "
+        "Geometric means over the prompts; in brackets 95 % of a bootstrap over them. *per pass*: tokens "
+        "that a pass of the target gave, where the library tells. *MiB*: resident memory of the process after"
+        f" each answer, which holds all forms of its library that are named here. {equal}. *best fixed*: for "
+        "each prompt the fastest of draftd's fixed policies above, known only in hindsight."
+        + ("" if counted else " No counter of energy is readable here.")
+    )
 
 
 def plot(document: dict[str, Any]) -> str:

@@ -11,21 +11,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import documents
 import energy
 import psutil
+from peer_process import Answer, Contender, PeerFailed, leave_out, peer, spoken
 from transformers import AutoTokenizer
 
-from draftd.daemon import machine
+from draftd.daemon import machine, tuned
 from draftd.daemon.bench import Prompt, read_prompts
 from draftd.daemon.private import private_daemon
 from draftd.daemon.settings import Settings
@@ -36,28 +34,12 @@ from draftd.models.catalog import load_catalog
 from draftd.models.convert import ensure_transformers
 from draftd.models.fetch import ensure
 
-PEERS = Path(__file__).parent / "peers"
 OF_BACKEND = {
     "transformers": ("hf_generate", "openvino_genai_"),
     "llama_cpp": ("llama_server", "llama_python", "openvino_genai_"),
 }
 POLICIES = ("off", "auto", "model:8", "suffix:8", "chain:8")
-
-Answer = dict[str, Any]  # text, tokens, first_seconds, seconds, perhaps drafted and accepted
-Ask = Callable[[dict[str, Any]], Answer]
-
-
-class PeerEnded(RuntimeError):
-    """A peer's process is gone; says with which status and last words."""
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """Something that answers; `memory` reads the resident bytes of its processes."""
-
-    name: str
-    ask: Ask
-    memory: Callable[[], int]
+MODE_BYTES = 2.2  # what a peer's mode takes in memory over the size of the target's file, as measured
 
 
 def main() -> None:
@@ -73,16 +55,20 @@ def main() -> None:
     missing: dict[str, str] = {}
     with ExitStack() as stack:
         contenders = stack.enter_context(draftd(options.pair, options.policies))
-        for peer in OF_BACKEND[options.backend]:
-            if options.only and not any(each.startswith(spoken(peer)) for each in options.only):
-                continue
-            found = stack.enter_context(
-                peers(peer, pythons.get(peer, sys.executable), files, options, missing)
-            )
-            contenders += found
         contenders = [each for each in contenders if not options.only or each.name in options.only]
-        for each in contenders:  # the first passes of a process are slower than those that follow
-            each.ask(requests[0] | {"max_tokens": 4})
+        for name in OF_BACKEND[options.backend]:
+            asked = peer_settings(name, files, options)
+            if asked["only"] != []:
+                python = pythons.get(name, sys.executable)
+                contenders += stack.enter_context(peer(name, python, asked, missing))
+        # The first passes of a process are slower than those that follow.
+        contenders = [
+            each for each in contenders if reply(each, requests[0] | {"max_tokens": 4}, missing) is not None
+        ]
+        for name in set(options.only or ()) - {each.name for each in contenders} - missing.keys():
+            leave_out(name, "nothing of this name is offered", missing)
+        if not contenders:
+            sys.exit("nothing to compare: no contender is left")
         document: dict[str, Any] = documents.begin(
             "side by side",
             pair=options.pair,
@@ -94,7 +80,10 @@ def main() -> None:
             results=[],
         )
         for index, (prompt, body) in enumerate(zip(prompts, requests, strict=True)):
-            document["results"] += measure(contenders, prompt, body, index, options.repeat)
+            document["results"] += measure(contenders, prompt, body, index, options.repeat, missing)
+            # One that failed has no figures at all: those of fewer prompts would not compare.
+            contenders = [each for each in contenders if each.name not in missing]
+            document["results"] = [each for each in document["results"] if each["contender"] not in missing]
             document["memory_bytes"] = {each.name: each.memory() for each in contenders}
             # after each prompt: what was measured is kept if a later one fails
             options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -124,7 +113,7 @@ def arguments() -> argparse.Namespace:
 
 
 def model_files(pair_name: str, settings: Settings) -> dict[str, str]:
-    """The pair's files: as shipped for llama.cpp, converted for transformers."""
+    """The pair's files: as shipped for llama.cpp, converted for transformers, the draft as tuned here."""
     pair = load_catalog().pair(pair_name)
     if pair.draft is None:
         sys.exit(f"the pair {pair_name} has no draft to compare with")
@@ -133,7 +122,23 @@ def model_files(pair_name: str, settings: Settings) -> dict[str, str]:
         gguf = ensure(model, settings.cache_dir)
         found[f"{part}_gguf"] = str(gguf)
         found[part] = str(ensure_transformers(gguf, settings.cache_dir, settings.dtype))
+    drafting = tuned.draft_file(pair, settings)
+    if drafting is not None and str(drafting[0]) != found["draft_gguf"]:
+        found["tuned_gguf"] = str(drafting[0])  # what draftd drafts with
     return found
+
+
+def peer_settings(name: str, files: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
+    """What a peer is told before it loads; `only`: the modes that it shall build, None for all."""
+    begin = spoken(name) + " "
+    only = None
+    if options.only is not None:
+        only = [each.removeprefix(begin) for each in options.only if each.startswith(begin)]
+    more = {"threads": options.threads, "context": options.context, "only": only}
+    more["mode_bytes"] = int(MODE_BYTES * Path(files["target_gguf"]).stat().st_size)
+    if options.int4:
+        more |= {f"{part}_int4": str(options.int4 / part) for part in ("target", "draft")}
+    return files | more
 
 
 def request(prompt: Prompt, files: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
@@ -178,81 +183,27 @@ def draftd(pair: str, policies: list[str]) -> Iterator[list[Contender]]:
         yield [contender(policy) for policy in policies]
 
 
-@contextmanager
-def peers(
-    name: str, python: str, files: dict[str, str], options: argparse.Namespace, missing: dict[str, str]
-) -> Iterator[list[Contender]]:
-    """A peer's modes; none if it can't start, with the reason in `missing`."""
-    said_aside = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the child
-    child = subprocess.Popen(
-        [python, str(PEERS / f"{name}.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=said_aside,
-        text=True,
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    process = psutil.Process(child.pid)
-    label = spoken(name)
-
-    def exchange(line: dict[str, Any]) -> dict[str, Any]:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.write(json.dumps(line) + "\n")
-        child.stdin.flush()
-        answer = child.stdout.readline()
-        if not answer:
-            status = child.wait()
-            said_aside.seek(0)
-            reason = (said_aside.read().strip().splitlines() or ["without a word"])[-1]
-            raise PeerEnded(f"{label} ended with status {status}: {reason}")
-        return dict(json.loads(answer))
-
-    def contender(mode: str) -> Contender:
-        return Contender(
-            f"{label} {mode}", lambda body: exchange(body | {"mode": mode}), lambda: process.memory_info().rss
-        )
-
-    settings = files | {"threads": options.threads, "context": options.context}
-    if options.int4:
-        settings |= {f"{part}_int4": str(options.int4 / part) for part in ("target", "draft")}
-    try:
-        try:
-            said = exchange(settings)
-        except PeerEnded as error:
-            said = {"error": str(error)}
-        if "error" in said:
-            missing[label] = said["error"]
-            print(f"{label} is left out: {said['error']}", file=sys.stderr)
-        missing.update({f"{label} {mode}": reason for mode, reason in said.get("absent", {}).items()})
-        yield [contender(mode) for mode in said.get("modes", [])]
-    finally:
-        child.stdin.close()
-        try:
-            child.wait(20)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        said_aside.close()
-
-
-def spoken(peer: str) -> str:
-    """A peer's name as the tables print it."""
-    return peer.strip("_").replace("_", " ")
-
-
 def measure(
-    contenders: list[Contender], prompt: Prompt, body: dict[str, Any], index: int, repeat: int
+    contenders: list[Contender],
+    prompt: Prompt,
+    body: dict[str, Any],
+    index: int,
+    repeat: int,
+    missing: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """One prompt by every contender; who is first goes round, so that drift cancels out."""
+    """One prompt by every contender; who is first goes round, so that drift cancels out.
+
+    A peer that fails is `missing` from then on.
+    """
     results = []
     for turn in range(repeat):
-        first = (index + turn) % len(contenders)
+        first = (index + turn) % max(1, len(contenders))
         for each in contenders[first:] + contenders[:first]:
             before = energy.joules()
-            answer = each.ask(body)
+            answer = reply(each, body, missing)
             after = energy.joules()
+            if answer is None:
+                continue
             if before is not None and after is not None:
                 answer["joules"] = after - before
             results.append(
@@ -261,10 +212,22 @@ def measure(
                     "category": prompt.category,
                     "contender": each.name,
                     "turn": turn,
+                    "memory_bytes": each.memory(),
                     **answer,
                 }
             )
     return results
+
+
+def reply(contender: Contender, body: dict[str, Any], missing: dict[str, str]) -> Answer | None:
+    """What a contender answers; None if it failed, now or before."""
+    if contender.name in missing:
+        return None
+    try:
+        return contender.ask(body)
+    except PeerFailed as error:
+        leave_out(contender.name, str(error), missing)
+        return None
 
 
 if __name__ == "__main__":

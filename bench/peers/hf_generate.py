@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-from lines import Mode, Request, Stopwatch, serve
+from lines import Build, Mode, Request, Stopwatch, serve
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.generation.streamers import BaseStreamer
 
@@ -26,13 +27,10 @@ class Watch(BaseStreamer):  # type: ignore[misc,no-untyped-call]
         pass
 
 
-def load(settings: dict[str, Any]) -> dict[str, Mode | str]:
+def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
     torch.set_num_threads(settings["threads"])
     tokenizer = AutoTokenizer.from_pretrained(settings["target"])
     target = AutoModelForCausalLM.from_pretrained(settings["target"], dtype=torch.bfloat16).eval()
-    assistant = AutoModelForCausalLM.from_pretrained(settings["draft"], dtype=torch.bfloat16).eval()
-    assistant.generation_config.num_assistant_tokens_schedule = "heuristic"  # longer after a full acceptance
-    assistant.generation_config.assistant_confidence_threshold = 0.4
 
     def mode(**options: Any) -> Mode:
         def answer(request: Request) -> dict[str, Any]:
@@ -61,12 +59,19 @@ def load(settings: dict[str, Any]) -> dict[str, Mode | str]:
 
         return answer
 
+    def assisted() -> Mode:
+        assistant = AutoModelForCausalLM.from_pretrained(settings["draft"], dtype=torch.bfloat16).eval()
+        # longer after a full acceptance
+        assistant.generation_config.num_assistant_tokens_schedule = "heuristic"
+        assistant.generation_config.assistant_confidence_threshold = 0.4
+        return mode(assistant_model=assistant)
+
     return {
-        "plain": mode(),
-        "assisted": mode(assistant_model=assistant),
-        "prompt lookup": mode(prompt_lookup_num_tokens=10),
+        "plain": mode,
+        "assisted": assisted,
+        "prompt lookup": partial(mode, prompt_lookup_num_tokens=10),
     }
 
 
 if __name__ == "__main__":
-    serve(load)
+    serve(offer)

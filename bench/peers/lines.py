@@ -9,31 +9,67 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Request = dict[str, Any]  # text (a templated prompt), messages, max_tokens, temperature, seed
-Mode = Callable[[Request], dict[str, Any]]  # gives text, tokens, first_seconds, seconds; drafted, accepted
+Answer = dict[str, Any]  # text, tokens, first_seconds, seconds; perhaps rounds, drafted, accepted
+Mode = Callable[[Request], Answer]
+Build = Callable[[], Mode]  # loads what this mode alone needs
 
 
-def serve(load: Callable[[dict[str, Any]], dict[str, Mode | str]]) -> None:
-    """Load by the first line's settings, say which modes there are, then answer line by line.
+def serve(offer: Callable[[dict[str, Any]], Mapping[str, Build | str]]) -> None:
+    """Offer modes by the first line's settings, build those that are wanted, then answer line by line.
 
-    In place of a mode that the peer lacks `load` gives the reason.
+    In place of a mode that the peer lacks `offer` gives the reason. A mode that can't be built, or that fails
+    at a request, says so for itself alone.
     """
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not mix in
+    settings = json.loads(sys.stdin.readline())
     try:
-        found = load(json.loads(sys.stdin.readline()))
+        offered = offer(settings)
     except Exception as error:
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"[:300]}), file=out)
+        print(json.dumps({"error": said(error)}), file=out)
         raise
-    modes = {name: mode for name, mode in found.items() if not isinstance(mode, str)}
-    absent = {name: mode for name, mode in found.items() if isinstance(mode, str)}
+    modes: dict[str, Mode] = {}
+    absent: dict[str, str] = {}
+    for name, build in offered.items():
+        if settings["only"] is not None and name not in settings["only"]:
+            continue
+        if isinstance(build, str):
+            absent[name] = build
+        elif (left := memory_left()) < settings["mode_bytes"]:
+            absent[name] = f"only {left >> 20} MiB of memory were left: --only names fewer contenders"
+        else:
+            try:
+                modes[name] = build()
+            except Exception as error:
+                traceback.print_exc()
+                absent[name] = said(error)
     print(json.dumps({"modes": list(modes), "absent": absent}), file=out)
     for line in sys.stdin:
         request = json.loads(line)
-        print(json.dumps(modes[request["mode"]](request)), file=out)
+        try:
+            answer = modes[request["mode"]](request)
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": said(error)}
+        print(json.dumps(answer), file=out)
+
+
+def said(error: Exception) -> str:
+    """A library's own words for what went wrong: the last line, where it names the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'without a word'}"[:300]
+
+
+def memory_left() -> int:
+    """Bytes that the machine can still give, its file cache included."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        found = dict(line.split(":", 1) for line in file)
+    return int(found["MemAvailable"].split()[0]) * 1024
 
 
 class Stopwatch:
@@ -50,7 +86,7 @@ class Stopwatch:
         if self.first is None:
             self.first = time.perf_counter() - self.began
 
-    def result(self, text: str, tokens: int, **more: Any) -> dict[str, Any]:
+    def result(self, text: str, tokens: int, **more: Any) -> Answer:
         seconds = time.perf_counter() - self.began
         first = seconds if self.first is None else self.first
         return {"text": text, "tokens": tokens, "first_seconds": first, "seconds": seconds, **more}

@@ -1,65 +1,89 @@
-"""llama.cpp's own server, prebuilt in xllamacpp: plain, with a draft model, with an n-gram draft."""
+"""llama.cpp's own server, prebuilt in xllamacpp: plain, with a draft model, with each of its n-gram kinds."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import xllamacpp
-from lines import Mode, Request, Stopwatch, serve
+from lines import Build, Mode, Request, Stopwatch, serve
+
+KINDS = xllamacpp.common_speculative_type
+PREFIX = "COMMON_SPECULATIVE_TYPE_"
+SHORT = 3, 8  # the n-gram that is looked for and the tokens that follow; the server's own are 12 and 48
+
+UNTRAINED = "it drafts with a head that was trained for one target, and this pair has none"
 
 
-def load(settings: dict[str, Any]) -> dict[str, Mode | str]:
-    kinds = xllamacpp.common_speculative_type
+def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
+    """Each kind that this build of the server names, in its own settings but for the draft model."""
+    modes: dict[str, Build | str] = {"plain": partial(mode, settings)}
+    for kind in KINDS:
+        name = kind.name.removeprefix(PREFIX)
+        if name == "DRAFT_SIMPLE":
+            modes["draft model"] = partial(mode, settings, kind, settings["draft_gguf"])
+            if "tuned_gguf" in settings:
+                modes["draft model tuned"] = partial(mode, settings, kind, settings["tuned_gguf"])
+        elif name.startswith("NGRAM_"):
+            modes[f"n-gram {spoken(name, 'NGRAM_')}"] = partial(mode, settings, kind)
+            if name == "NGRAM_SIMPLE":
+                modes["n-gram simple short"] = partial(mode, settings, kind, short=True)
+        elif name.startswith("DRAFT_"):  # with an ordinary draft these end the process, or do nothing
+            modes[f"draft {spoken(name, 'DRAFT_')}"] = UNTRAINED
+    for name in ("SIMPLE", "MAP_K", "MAP_K4V", "MOD", "CACHE"):
+        modes.setdefault(f"n-gram {spoken(name, '')}", "this build of the server does not name it")
+    return modes
 
-    def mode(kind: Any = None) -> Mode:
-        params = xllamacpp.CommonParams()
-        params.model.path = settings["target_gguf"]
-        params.n_ctx = settings["context"]
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
-        if kind is not None:
-            params.speculative.types = [kind]
-        if kind == kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE:
-            params.speculative.draft.mparams.path = settings["draft_gguf"]
-            params.speculative.draft.n_max, params.speculative.draft.p_min = 8, 0.5
-            params.speculative.draft.cpuparams.n_threads = settings["threads"]
-        server = xllamacpp.Server(params)
 
-        def answer(request: Request) -> dict[str, Any]:
-            watch = Stopwatch()
-            body = {
-                "messages": request["messages"],
-                "max_tokens": request["max_tokens"],
-                "temperature": request["temperature"],
-                "seed": request["seed"],
-                "cache_prompt": False,
-            }
-            if request["temperature"]:
-                body |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
-            reply = server.handle_chat_completions(body)
-            reply = json.loads(reply) if isinstance(reply, (str, bytes)) else reply
-            if "choices" not in reply:
-                raise RuntimeError(str(reply)[:300])
-            timings = reply["timings"]
-            result = watch.result(
-                reply["choices"][0]["message"]["content"],
-                timings["predicted_n"],
-                drafted=timings.get("draft_n", 0),
-                accepted=timings.get("draft_n_accepted", 0),
-            )
-            # The whole reply comes at once: the server's own clock says when its first token was there.
-            result["first_seconds"] = max(0.0, result["seconds"] - timings["predicted_ms"] / 1000)
-            return result
+def spoken(name: str, begin: str) -> str:
+    return name.removeprefix(begin).lower().replace("_", " ")
 
-        return answer
 
-    return {
-        "plain": mode(),
-        "draft model": mode(kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE),
-        "n-gram": mode(kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE),
-        "n-gram map, cache and mod": "of the server's n-gram kinds the simple one stands for all",
-    }
+def mode(settings: dict[str, Any], kind: Any = None, draft: str = "", short: bool = False) -> Mode:
+    params = xllamacpp.CommonParams()
+    params.model.path = settings["target_gguf"]
+    params.n_ctx = settings["context"]
+    params.n_parallel = 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
+    if kind is not None:
+        params.speculative.types = [kind]
+    if draft:
+        params.speculative.draft.mparams.path = draft
+        params.speculative.draft.n_max, params.speculative.draft.p_min = 8, 0.5
+        params.speculative.draft.cpuparams.n_threads = settings["threads"]
+    if short:
+        params.speculative.ngram_simple.size_n, params.speculative.ngram_simple.size_m = SHORT
+    server = xllamacpp.Server(params)
+
+    def answer(request: Request) -> dict[str, Any]:
+        watch = Stopwatch()
+        body = {
+            "messages": request["messages"],
+            "max_tokens": request["max_tokens"],
+            "temperature": request["temperature"],
+            "seed": request["seed"],
+            "cache_prompt": False,
+        }
+        if request["temperature"]:
+            body |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        reply = server.handle_chat_completions(body)
+        reply = json.loads(reply) if isinstance(reply, (str, bytes)) else reply
+        if "choices" not in reply:
+            raise RuntimeError(str(reply)[:300])
+        timings = reply["timings"]
+        result = watch.result(
+            reply["choices"][0]["message"]["content"],
+            timings["predicted_n"],
+            drafted=timings.get("draft_n", 0),
+            accepted=timings.get("draft_n_accepted", 0),
+        )
+        # The whole reply comes at once: the server's own clock says when its first token was there.
+        result["first_seconds"] = max(0.0, result["seconds"] - timings["predicted_ms"] / 1000)
+        return result
+
+    return answer
 
 
 if __name__ == "__main__":
-    serve(load)
+    serve(offer)

@@ -47,21 +47,55 @@ RESULTS = [
 
 
 def cells(text: str, name: str) -> list[str]:
-    (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} | ") and "x (" in line]
-    return [cell.strip() for cell in line.strip("|").split("|")]
+    """A contender's cells in the first table."""
+    found = [line for line in text.splitlines() if line.startswith(f"| {name} | ")]
+    return [cell.strip() for cell in found[0].strip("|").split("|")]
 
 
 def test_a_contender_has_its_speed_its_ratios_and_its_tokens_a_pass(program: Program) -> None:
     text = program("report_peers").section(document(RESULTS))
-    assert cells(text, "draftd off")[1:5] == ["2.00", "1.00x (1.00 to 1.00)", "-", "1.00"]
-    assert cells(text, "draftd auto")[1] == "2.83"
-    assert cells(text, "draftd auto")[2].startswith("1.41x (")
-    assert cells(text, "draftd auto")[4] == "1.38"  # 22 tokens of 16 passes
-    assert cells(text, "llama server draft model")[4] == "1.38"  # as many, by what was accepted
-    assert cells(text, "hf generate plain")[4] == "-"
+    heads = ["tokens a second", "over draftd's target alone", "per pass", "first ms", "MiB"]
+    assert cells(text, "contender")[1:] == [*heads, "over its own plain speed", "same"]
+    assert cells(text, "draftd off")[1:] == [
+        "2.00 (2.00 to 2.00)",
+        "1.00x (1.00 to 1.00)",
+        "1.00 (1.00 to 1.00)",
+        "1000 (1000 to 1000)",
+        "1 (1 to 1)",
+        "-",
+        "-",
+    ]
+    assert cells(text, "draftd auto")[1] == "2.83 (2.00 to 4.00)"
+    assert cells(text, "draftd auto")[2] == "1.41x (1.00 to 2.00)"
+    assert cells(text, "draftd auto")[3] == "1.48 (1.00 to 2.20)"  # 11 tokens of 5 passes, 11 of 11
+    assert cells(text, "draftd auto")[7] == "2/2"
+    assert cells(text, "llama server draft model")[3] == "1.48 (1.00 to 2.20)"  # by what was accepted
+    assert cells(text, "hf generate plain")[3] == "-"
     assert "\npeer draft model: not measured (it has none).\n" in text
     assert "    python bench/side_by_side.py --json b.json\n" in text
     assert "No counter of energy is readable here." in text
+
+
+def test_every_quantity_is_told_by_category(program: Program) -> None:
+    results = [
+        result("draftd off", "1", 2.0, rounds=11, joules=11.0, memory_bytes=2**21),
+        result("draftd off", "2", 8.0, rounds=5, joules=22.0, memory_bytes=2**22, category="d"),
+        result("draftd off", "3", 2.0, rounds=11, joules=44.0, memory_bytes=2**23, category="d"),
+        result("hf generate plain", "1", 4.0),
+    ]
+    text = program("report_peers").section(document(results))
+    tables = text.split("By category: ")[1:]
+    found = {table.split(".\n")[0]: cells(table, "draftd off")[1:] for table in tables}
+    assert found == {
+        "tokens a second": ["2.00", "4.00"],
+        "over draftd's target alone": ["1.00x", "1.00x"],
+        "per pass": ["1.00", "1.48"],
+        "first ms": ["1000", "1000"],
+        "MiB": ["2", "6"],
+        "J a token": ["1.00", "2.83"],
+    }
+    assert cells(tables[0], "hf generate plain")[1:] == ["4.00", "-"]  # it was not asked the others
+    assert "hf generate plain" not in tables[2]  # nobody knows its passes
 
 
 def test_the_best_fixed_policy_is_chosen_for_each_prompt_and_auto_is_none(program: Program) -> None:
@@ -69,9 +103,29 @@ def test_the_best_fixed_policy_is_chosen_for_each_prompt_and_auto_is_none(progra
     found = document(RESULTS)
     assert peers.best_fixed(peers.by_question(found)) == {"1": pytest.approx(8.0), "2": pytest.approx(2.0)}
     text = peers.section(found)
-    assert cells(text, "*draftd best fixed*")[1] == "4.00"
+    assert cells(text, "*draftd best fixed*")[1:4] == ["4.00 (2.00 to 8.00)", "2.00x (1.00 to 4.00)", "-"]
     assert "The controller over the best fixed policy: 0.71x (" in text
-    assert "best fixed*" not in peers.section(document(RESULTS[:2] + RESULTS[4:])).split("| contender")[1]
+    speedups = text.split("By category: ")[2]
+    assert cells(speedups, "draftd best fixed")[1:] == ["2.00x"]
+    assert "best fixed" not in peers.section(document(RESULTS[:2] + RESULTS[4:])).split("| contender")[1]
+
+
+def test_a_peer_that_draws_otherwise_is_not_counted_as_wrong(program: Program) -> None:
+    peers = program("report_peers")
+    results = [
+        result("draftd off", "1", 2.0),
+        result("draftd auto", "1", 2.0, text="other"),
+        result("llama server plain", "1", 2.0),
+        result("llama server draft model", "1", 2.0, text="other"),
+    ]
+    greedy = peers.section(document(results))
+    assert [cells(greedy, name)[7] for name in ("draftd auto", "llama server draft model")] == ["0/1", "0/1"]
+    assert "other draws" not in greedy
+    sampled = peers.section(document(results, sampling={"max_tokens": 11, "temperature": 0.8}))
+    assert cells(sampled, "draftd auto")[7] == "0/1"  # whose seed decides on the answer
+    assert cells(sampled, "llama server draft model")[7] == "other draws"
+    assert cells(sampled, "llama server plain")[7] == "-"
+    assert "*other draws*: a library that" in sampled
 
 
 def test_energy_is_told_where_it_was_counted(program: Program) -> None:
@@ -80,8 +134,14 @@ def test_energy_is_told_where_it_was_counted(program: Program) -> None:
         result("draftd off", "2", 2.0, joules=-5.0),  # the counter ran over
     ]
     text = program("report_peers").section(document(counted))
-    assert text.split("| draftd off")[1].splitlines()[0].endswith("| 2.00 |")
+    assert cells(text, "draftd off")[6] == "2.00 (2.00 to 2.00)"
     assert "No counter" not in text
+
+
+def test_an_error_of_a_library_says_nothing_of_folders(program: Program) -> None:
+    error = 'RuntimeError: ir: Could not open the file: "/home/me/models/a.gguf/openvino_model.xml"'
+    text = program("report_peers").section(document(RESULTS, missing={"peer": error}))
+    assert '(RuntimeError: ir: Could not open the file: "openvino_model.xml").' in text
 
 
 def test_an_interval_holds_the_mean_and_widens_with_the_spread(program: Program) -> None:

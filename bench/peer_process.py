@@ -1,0 +1,112 @@
+"""A peer of bench/peers/ as a process: what it offers, and what it answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PEERS = Path(__file__).parent / "peers"
+
+Answer = dict[str, Any]  # text, tokens, first_seconds, seconds, perhaps rounds, drafted and accepted
+Ask = Callable[[dict[str, Any]], Answer]
+
+
+class PeerFailed(RuntimeError):
+    """A peer gave no answer; says why, by its last words where its process is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Something that answers; `memory` reads the resident bytes of its processes."""
+
+    name: str
+    ask: Ask
+    memory: Callable[[], int]
+
+
+@contextmanager
+def peer(
+    name: str, python: str, settings: dict[str, Any], missing: dict[str, str]
+) -> Iterator[list[Contender]]:
+    """A peer's modes; `missing` gets the reason for each that there is not, or for the peer as a whole."""
+    label = spoken(name)
+    with tempfile.TemporaryFile("w+") as aside:
+        try:
+            child = subprocess.Popen(
+                [python, str(PEERS / f"{name}.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=aside,
+                text=True,
+            )
+        except OSError as error:
+            leave_out(label, f"{python} can't be run ({error.strerror})", missing)
+            yield []
+            return
+        stdin, stdout = child.stdin, child.stdout
+        assert stdin is not None
+        assert stdout is not None
+        process = psutil.Process(child.pid)
+
+        def exchange(line: dict[str, Any]) -> dict[str, Any]:
+            try:
+                stdin.write(json.dumps(line) + "\n")
+                stdin.flush()
+            except BrokenPipeError:  # it is gone already; nothing is to be read
+                pass
+            answer = stdout.readline()
+            if not answer:
+                status = child.wait()
+                aside.seek(0)
+                reason = (aside.read().strip().splitlines() or ["without a word"])[-1]
+                raise PeerFailed(f"{label} ended with status {status}: {reason}")
+            found = dict(json.loads(answer))
+            if "error" in found:
+                raise PeerFailed(found["error"])
+            return found
+
+        def contender(mode: str) -> Contender:
+            def answer(body: dict[str, Any]) -> Answer:
+                return exchange(body | {"mode": mode})
+
+            return Contender(f"{label} {mode}", answer, lambda: process.memory_info().rss)
+
+        try:
+            modes: list[str] = []
+            try:
+                told = exchange(settings)
+            except PeerFailed as error:
+                leave_out(label, str(error), missing)
+            else:
+                modes = told["modes"]
+                for mode, reason in told["absent"].items():
+                    leave_out(f"{label} {mode}", reason, missing)
+            yield [contender(mode) for mode in modes]
+        finally:
+            with suppress(BrokenPipeError):  # a line that a dead peer never read
+                stdin.close()
+            try:
+                child.wait(20)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            stdout.close()
+
+
+def leave_out(name: str, reason: str, missing: dict[str, str]) -> None:
+    missing[name] = reason
+    print(f"{name} is left out: {reason}", file=sys.stderr, flush=True)
+
+
+def spoken(peer: str) -> str:
+    """A peer's name as the tables print it."""
+    return peer.strip("_").replace("_", " ")

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.tiny import write_tiny
+from tests.tiny_gguf import write_gguf
+
+Program = Callable[[str], ModuleType]
+
+# A peer that goes wrong in every way that one can; what it says when all is well is not looked at.
+STAND_IN = """
+import os, sys
+from lines import Stopwatch, serve
+
+def answering(text, tokens=3):
+    return lambda request: Stopwatch().result(text, tokens)
+
+def broken():
+    raise RuntimeError("Check failed at a.cpp:1:\\nno such\\n  weights here\\n")
+
+def fails(request):
+    raise ValueError("nothing for " + request["text"])
+
+def dies(request):
+    print("out of luck", file=sys.stderr, flush=True)
+    os._exit(7)
+
+def offer(settings):
+    {first}
+    return {{
+        "plain": lambda: answering("right"),
+        "other": lambda: answering("wrong"),
+        "broken": broken,
+        "fails": lambda: fails,
+        "dies": lambda: dies,
+        "none": "it has none",
+    }}
+
+serve(offer)
+"""
+
+
+@pytest.fixture
+def stand_in(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Any, dict[str, str]]]:
+    """stand_in(first): the peer whose `offer` begins with this; its context manager and the `missing`."""
+    process = program("peer_process")
+    lines = process.PEERS / "lines.py"
+    (tmp_path / "lines.py").write_text(lines.read_text("utf-8"), "utf-8")
+    monkeypatch.setattr(process, "PEERS", tmp_path)
+
+    def make(
+        first: str = "pass", python: str = sys.executable, **settings: Any
+    ) -> tuple[Any, dict[str, str]]:
+        (tmp_path / "a_peer.py").write_text(STAND_IN.format(first=first), "utf-8")
+        missing: dict[str, str] = {}
+        asked = {"only": None, "mode_bytes": 0} | settings
+        return process.peer("a_peer", python, asked, missing), missing
+
+    return make
+
+
+Made = Callable[..., tuple[Any, dict[str, str]]]
+BODY = {"text": "a question"}
+
+
+def test_a_mode_that_cannot_be_built_or_fails_takes_no_other_down(program: Program, stand_in: Made) -> None:
+    failed = program("peer_process").PeerFailed
+    running, missing = stand_in()
+    with running as found:
+        modes = {each.name: each for each in found}
+        assert list(modes) == [f"a peer {name}" for name in ("plain", "other", "fails", "dies")]
+        assert missing == {"a peer broken": "RuntimeError: weights here", "a peer none": "it has none"}
+        with pytest.raises(failed, match=r"^ValueError: nothing for a question$"):
+            modes["a peer fails"].ask(BODY)
+        assert modes["a peer plain"].ask(BODY)["text"] == "right"
+        assert modes["a peer plain"].memory() > 0
+        for name in ("dies", "plain"):  # the process is gone, and with it the others
+            with pytest.raises(failed, match=r"^a peer ended with status 7: out of luck$"):
+                modes[f"a peer {name}"].ask(BODY)
+
+
+@pytest.mark.parametrize(
+    ("first", "python", "reason"),
+    [
+        ("import no_such_library", sys.executable, "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("os._exit(3)", sys.executable, "a peer ended with status 3: without a word"),
+        ("pass", "/nowhere/python", "/nowhere/python can't be run (No such file or directory)"),
+    ],
+)
+def test_a_peer_that_cannot_begin_is_missing_with_its_reason(
+    stand_in: Made, first: str, python: str, reason: str
+) -> None:
+    running, missing = stand_in(first, python)
+    with running as found:
+        assert found == []
+    assert missing == {"a peer": reason}
+
+
+def test_only_what_is_wanted_is_built_and_only_while_memory_lasts(stand_in: Made) -> None:
+    running, missing = stand_in(only=["other", "broken"])
+    with running as found:
+        assert [each.name for each in found] == ["a peer other"]
+    assert list(missing) == ["a peer broken"]
+    running, missing = stand_in(only=["other"], mode_bytes=2**60)
+    with running as found:
+        assert found == []
+    assert missing["a peer other"].endswith("MiB of memory were left: --only names fewer contenders")
+
+
+def test_a_contender_that_fails_midway_is_out_and_the_others_go_on(program: Program) -> None:
+    beside, process = program("side_by_side"), program("peer_process")
+    asked: list[str] = []
+
+    def answers(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        def answer(body: dict[str, Any]) -> dict[str, Any]:
+            asked.append(name)
+            if name == "b" and len(asked) > 3:
+                raise process.PeerFailed("b ended with status 7: out of luck")
+            return {"text": name, "tokens": 2, "first_seconds": 1.0, "seconds": 2.0}
+
+        return answer
+
+    contenders = [process.Contender(name, answers(name), lambda: 2**20) for name in "abc"]
+    prompt = beside.Prompt(question_id=1, category="c", turns=["?"])
+    missing: dict[str, str] = {}
+    results = beside.measure(contenders, prompt, {}, 0, 3, missing)
+    assert asked == ["a", "b", "c", "b", "c", "a", "c", "a"]  # who is first goes round
+    assert [result["contender"] for result in results] == ["a", "b", "c", "c", "a", "c", "a"]
+    assert {result["turn"] for result in results} == {0, 1, 2}
+    assert missing == {"b": "b ended with status 7: out of luck"}
+
+
+def test_draftd_beside_a_real_peer_at_a_temperature(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, peers = program("side_by_side"), program("report_peers")
+    for name, noise in (("target", 0.0), ("draft", 0.05)):
+        write_gguf(write_tiny(tmp_path / name, noise=noise), tmp_path / f"{name}.gguf")
+    # What a GGUF is converted to is what it was made from here.
+    monkeypatch.setattr(beside, "ensure_transformers", lambda gguf, *more: gguf.with_suffix(""))
+    (tmp_path / "catalog.toml").write_text(
+        f'[models.target]\npath = "{tmp_path}/target.gguf"\n[models.draft]\npath = "{tmp_path}/draft.gguf"\n'
+        '[pairs.tiny]\ntarget = "target"\ndraft = "draft"\n',
+        "utf-8",
+    )
+    for name, place in {"CATALOG": "catalog.toml", "CONFIG": "none.toml", "CACHE_DIR": "cache"}.items():
+        monkeypatch.setenv(f"DRAFTD_{name}", str(tmp_path / place))
+    for name in ("DRAFTD_BACKEND", "DRAFTD_THREADS", "DRAFTD_CONTEXT"):  # which the program sets
+        monkeypatch.setenv(name, "")
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.json"
+    prompts.write_text(
+        '{"question_id": 7, "category": "colours", "turns": ["Three colours, please."]}', "utf-8"
+    )
+    wanted = ["draftd off", "draftd model:4", "llama python plain", "llama python prompt lookup"]
+    command = ["side_by_side.py", "--pair", "tiny", "--backend", "llama_cpp", "--prompts", str(prompts)]
+    command += ["--max-tokens", "12", "--context", "256", "--threads", "1", "--temperature", "0.8"]
+    command += ["--policies", "off", "model:4", "--json", str(out), "--only", *wanted, "llama server plain"]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setitem(beside.OF_BACKEND, "llama_cpp", ("llama_python",))
+    beside.main()
+    document = json.loads(out.read_text("utf-8"))
+    assert [result["contender"] for result in document["results"]] == wanted
+    assert document["missing"] == {"llama server plain": "nothing of this name is offered"}
+    off, drafting, plain, _ = document["results"]
+    assert off["text"] == drafting["text"] != plain["text"]  # by the seed; the peer's draws are its own
+    assert (off["drafted"], drafting["drafted"] > 0) == (0, True)
+    assert all(result["memory_bytes"] > 2**20 for result in document["results"])
+    assert plain["rounds"] >= 1
+    rows = [line for line in peers.section(document).splitlines() if line.startswith("| ")]
+    ends = [line.split(" | ")[-1].rstrip("| ") for line in rows[:5]]
+    assert ends == ["same", "-", "1/1", "-", "other draws"]
