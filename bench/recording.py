@@ -7,7 +7,7 @@ behind a text is greedy, so it depends on the text alone: each is asked for once
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from draftd.models.base import Rows, Span, Target
 from draftd.models.sampling import confidence
 
 Chosen = tuple[int, float]  # a token, and its probability
+Opened = Callable[[], Draft]  # the real draft, loaded by the first that needs it
 
 
 @dataclass(slots=True)
@@ -50,14 +51,12 @@ def record(
     return Answer(category, prompt, np.stack(rows))
 
 
-def choice(answer: Answer, draft: Draft | None, context: Context, tokens: Sequence[int]) -> Chosen:
+def choice(answer: Answer, opened: Opened, context: Context, tokens: Sequence[int]) -> Chosen:
     """What the draft chooses behind `tokens` (the prompt's first): as recorded, else asked and kept."""
     key = tuple(tokens[len(answer.prompt) :])
     if key not in answer.drafted:
-        if draft is None:
-            raise SystemExit("the recording lacks what this run drafts: delete it, then it is made anew")
         asked = Context(context.slot, tokens, 1, _greedy, lambda _: False)
-        (proposal,) = draft.propose([asked])
+        (proposal,) = opened().propose([asked])
         answer.drafted[key] = (proposal.tokens[0], proposal.confidence[0])
     return answer.drafted[key]
 

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 from places import Place
-from recording import Answer, choice
+from recording import Answer, Opened, choice
 
 from draftd.daemon import drafting as drafting_module
 from draftd.daemon import engine as engine_module
-from draftd.drafts.base import Context, Draft, Proposal, common_prefix
+from draftd.drafts.base import Context, Proposal, common_prefix
 from draftd.models.base import Rows, Span, State
 
 
@@ -90,8 +90,8 @@ class ReplayedDraft:
     It takes the place's time to feed and draft; our own sampler beside it takes the time it takes.
     """
 
-    def __init__(self, answer: Answer, draft: Draft | None, clock: Clock, place: Place) -> None:
-        self.answer, self.draft, self.clock, self.place = answer, draft, clock, place
+    def __init__(self, answer: Answer, opened: Opened, clock: Clock, place: Place) -> None:
+        self.answer, self.opened, self.clock, self.place = answer, opened, clock, place
         self.seen: list[int] = []  # what its cache would hold
 
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
@@ -102,7 +102,7 @@ class ReplayedDraft:
         self._take(self.clock.perf_counter(), self.place.read_ms * (fed - 1))
         while len(proposal.tokens) < context.limit:
             began = self.clock.perf_counter()
-            token, confidence = choice(self.answer, self.draft, context, tokens)
+            token, confidence = choice(self.answer, self.opened, context, tokens)
             self._take(began, self.place.draft_ms)
             context.choose(self.answer.rows[0], len(tokens))  # for its time alone
             self.seen = list(tokens)

@@ -13,6 +13,7 @@ busy machine matters little, and less the longer a place's pass. --places N ... 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
@@ -25,7 +26,7 @@ from typing import Any
 import documents
 import recording
 from places import PLACES, Place
-from recording import Answer
+from recording import Answer, Opened
 from replay import Clock, Replay, ReplayedDraft, told_by
 
 from draftd.daemon import loader
@@ -65,13 +66,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     title = f"{options.pair}, {options.prompts.name}, {options.per_category} x {options.max_tokens} tokens"
-    draft: Draft | None = None
     if options.recording and options.recording.exists():
         models, answers = recording.load(options.recording, title)
     else:
-        models, answers, draft = record(options)
+        models, answers = record(options)
         if options.recording:
             recording.save(options.recording, title, models, answers)
+    known = sum(len(answer.drafted) for answer in answers)
+    opened = functools.cache(lambda: open_draft(options.pair, models))
     places = [PLACES[number - 1] for number in options.places or range(1, len(PLACES) + 1)]
     document = documents.begin(
         "simulated",
@@ -81,27 +83,44 @@ def main() -> None:
         answers=[[each.category, len(each.rows)] for each in answers],
         runs=[],
     )
-    for place in places:
-        began = perf_counter()
-        document["runs"] += at(place, answers, draft)
-        print(f"[{perf_counter() - began:.0f} s] SIMULATED {place.name}: {summary(document, place.name)}")
-        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    if draft is not None:
-        draft.close()
-        if options.recording:  # with what was drafted meanwhile
+    try:
+        for place in places:
+            began = perf_counter()
+            document["runs"] += at(place, answers, opened)
+            took = perf_counter() - began
+            print(f"[{took:.0f} s] SIMULATED {place.name}: {summary(document, place.name)}", flush=True)
+            options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    finally:
+        if options.recording and sum(len(answer.drafted) for answer in answers) > known:
             recording.save(options.recording, title, models, answers)
     print(*lines(document), sep="\n")
 
 
-def record(options: argparse.Namespace) -> tuple[str, list[Answer], Draft]:
-    """What the pair's models are, each prompt's answer by its own target, and its draft."""
-    own = {"pair": options.pair, "slots": 1, "context": 4096, "backend": "llama_cpp", "history": False}
+def load(pair: str) -> loader.Loaded:
+    own = {"pair": pair, "slots": 1, "context": 4096, "backend": "llama_cpp", "history": False}
     with tempfile.TemporaryDirectory() as state:
         settings = load_settings(None).model_copy(update=own | {"state_dir": Path(state)})
-        loaded = loader.load(settings, lambda fraction, stage: None)
-    draft = loaded.drafting.model
-    if draft is None:
-        raise SystemExit(f"the pair {options.pair} has no draft here: {loaded.info.get('draft_refused')}")
+        return loader.load(settings, lambda fraction, stage: None)
+
+
+def open_draft(pair: str, models: str) -> Draft:
+    """The pair's draft, if it is the one that the recording is of."""
+    loaded = load(pair)
+    loaded.target.close()
+    if loaded.drafting.model is None:
+        raise SystemExit(f"the pair {pair} has no draft here: {loaded.info.get('draft_refused')}")
+    if (here := named(loaded)) != models:
+        raise SystemExit(f"the recording is of {models}; here it would be {here}: name another file")
+    return loaded.drafting.model
+
+
+def named(loaded: loader.Loaded) -> str:
+    return f"target {loaded.info['target']}, draft {loaded.info['draft']}"
+
+
+def record(options: argparse.Namespace) -> tuple[str, list[Answer]]:
+    """What the pair's models are, and each prompt's answer by its own target."""
+    loaded = load(options.pair)
     answers = []
     for prompt in read_prompts(options.prompts, options.per_category):
         tokens = loaded.tokenizer.chat([{"role": "user", "content": prompt.turns[0]}])
@@ -114,16 +133,18 @@ def record(options: argparse.Namespace) -> tuple[str, list[Answer], Draft]:
             flush=True,
         )
     loaded.target.close()
-    return f"target {loaded.info['target']}, draft {loaded.info['draft']}", answers, draft
+    if loaded.drafting.model is not None:
+        loaded.drafting.model.close()
+    return named(loaded), answers
 
 
-def at(place: Place, answers: Sequence[Answer], draft: Draft | None) -> list[dict[str, Any]]:
+def at(place: Place, answers: Sequence[Answer], opened: Opened) -> list[dict[str, Any]]:
     """Every policy in one place: its speed over that of the target alone, both through draftd."""
     policies: tuple[Mode, ...] = ("off", "auto", *FIXED)
     found = {}
     for mode in policies:
         name = mode if isinstance(mode, str) else f"{mode[0]}:{mode[1]}"
-        found[name] = simulate(place, mode, answers, draft)
+        found[name] = simulate(place, mode, answers, opened)
     alone = found.pop("off")
     passes = [(len(each.rows) - 1) * place.pass_ms / 1000 for each in answers]
     ours = statistics.median(
@@ -149,13 +170,13 @@ def total(answers: Sequence[Answer], seconds: Sequence[float], category: str) ->
     return sum(each for answer, each in zip(answers, seconds, strict=True) if answer.category == category)
 
 
-def simulate(place: Place, mode: Mode, answers: Sequence[Answer], draft: Draft | None) -> list[float]:
+def simulate(place: Place, mode: Mode, answers: Sequence[Answer], opened: Opened) -> list[float]:
     """Seconds behind the first token of each answer, one after the other with one controller."""
     clock, controller = Clock(), Controller(("suffix", "model"))
     found = []
     with told_by(clock):
         for key, answer in enumerate(answers):
-            drafting = Drafting(ReplayedDraft(answer, draft, clock, place), SuffixDraft(), controller)
+            drafting = Drafting(ReplayedDraft(answer, opened, clock, place), SuffixDraft(), controller)
             engine = Engine(Replay(answer, clock, place), drafting)
             prompt, expected = len(answer.prompt), answer.tokens
             request = Request(
