@@ -4,10 +4,11 @@
 
 For pairs that this machine can't hold (bench/places.py). The logits and the draft's tokens are real; the
 times of target and draft are inputs, printed with the result. The engine, the controller and our own code run
-as they are, at their real time: its clock is moved by the difference. Nothing here was measured on a GPU.
+as they are, at the processor's time that they take: their clock is moved by the difference. Nothing here was
+measured on a GPU.
 
-Recording takes minutes and is kept (--recording): what is replayed then takes our own code's time only, so a
-busy machine matters little, and less the longer a place's pass. --places N ... takes some of them.
+Recording takes minutes and is kept (--recording): what is replayed then takes our own code's time only, and
+other programs on the machine count little. --places N ... takes some of them.
 """
 
 from __future__ import annotations
@@ -239,7 +240,7 @@ def lines(document: dict[str, Any]) -> list[str]:
         f"**SIMULATED.** The logits of {document['pair']}'s target ({len(document['answers'])} answers, "
         f"{count} tokens; {document['models']}) and the choices of its draft are real and were recorded; "
         "the times of a pass and of a drafted token are inputs. No such machine was at hand, and acceptance "
-        "is that of the small pair. Our own code ran at its real time on this machine's CPU.",
+        "is that of the small pair. Our own code takes the processor's time that it takes on this machine.",
         "",
         "| simulated place | a pass is of | pass ms | row ms | drafted token ms | read ms | draft's are of |",
         "|---|---|---|---|---|---|---|",
