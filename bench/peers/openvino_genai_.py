@@ -59,7 +59,10 @@ def mode(limits: dict[str, Any], path: str, lookup: bool = False, assistant: str
         if lookup:
             config.num_assistant_tokens, config.max_ngram_size = 5, 3
         if assistant is not None:
-            config.assistant_confidence_threshold = 0.4
+            if request["temperature"]:  # by confidence its sampling fails: "Check content_length"
+                config.num_assistant_tokens = 5
+            else:
+                config.assistant_confidence_threshold = 0.4
         watch = Stopwatch()
 
         def stream(piece: str) -> Any:
