@@ -28,10 +28,10 @@ TRUST = 3.0  # tokens' worth of what earlier requests say of a new one
 DOUBT = 0.6  # acceptance in texts that suit a draft least: if even that pays, it begins at once
 WAIT = 4  # else after so many tokens of the target alone, which say how predictable the text is
 EASY = 0.75  # hope that makes signs unnecessary
-TYPICAL, SIGNS = 0.65, 6.0  # acceptance of an unknown text, and how many tokens' signs that is worth
-HOPEFUL = 2.0  # times as much, where a round is expected to win so many tokens
-BET, STAKE = 4.0, 0.5  # plain passes that reading may cost at most, and more for each token that came already
-MARGIN = 0.02  # tokens a round that the model must gain over doing without
+TYPICAL, SIGNS = 0.65, 4.0  # acceptance of an unknown text, and how many tokens' signs that is worth
+BET, STAKE = 4.0, 0.4  # rounds in which reading must be won back, and more for each token that came already
+WINDOW = 32  # newest tokens that the draft reads where all would be too large a bet
+MARGIN = 0.1  # tokens a round that the model must gain over doing without
 JUDGED = 12  # rounds of model drafting, or passes saved, that make a request one where it pays
 FRESH = 150  # rounds after which the target's plain pass is looked at again
 
@@ -135,8 +135,8 @@ class Control:
         price = max(price, (1.0 + tokens_elsewhere) / rows[0])
         step = draft.seconds(1)
 
-        def plan(source: Source, most: int, found: int) -> Plan:
-            return Plan(source, most, found, price, rates, ahead, step, rows)
+        def plan(source: Source, most: int, found: int, reading: int | None = None) -> Plan:
+            return Plan(source, most, found, price, rates, ahead, step, rows, reading)
 
         cut, worth, _, reach = best_cut(self._found[:limit], rates, limit, price, rows)
         best = plan("suffix", cut, cut) if cut else Plan("none", 0)
@@ -151,32 +151,34 @@ class Control:
         gain, drafted, extra = self._modelled.over(shared.modelled, 3.0)
         rounds = max(1.0, min(remaining, max(shared.answer(), self._emitted)) / (1.0 + gain))
         carried = max(1.0 / rounds, self._other)
-        probe = -1.0
+        stake = (BET + STAKE * self._emitted) * plain
+        probe, reading = -1.0, None
         options: list[tuple[Source, int, float]] = [("model", 0, 1.0)]
         if cut and cut < limit:
             options.append(("chain", cut, reach))
         for source, used, reached in options:
-            most = limit - used
-            catch_up = draft.seconds(self._unseen + used) - step
+            most, fed = limit - used, self._unseen + used
             typical = 0.0
             if self._modelled.weight or shared.modelled.weight > 1.0:
                 share = min(1.0, most / max(drafted, 1.0))
                 typical = share * (reached * gain - price * (drafted * step + extra * plain))
             value = max(typical, profile(reached, ahead, most, price, step, rows[used:]))
+            bet = stake * max(0.0, value if used else value - worth)
+            reading = WINDOW if fed > WINDOW and draft.seconds(fed) - step > bet else None
+            catch_up = draft.seconds(reading or fed) - step
             if used:
                 value += worth - price * catch_up
+            elif catch_up > bet:
+                continue
             else:
-                stake = (BET + STAKE * self._emitted) * plain
-                if catch_up > stake * min(max(1.0, value - worth), HOPEFUL):
-                    continue
                 value -= price * catch_up * carried
                 probe = worth - value + price * catch_up * (1.0 - carried)
             if value > worth + MARGIN:
-                best, worth = plan(source, limit, used), value
+                best, worth = plan(source, limit, used, reading), value
         self._judge(best.source in ("model", "chain"), ahead)
         if best.source in ("none", "suffix") and 0.0 <= probe / price <= shared.purse:
             shared.purse -= probe / price
-            best = plan("model", limit, 0)
+            best = plan("model", limit, 0, WINDOW)
         return best
 
     def _judge(self, pays: bool, ahead: float) -> None:
@@ -216,7 +218,7 @@ class Control:
         drafted = list(outcome.confidences)[: shared.longest]
         used = min(plan.found, len(drafted))
         modelled = len(drafted) - used
-        fed = self._unseen + used
+        fed = min(self._unseen + used, plan.reading or self._unseen + used)
         self._learn_acceptance(drafted, used, max(0, outcome.agreed), emitted, max(0, outcome.found_agreed))
         if modelled and not used and outcome.certainty is not None:
             shared.certain.learn(bin_of(outcome.certainty), outcome.agreed > 0)

@@ -66,9 +66,11 @@ class Controller:
 
     def took(self, rows: int, seconds: float) -> None:
         """One pass of the target, `rows` tokens of all requests in it; call it once a pass."""
-        first = not self.target.observed
+        before = self.target.level if self.target.observed else None
         self.target.observe(rows, seconds)
-        if first and not self.draft.observed:
+        if before is not None:  # what slows one model down slows the other, which may not be seen for long
+            self.draft.level *= self.target.level / before
+        elif not self.draft.observed:
             self.draft.level = 0.1 * self.target.seconds(1)
         self.since_plain = 0 if rows <= 2 else self.since_plain + 1
 

@@ -205,7 +205,8 @@ class Drafting:
             return plan.proceed([*before, *confidences])
 
         tokens = request.tokens + drafted.made.tokens if before else request.tokens
-        return Context(request.slot, tokens, plan.limit - len(before), pick, proceed)
+        most = plan.limit - len(before)
+        return Context(request.slot, tokens, most, pick, proceed, reading=plan.reading)
 
     def _extend(self, contexts: list[Context], extended: list[Drafted]) -> None:
         assert self.model is not None

@@ -26,7 +26,10 @@ OPTION = 1.1  # drafting on may stop at the next doubt, which makes it worth mor
 class Plan:
     """One request's drafting in one round."""
 
-    __slots__ = ("_ahead", "_rates", "_reach", "_rows", "_seen", "_step", "found", "limit", "price", "source")
+    __slots__ = (
+        *("_ahead", "_rates", "_reach", "_rows", "_seen", "_step"),
+        *("found", "limit", "price", "reading", "source"),
+    )
 
     def __init__(
         self,
@@ -38,11 +41,13 @@ class Plan:
         ahead: float = 1.0,
         step: float = 0.0,
         rows: list[float] | None = None,
+        reading: int | None = None,
     ) -> None:
         self.source: Source = source
         self.limit = limit  # tokens at most, those of the suffix included
         self.found = found  # tokens of the suffix to use
         self.price = price  # tokens a second
+        self.reading = reading  # tokens that the model reads at most before it drafts, the newest; None: all
         self._rates = rates  # expected acceptance by bin: the suffix's, the model's
         self._ahead = ahead
         self._step = step  # seconds of a drafted token

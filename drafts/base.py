@@ -23,6 +23,7 @@ class Context:
     choose: Choose  # the request's own sampler, sharing the target's noise
     proceed: Callable[[Sequence[float]], bool]  # confidences so far, the newest last: draft another?
     scope: str = ""  # the client scope: what one scope said is never proposed to another
+    reading: int | None = None  # of the tokens that are not cached read only so many, the newest; None: all
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class Draft(Protocol):
         ...
 
     def unseen(self, slot: int, tokens: Sequence[int]) -> int:
-        """How many of a sequence's tokens are not cached for the slot."""
+        """How many of a sequence's tokens, counted from its end, are still to be read for the slot."""
         ...
 
     def copy(self, source: int, target: int, length: int) -> None:

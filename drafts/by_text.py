@@ -71,6 +71,7 @@ class TextDraft:
                     each.choose,
                     each.proceed,
                     context.scope,
+                    context.reading,
                 )
                 for context, each in zip(contexts, drafted, strict=True)
             ]

@@ -85,4 +85,4 @@ class TokenDraft:
             return translation.draft_id(picked[-1]) is not None and context.proceed(confidences)
 
         tokens = translation.draft_ids(context.tokens)
-        return Context(context.slot, tokens, context.limit, choose, proceed, context.scope)
+        return Context(context.slot, tokens, context.limit, choose, proceed, context.scope, context.reading)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +41,26 @@ class Model(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(slots=True)
+class Read:
+    """What a slot's cache holds: these tokens, less the stretches (start, stop) that were left unread."""
+
+    tokens: list[int] = field(default_factory=list)
+    unread: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def cached(self) -> int:
+        """Tokens in the model's cache, which stand there one behind the other."""
+        return len(self.tokens) - sum(stop - start for start, stop in self.unread)
+
+    def cut(self, length: int) -> Read:
+        """What of it belongs to the first `length` tokens; it never ends within an unread stretch."""
+        for start, stop in self.unread:
+            if start <= length <= stop:
+                length = start
+        return Read(self.tokens[:length], [each for each in self.unread if each[1] <= length])
+
+
 class LlamaDraft:
     """drafts.base.Draft over a model that drafts alone use; `shared`: token ids below it may be proposed."""
 
@@ -48,7 +68,7 @@ class LlamaDraft:
         self.tokens_fed = 0  # since the start, prompts included: shows how much the cache saves
         self._model = model
         self._shared = model.vocab if shared is None else shared
-        self._seen: dict[int, list[int]] = {}  # by slot: the tokens in the model's cache
+        self._read: dict[int, Read] = {}  # by slot
 
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
         """One proposal a context; all of a round share each pass of the model.
@@ -58,7 +78,9 @@ class LlamaDraft:
         proposals = [Proposal(drawn=True) for _ in contexts]
         live, feeds = [], []
         for context, proposal in zip(contexts, proposals, strict=True):
-            if context.limit > 0 and (rest := self._unseen(context.slot, context.tokens)):
+            if context.limit <= 0:
+                continue
+            if rest := self._unseen(context.slot, context.tokens, context.reading):
                 live.append((context, proposal))
                 feeds.append((context.slot, rest))
         while live:
@@ -72,29 +94,32 @@ class LlamaDraft:
 
     def forget(self, slot: int) -> None:
         """Drop what is cached for a slot."""
-        if self._seen.pop(slot, None):
+        if self._read.pop(slot, None):
             self._model.truncate(slot, 0)
 
     def prepare(self, slot: int, tokens: Sequence[int]) -> None:
-        """Cache a sequence ahead of the request that will draft from it."""
-        if self.unseen(slot, tokens) and (rest := self._unseen(slot, tokens)):
+        """Cache a sequence ahead of the request that will draft from it, with what was left unread of it."""
+        read = self._read.get(slot, Read())
+        if read.unread:
+            self._read[slot] = read.cut(read.unread[0][0])
+        if self.unseen(slot, tokens) and (rest := self._unseen(slot, tokens, None)):
             self._feed([(slot, rest)])
 
     def unseen(self, slot: int, tokens: Sequence[int]) -> int:
-        """How many of a sequence's tokens are not cached for the slot."""
-        return len(tokens) - common_prefix(self._seen.get(slot, []), tokens)
+        """How many of a sequence's tokens, counted from its end, are still to be read for the slot."""
+        return len(tokens) - len(self._shared_with(slot, tokens).tokens)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make what is cached for slot `target` the first `length` tokens of what is for `source`."""
-        seen = self._seen.get(source, [])[:length]
-        if seen:
-            self._model.copy_prefix(source, target, len(seen))
-            self._seen[target] = seen
+        read = self._read.get(source, Read()).cut(length)
+        if read.tokens:
+            self._model.copy_prefix(source, target, read.cached)
+            self._read[target] = read
 
     def drop(self, slots: Sequence[int]) -> None:
         """Forget these slots and give their memory back to the system, as far as that can be done."""
         for slot in slots:
-            self._seen.pop(slot, None)
+            self._read.pop(slot, None)
         self._model.drop(slots)
 
     def set_threads(self, count: int) -> None:
@@ -111,28 +136,35 @@ class LlamaDraft:
         token, confidence = context.choose(row, position)
         proposal.tokens.append(token)
         proposal.confidence.append(confidence)
-        if len(proposal.tokens) >= context.limit or position >= self._model.context:
+        if len(proposal.tokens) >= context.limit or self._read[context.slot].cached >= self._model.context:
             return False
         return context.proceed(proposal.confidence)
 
-    def _unseen(self, slot: int, sequence: Sequence[int]) -> list[int]:
+    def _unseen(self, slot: int, sequence: Sequence[int], reading: int | None) -> list[int]:
         """Roll the slot back to what it shares with a sequence; gives what is to be fed.
 
         At least the last token is fed, for its row. Empty if the model can't take the tokens.
         """
         tokens = list(sequence)
-        seen = self._seen.get(slot, [])
-        keep = min(common_prefix(seen, tokens), len(tokens) - 1)
-        rest = tokens[keep:]
-        if len(tokens) > self._model.context or max(rest) >= self._model.vocab:
+        read = self._shared_with(slot, tokens[:-1])
+        done = len(read.tokens)
+        first = done if reading is None else max(done, len(tokens) - max(1, reading))
+        rest = tokens[first:]
+        if read.cached + len(rest) > self._model.context or max(rest) >= self._model.vocab:
             return []
-        self._model.truncate(slot, keep)
-        self._seen[slot] = tokens[:keep]
+        self._model.truncate(slot, read.cached)
+        if first > done:
+            read = Read(tokens[:first], [*read.unread, (done, first)])
+        self._read[slot] = read
         return rest
 
+    def _shared_with(self, slot: int, tokens: Sequence[int]) -> Read:
+        read = self._read.get(slot, Read())
+        return read.cut(common_prefix(read.tokens, tokens))
+
     def _feed(self, feeds: Sequence[tuple[int, list[int]]]) -> Sequence[NDArray[np.float32]]:
-        rows = self._model.forward([Feed(slot, len(self._seen[slot]), new, 1) for slot, new in feeds])
+        rows = self._model.forward([Feed(slot, self._read[slot].cached, new, 1) for slot, new in feeds])
         for slot, new in feeds:
-            self._seen[slot] += new
+            self._read[slot].tokens += new
             self.tokens_fed += len(new)
         return rows
