@@ -21,6 +21,7 @@ from typing import Any
 
 import documents
 import torch
+from fair import STEADY, order
 from gguf import GGUFReader
 from safetensors import safe_open
 
@@ -150,15 +151,14 @@ def measure(pair: str, backend: str, max_tokens: int, pings: int) -> dict[str, A
     answers: dict[str, list[Answer]] = {policy: [] for policy in policies}
     with (
         private_daemon(
-            pair, lambda status: None, variables={"DRAFTD_BACKEND": backend}, cold=True
+            pair, lambda status: None, variables=STEADY | {"DRAFTD_BACKEND": backend}, cold=True
         ) as endpoint,
         Client(endpoint, name="roofline") as client,
     ):
         for policy in policies:
             ask(client, prompt="Once", max_tokens=8, speculate=policy)
         for turn, text in enumerate(PROMPTS.values()):
-            first = turn % len(policies)
-            for policy in policies[first:] + policies[:first]:
+            for policy in order(policies, turn):
                 message = {"role": "user", "content": text}
                 answers[policy].append(
                     ask(client, messages=[message], max_tokens=max_tokens, seed=1, speculate=policy)

@@ -20,6 +20,7 @@ from time import perf_counter
 from typing import Any
 
 import documents
+from fair import STEADY, order
 
 from draftd.daemon import machine
 from draftd.daemon.bench_table import speed
@@ -101,7 +102,7 @@ def keep(document: dict[str, Any], path: Path | None) -> None:
 def daemon(options: argparse.Namespace, **settings: int) -> Iterator[str]:
     """A daemon with these settings, that has learnt nothing yet, warm."""
     variables = {f"DRAFTD_{name.upper()}": str(value) for name, value in settings.items()}
-    variables |= {"DRAFTD_BACKEND": options.backend}
+    variables |= STEADY | {"DRAFTD_BACKEND": options.backend}
     with private_daemon(options.pair, lambda status: None, variables=variables, cold=True) as endpoint:
         with Client(endpoint, name="scaling") as client:
             for policy in POLICIES:
@@ -194,8 +195,7 @@ def by_length(options: argparse.Namespace) -> Iterator[Row]:
     answers: dict[str, list[Answer]] = {policy: [] for policy in policies}
     with daemon(options, slots=1) as endpoint, Client(endpoint, name="scaling") as client:
         for turn, text in enumerate(QUESTIONS[:4]):
-            first = turn % len(policies)
-            for policy in policies[first:] + policies[:first]:
+            for policy in order(policies, turn):
                 answers[policy].append(question(client, text, options.max_tokens, policy))
     for policy, made in answers.items():
         yield {

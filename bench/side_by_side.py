@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 import documents
 import energy
 import psutil
+from fair import STEADY, order
 from peer_process import Answer, Contender, PeerFailed, leave_out, peer, spoken
 from transformers import AutoTokenizer
 
@@ -44,17 +44,16 @@ MODE_BYTES = 2.2  # what a peer's mode takes in memory over the size of the targ
 
 def main() -> None:
     options = arguments()
-    os.environ["DRAFTD_BACKEND"] = options.backend
-    os.environ["DRAFTD_THREADS"] = str(options.threads)
-    os.environ["DRAFTD_CONTEXT"] = str(options.context)
     prompts = read_prompts(options.prompts, options.per_category)
     pythons = dict(each.split("=", 1) for each in options.python)
-    settings = load_settings(None)
+    own = {name: getattr(options, name) for name in ("backend", "threads", "context")}
+    settings = load_settings(None).model_copy(update=own)
+    variables = STEADY | {f"DRAFTD_{name.upper()}": str(value) for name, value in own.items()}
     files = model_files(options.pair, settings)
     requests = [request(prompt, files, options) for prompt in prompts]
     missing: dict[str, str] = {}
     with ExitStack() as stack:
-        contenders = stack.enter_context(draftd(options.pair, options.policies))
+        contenders = stack.enter_context(draftd(options.pair, options.policies, variables))
         contenders = [each for each in contenders if not options.only or each.name in options.only]
         for name in OF_BACKEND[options.backend]:
             asked = peer_settings(name, files, options)
@@ -156,10 +155,10 @@ def request(prompt: Prompt, files: dict[str, str], options: argparse.Namespace) 
 
 
 @contextmanager
-def draftd(pair: str, policies: list[str]) -> Iterator[list[Contender]]:
+def draftd(pair: str, policies: list[str], variables: dict[str, str]) -> Iterator[list[Contender]]:
     """The daemon, once for each policy that a request can name."""
     with (
-        private_daemon(pair, lambda status: None, cold=True) as endpoint,
+        private_daemon(pair, lambda status: None, variables=variables, cold=True) as endpoint,
         Client(endpoint, name="side by side") as client,
     ):
         engine = psutil.Process(client.status().engine["pid"])
@@ -191,14 +190,13 @@ def measure(
     repeat: int,
     missing: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """One prompt by every contender; who is first goes round, so that drift cancels out.
+    """One prompt by every contender, in an order of each turn's own, so that drift cancels out.
 
     A peer that fails is `missing` from then on.
     """
     results = []
     for turn in range(repeat):
-        first = (index + turn) % max(1, len(contenders))
-        for each in contenders[first:] + contenders[:first]:
+        for each in order(contenders, index, turn):
             before = energy.joules()
             answer = reply(each, body, missing)
             after = energy.joules()
