@@ -16,7 +16,9 @@ import psutil
 
 PEERS = Path(__file__).parent / "peers"
 
-Answer = dict[str, Any]  # text, tokens, first_seconds, seconds, perhaps rounds, drafted and accepted
+Answer = dict[
+    str, Any
+]  # text, tokens, first_tokens, first_seconds, seconds, perhaps rounds, drafted and accepted
 Ask = Callable[[dict[str, Any]], Answer]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,8 +24,10 @@ OWN = {  # a contender that drafts -> the same library without
 BEST = "draftd best fixed"
 OTHER_DRAWS = "other draws"
 SAMPLES = 2000  # of the bootstrap
-SPEED, GAIN = "tokens a second", "over draftd's target alone"
-FORMS = {SPEED: "{:.2f}", GAIN: "{:.2f}x", "per pass": "{:.2f}", "first ms": "{:.0f}", "MiB": "{:.0f}"}
+SPEED, GAIN = "tokens a second after the first", "over draftd's target alone"
+WHOLE, WHOLE_GAIN = "tokens a second, whole answer", "whole answer over draftd's target alone"
+FORMS = {SPEED: "{:.2f}", GAIN: "{:.2f}x", WHOLE: "{:.2f}", WHOLE_GAIN: "{:.2f}x"}
+FORMS |= {"per pass": "{:.2f}", "first ms": "{:.0f}", "MiB": "{:.0f}"}
 ENERGY = {"J a token": "{:.2f}"}
 
 Answer = dict[str, Any]
@@ -48,15 +51,20 @@ def section(document: dict[str, Any]) -> str:
         "",
         *table(heads, [line(document, found, name, forms) for name in document["memory_bytes"]]),
     ]
-    speeds = found[SPEED]
-    if hindsight := best_fixed(speeds):
-        speeds[BEST] = hindsight
-        found[GAIN][BEST] = over(speeds, BEST, "draftd off")
+    for speeds, gains in ((found[SPEED], found[GAIN]), (found[WHOLE], found[WHOLE_GAIN])):
+        if hindsight := best_fixed(speeds):
+            speeds[BEST] = hindsight
+            gains[BEST] = over(speeds, BEST, "draftd off")
+    if BEST in found[WHOLE]:
         lines.append(row([f"*{BEST}*", *[mean(found[each].get(BEST, {}), forms[each]) for each in forms]]))
         lines[-1] += " | |"
-        if "draftd auto" in speeds:
-            share = mean(over(speeds, "draftd auto", BEST), "{:.2f}x")
-            lines.append(f"\nThe controller over the best fixed policy: {share}.")
+        if "draftd auto" in found[WHOLE]:
+            after, whole = (
+                mean(over(found[each], "draftd auto", BEST), "{:.2f}x") for each in (SPEED, WHOLE)
+            )
+            lines.append(
+                f"\nThe controller over the best fixed policy: {after} after the first, {whole} whole."
+            )
     for label, reason in document["missing"].items():
         lines.append(f"\n{label}: not measured ({without_folders(reason)}).")
     categories = by_category(document)
@@ -83,10 +91,12 @@ def line(document: dict[str, Any], found: dict[str, Figures], name: str, forms: 
 
 def quantities(document: dict[str, Any], counted: bool) -> dict[str, Figures]:
     """Every quantity of the table; `counted`: energy too."""
-    speeds = by_question(document)
+    speeds, whole = both_speeds(document)
     found = {
         SPEED: speeds,
         GAIN: {name: over(speeds, name, "draftd off") for name in speeds},
+        WHOLE: whole,
+        WHOLE_GAIN: {name: over(whole, name, "draftd off") for name in whole},
         "per pass": by_question(document, per_pass),
         "first ms": by_question(document, lambda answer: 1000 * float(answer["first_seconds"])),
         "MiB": memory(document),
@@ -94,19 +104,37 @@ def quantities(document: dict[str, Any], counted: bool) -> dict[str, Figures]:
     return found | {"J a token": by_question(document, joules_a_token)} if counted else found
 
 
-def answers(document: dict[str, Any], name: str) -> list[Answer]:
-    """Each question's answer of median speed by one contender."""
+def answers(document: dict[str, Any], name: str) -> dict[str, list[Answer]]:
+    """One contender's answers to each question, one a turn."""
     grouped: dict[str, list[Answer]] = {}
     for result in document["results"]:
         if result["contender"] == name:
             grouped.setdefault(result["question_id"], []).append(result)
-    return [sorted(each, key=speed)[len(each) // 2] for each in grouped.values()]
+    return grouped
 
 
 def speed(answer: Answer) -> float:
-    """Tokens a second after the first; nan where there was but one."""
+    """Tokens a second after the first piece, which may hold several; nan where nothing followed it."""
     seconds = answer["seconds"] - answer["first_seconds"]
-    return (answer["tokens"] - 1) / seconds if answer["tokens"] > 1 and seconds > 0 else math.nan
+    tokens = answer["tokens"] - answer.get("first_tokens", 1)
+    return float(tokens / seconds) if tokens > 0 and seconds > 0 else math.nan
+
+
+def whole_speed(answer: Answer) -> float:
+    """Tokens a second from the request to the end; nan where there was none."""
+    return float(answer["tokens"] / answer["seconds"]) if answer["tokens"] else math.nan
+
+
+def both_speeds(document: dict[str, Any]) -> tuple[Figures, Figures]:
+    """Speeds after the first piece and of whole answers."""
+    return comparable(by_question(document)), comparable(by_question(document, whole_speed))
+
+
+def comparable(figures: Figures) -> Figures:
+    """Only the questions of which each contender's figure is known, of those that have any."""
+    known = [set(each) for each in figures.values() if each]
+    shared = set.intersection(*known) if known else set()
+    return {name: picked(each, shared) for name, each in figures.items()}
 
 
 def per_pass(answer: Answer) -> float:
@@ -124,27 +152,20 @@ def joules_a_token(answer: Answer) -> float:
 
 
 def by_question(document: dict[str, Any], of: Callable[[Answer], float] = speed) -> Figures:
-    """A quantity by contender and question, where it is known."""
-    return {
-        name: {
-            answer["question_id"]: value
-            for answer in answers(document, name)
-            if not math.isnan(value := of(answer))
-        }
-        for name in document["memory_bytes"]
-    }
+    """A quantity's median over the turns by contender and question, where it is known."""
+    found: Figures = {}
+    for name in document["memory_bytes"]:
+        found[name] = {}
+        for question, turns in answers(document, name).items():
+            if known := [value for each in turns if not math.isnan(value := of(each))]:
+                found[name][question] = statistics.median(known)
+    return found
 
 
 def memory(document: dict[str, Any]) -> Figures:
     """MiB after each answer; earlier programs of this folder read them once, at the end."""
     end = document["memory_bytes"]
-    return {
-        name: {
-            answer["question_id"]: answer.get("memory_bytes", end[name]) / 2**20
-            for answer in answers(document, name)
-        }
-        for name in end
-    }
+    return by_question(document, lambda answer: answer.get("memory_bytes", end[answer["contender"]]) / 2**20)
 
 
 def plain_of(name: str) -> str:
@@ -190,8 +211,11 @@ def same(document: dict[str, Any], name: str, own: str) -> str:
         return "-"
     if document["sampling"]["temperature"] and not name.startswith("draftd "):
         return OTHER_DRAWS
-    plain = {answer["question_id"]: answer["text"] for answer in answers(document, own)}
-    found = [answer["text"] == plain[answer["question_id"]] for answer in answers(document, name)]
+    plain = {question: turns[0]["text"] for question, turns in answers(document, own).items()}
+    found = [
+        all(each["text"] == plain[question] for each in turns)
+        for question, turns in answers(document, name).items()
+    ]
     return f"{sum(found)}/{len(found)}"
 
 
@@ -218,7 +242,9 @@ def row(cells: Sequence[str]) -> str:
 def caption(document: dict[str, Any], counted: bool) -> str:
     """How to read the table."""
     repeat, sampling = document["repeat"], document["sampling"]
-    asked = f"the median of {repeat} answers to each prompt" if repeat > 1 else "one answer to each prompt"
+    asked = f"medians of {repeat} answers to each prompt" if repeat > 1 else "one answer to each prompt"
+    asks = len({result["question_id"] for result in document["results"]})
+    counts = max(map(len, both_speeds(document)[0].values()), default=0)
     equal = "*same*: answers equal to those of the same library without drafting"
     if sampling["temperature"]:
         equal += (
@@ -227,8 +253,12 @@ def caption(document: dict[str, Any], counted: bool) -> str:
         )
     return (
         f"{document['threads']} threads, {sampling['max_tokens']} tokens at most, {asked}, all in turns. "
-        "Geometric means over the prompts; in brackets 95 % of a bootstrap over them. *per pass*: tokens "
-        "that a pass of the target gave, where the library tells. *MiB*: resident memory of the process after"
+        "Geometric means over the prompts; in brackets 95 % of a bootstrap over them. "
+        f"*{SPEED}*: what came after an answer's first piece over the time since that piece, so without the "
+        f"prompt's reading, over the {counts} of {asks} prompts to which every contender had more to say "
+        f"then. *{WHOLE}*: all tokens over the time from the request to the end, so with the prompt's "
+        "reading. *per pass*: tokens that a pass of the target gave, where the library tells. "
+        "*MiB*: resident memory of the process after"
         f" each answer, which holds all forms of its library that are named here. {equal}. *best fixed*: for "
         "each prompt the fastest of draftd's fixed policies above, known only in hindsight."
         + ("" if counted else " No counter of energy is readable here.")
@@ -237,6 +267,11 @@ def caption(document: dict[str, Any], counted: bool) -> str:
 
 def plot(document: dict[str, Any]) -> str:
     """Tokens a second by contender, as SVG."""
-    means = {name: geometric_mean(list(each.values())) for name, each in by_question(document).items()}
-    title = f"tokens a second, {document['pair']}, {document['backend']}"
-    return bars(title, list(means), {"": list(means.values())})
+    after, whole = both_speeds(document)
+    series = {
+        "after the first piece": [geometric_mean(each.values()) for each in after.values()],
+        "the whole answer, its prompt's reading included": [
+            geometric_mean(each.values()) for each in whole.values()
+        ],
+    }
+    return bars(f"tokens a second, {document['pair']}, {document['backend']}", list(after), series)

@@ -170,6 +170,7 @@ def draftd(pair: str, policies: list[str], variables: dict[str, str]) -> Iterato
                 return {
                     "text": made.text,
                     "tokens": made.made,
+                    "first_tokens": made.first_tokens,
                     "first_seconds": made.first_seconds,
                     "seconds": made.seconds,
                     "drafted": made.stats.drafted,

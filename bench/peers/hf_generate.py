@@ -21,7 +21,7 @@ class Watch(BaseStreamer):  # type: ignore[misc,no-untyped-call]
         if self.prompt:
             self.prompt = False
         else:
-            self.watch.tick()
+            self.watch.tick(value.numel())
 
     def end(self) -> None:
         pass

@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Request = dict[str, Any]  # text (a templated prompt), messages, max_tokens, temperature, seed
-Answer = dict[str, Any]  # text, tokens, first_seconds, seconds; perhaps rounds, drafted, accepted
+Answer = dict[
+    str, Any
+]  # text, tokens, first_tokens, first_seconds, seconds; perhaps rounds, drafted, accepted
 Mode = Callable[[Request], Answer]
 Build = Callable[[], Mode]  # loads what this mode alone needs
 
@@ -78,15 +80,18 @@ class Stopwatch:
     def __init__(self) -> None:
         self.began = time.perf_counter()
         self.first: float | None = None
+        self.first_tokens = 1  # that came with the first piece
         self.pieces = 0
 
-    def tick(self) -> None:
-        """A token, or several, arrived."""
+    def tick(self, tokens: int = 1) -> None:
+        """A piece arrived: so many tokens, where the library tells."""
         self.pieces += 1
         if self.first is None:
             self.first = time.perf_counter() - self.began
+            self.first_tokens = tokens
 
     def result(self, text: str, tokens: int, **more: Any) -> Answer:
         seconds = time.perf_counter() - self.began
         first = seconds if self.first is None else self.first
-        return {"text": text, "tokens": tokens, "first_seconds": first, "seconds": seconds, **more}
+        times = {"first_seconds": first, "first_tokens": self.first_tokens, "seconds": seconds}
+        return {"text": text, "tokens": tokens, **times, **more}

@@ -45,6 +45,8 @@ def mode(settings: dict[str, Any], kind: Any = None, draft: str = "", short: boo
     params.model.path = settings["target_gguf"]
     params.n_ctx = settings["context"]
     params.n_parallel = 1
+    if hasattr(params, "cache_ram_mib"):  # not every build keeps prompts in memory
+        params.cache_ram_mib = 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
     if kind is not None:
         params.speculative.types = [kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,21 @@ from typing import Any
 
 import openvino_genai as genai
 from lines import Build, Mode, Request, Stopwatch, serve
+
+
+class Watch(genai.StreamerBase):  # type: ignore[misc]
+    """Sees tokens as they come; a callable would be given text, which the library holds back for a while."""
+
+    def __init__(self, watch: Stopwatch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def write(self, token: int | list[int]) -> Any:
+        self.watch.tick(len(token) if isinstance(token, list) else 1)
+        return genai.StreamingStatus.RUNNING
+
+    def end(self) -> None:
+        pass
 
 
 def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
@@ -37,7 +53,11 @@ def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
 
 
 def mode(limits: dict[str, Any], path: str, lookup: bool = False, assistant: str | None = None) -> Mode:
-    options: dict[str, Any] = dict(limits)
+    # As it schedules by itself, but for kept prompts: of two equal ones the second would have it easier.
+    schedule = genai.SchedulerConfig()
+    schedule.enable_prefix_caching = False
+    schedule.cache_size, schedule.max_num_batched_tokens = 1, sys.maxsize
+    options: dict[str, Any] = limits | {"scheduler_config": schedule}
     if lookup:
         options["prompt_lookup"] = True
     with tempfile.TemporaryDirectory() as folder:
@@ -64,12 +84,7 @@ def mode(limits: dict[str, Any], path: str, lookup: bool = False, assistant: str
             else:
                 config.assistant_confidence_threshold = 0.4
         watch = Stopwatch()
-
-        def stream(piece: str) -> Any:
-            watch.tick()
-            return genai.StreamingStatus.RUNNING
-
-        result = pipeline.generate([request["text"]], config, stream)
+        result = pipeline.generate([request["text"]], config, Watch(watch))
         metrics = result.perf_metrics
         passes = len(metrics.raw_metrics.m_batch_sizes)  # of the target, also where it has a draft model
         return watch.result(result.texts[0], metrics.get_num_generated_tokens(), rounds=passes)

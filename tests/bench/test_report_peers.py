@@ -54,10 +54,13 @@ def cells(text: str, name: str) -> list[str]:
 
 def test_a_contender_has_its_speed_its_ratios_and_its_tokens_a_pass(program: Program) -> None:
     text = program("report_peers").section(document(RESULTS))
-    heads = ["tokens a second", "over draftd's target alone", "per pass", "first ms", "MiB"]
+    peers = program("report_peers")
+    heads = [peers.SPEED, peers.GAIN, peers.WHOLE, peers.WHOLE_GAIN, "per pass", "first ms", "MiB"]
     assert cells(text, "contender")[1:] == [*heads, "over its own plain speed", "same"]
     assert cells(text, "draftd off")[1:] == [
         "2.00 (2.00 to 2.00)",
+        "1.00x (1.00 to 1.00)",
+        "1.83 (1.83 to 1.83)",  # 11 tokens in six seconds, one of them for the first
         "1.00x (1.00 to 1.00)",
         "1.00 (1.00 to 1.00)",
         "1000 (1000 to 1000)",
@@ -67,10 +70,10 @@ def test_a_contender_has_its_speed_its_ratios_and_its_tokens_a_pass(program: Pro
     ]
     assert cells(text, "draftd auto")[1] == "2.83 (2.00 to 4.00)"
     assert cells(text, "draftd auto")[2] == "1.41x (1.00 to 2.00)"
-    assert cells(text, "draftd auto")[3] == "1.48 (1.00 to 2.20)"  # 11 tokens of 5 passes, 11 of 11
-    assert cells(text, "draftd auto")[7] == "2/2"
-    assert cells(text, "llama server draft model")[3] == "1.48 (1.00 to 2.20)"  # by what was accepted
-    assert cells(text, "hf generate plain")[3] == "-"
+    assert cells(text, "draftd auto")[5] == "1.48 (1.00 to 2.20)"  # 11 tokens of 5 passes, 11 of 11
+    assert cells(text, "draftd auto")[9] == "2/2"
+    assert cells(text, "llama server draft model")[5] == "1.48 (1.00 to 2.20)"  # by what was accepted
+    assert cells(text, "hf generate plain")[5] == "-"
     assert "\npeer draft model: not measured (it has none).\n" in text
     assert "    python bench/side_by_side.py --json b.json\n" in text
     assert "No counter of energy is readable here." in text
@@ -81,21 +84,47 @@ def test_every_quantity_is_told_by_category(program: Program) -> None:
         result("draftd off", "1", 2.0, rounds=11, joules=11.0, memory_bytes=2**21),
         result("draftd off", "2", 8.0, rounds=5, joules=22.0, memory_bytes=2**22, category="d"),
         result("draftd off", "3", 2.0, rounds=11, joules=44.0, memory_bytes=2**23, category="d"),
-        result("hf generate plain", "1", 4.0),
     ]
     text = program("report_peers").section(document(results))
     tables = text.split("By category: ")[1:]
     found = {table.split(".\n")[0]: cells(table, "draftd off")[1:] for table in tables}
     assert found == {
-        "tokens a second": ["2.00", "4.00"],
+        "tokens a second after the first": ["2.00", "4.00"],
         "over draftd's target alone": ["1.00x", "1.00x"],
+        "tokens a second, whole answer": ["1.83", "2.99"],
+        "whole answer over draftd's target alone": ["1.00x", "1.00x"],
         "per pass": ["1.00", "1.48"],
         "first ms": ["1000", "1000"],
         "MiB": ["2", "6"],
         "J a token": ["1.00", "2.83"],
     }
-    assert cells(tables[0], "hf generate plain")[1:] == ["4.00", "-"]  # it was not asked the others
-    assert "hf generate plain" not in tables[2]  # nobody knows its passes
+
+
+def test_a_speed_after_the_first_is_of_prompts_that_left_every_contender_more_to_say(
+    program: Program,
+) -> None:
+    peers = program("report_peers")
+    results = [
+        result("draftd off", "1", 2.0),
+        result("draftd off", "2", 8.0),
+        result("hf generate assisted", "1", 2.0, first_tokens=6),  # five in five seconds
+        result("hf generate assisted", "2", 8.0, first_tokens=11),
+    ]
+    found = peers.quantities(document(results), counted=False)
+    assert found[peers.SPEED] == {"draftd off": {"1": 2.0}, "hf generate assisted": {"1": 1.0}}
+    assert found[peers.WHOLE]["draftd off"] == found[peers.WHOLE]["hf generate assisted"]
+    assert set(found[peers.WHOLE]["draftd off"]) == {"1", "2"}
+    assert "over the 1 of 2 prompts to which every contender had more" in peers.section(document(results))
+
+
+def test_medians_are_of_each_quantitys_own(program: Program) -> None:
+    peers = program("report_peers")
+    times = [(9.0, 10.0), (1.0, 6.0), (5.0, 7.0)]  # the first after, and all
+    turns = [result("draftd off", "1", 1.0, first_seconds=first, seconds=all_) for first, all_ in times]
+    found = peers.quantities(document(turns, repeat=3), counted=False)
+    assert found[peers.SPEED]["draftd off"] == {"1": 5.0}
+    assert found[peers.WHOLE]["draftd off"] == {"1": pytest.approx(11 / 7)}
+    assert found["first ms"]["draftd off"] == {"1": 5000.0}
 
 
 def test_the_best_fixed_policy_is_chosen_for_each_prompt_and_auto_is_none(program: Program) -> None:
@@ -103,8 +132,14 @@ def test_the_best_fixed_policy_is_chosen_for_each_prompt_and_auto_is_none(progra
     found = document(RESULTS)
     assert peers.best_fixed(peers.by_question(found)) == {"1": pytest.approx(8.0), "2": pytest.approx(2.0)}
     text = peers.section(found)
-    assert cells(text, "*draftd best fixed*")[1:4] == ["4.00 (2.00 to 8.00)", "2.00x (1.00 to 4.00)", "-"]
-    assert "The controller over the best fixed policy: 0.71x (" in text
+    assert cells(text, "*draftd best fixed*")[1:6] == [
+        "4.00 (2.00 to 8.00)",
+        "2.00x (1.00 to 4.00)",
+        "2.99 (1.83 to 4.89)",
+        "1.63x (1.00 to 2.67)",
+        "-",
+    ]
+    assert "The controller over the best fixed policy: 0.71x (0.50 to 1.00) after the first, 0.80x (" in text
     speedups = text.split("By category: ")[2]
     assert cells(speedups, "draftd best fixed")[1:] == ["2.00x"]
     assert "best fixed" not in peers.section(document(RESULTS[:2] + RESULTS[4:])).split("| contender")[1]
@@ -119,12 +154,12 @@ def test_a_peer_that_draws_otherwise_is_not_counted_as_wrong(program: Program) -
         result("llama server draft model", "1", 2.0, text="other"),
     ]
     greedy = peers.section(document(results))
-    assert [cells(greedy, name)[7] for name in ("draftd auto", "llama server draft model")] == ["0/1", "0/1"]
+    assert [cells(greedy, name)[9] for name in ("draftd auto", "llama server draft model")] == ["0/1", "0/1"]
     assert "other draws" not in greedy
     sampled = peers.section(document(results, sampling={"max_tokens": 11, "temperature": 0.8}))
-    assert cells(sampled, "draftd auto")[7] == "0/1"  # whose seed decides on the answer
-    assert cells(sampled, "llama server draft model")[7] == "other draws"
-    assert cells(sampled, "llama server plain")[7] == "-"
+    assert cells(sampled, "draftd auto")[9] == "0/1"  # whose seed decides on the answer
+    assert cells(sampled, "llama server draft model")[9] == "other draws"
+    assert cells(sampled, "llama server plain")[9] == "-"
     assert "*other draws*: a library that" in sampled
 
 
@@ -134,7 +169,7 @@ def test_energy_is_told_where_it_was_counted(program: Program) -> None:
         result("draftd off", "2", 2.0, joules=-5.0),  # the counter ran over
     ]
     text = program("report_peers").section(document(counted))
-    assert cells(text, "draftd off")[6] == "2.00 (2.00 to 2.00)"
+    assert cells(text, "draftd off")[8] == "2.00 (2.00 to 2.00)"
     assert "No counter" not in text
 
 
