@@ -31,7 +31,7 @@ EASY = 0.75  # hope that makes signs unnecessary
 TYPICAL, SIGNS = 0.65, 4.0  # acceptance of an unknown text, and how many tokens' signs that is worth
 BET, STAKE = 4.0, 0.4  # rounds in which reading must be won back, and more for each token that came already
 WINDOW = 32  # newest tokens that the draft reads where all would be too large a bet
-MARGIN = 0.1  # tokens a round that the model must gain over doing without
+MARGIN = 0.02  # tokens a round that the model must gain over doing without
 JUDGED = 12  # rounds of model drafting, or passes saved, that make a request one where it pays
 FRESH = 150  # rounds after which the target's plain pass is looked at again
 
@@ -39,14 +39,14 @@ FRESH = 150  # rounds after which the target's plain pass is looked at again
 class Control:
     """One request's side: plan a round, then learn what came of it."""
 
-    def __init__(self, controller: Controller, mode: Mode, chosen: Chosen, unseen: int) -> None:
+    def __init__(self, controller: Controller, mode: Mode, chosen: Chosen) -> None:
         self.controller = controller
         self.mode: Mode = mode
         self.rounds: Counter[str] = Counter()  # by source, for the request's stats
         self.leanings = {
             source: Leaning(controller.calibrations[source, chosen]) for source in ("suffix", "model")
         }
-        self._unseen = max(1, unseen)  # tokens the draft must be fed before its next token
+        self._unseen = 1
         self._paces = {False: Averages(0.9, 2), True: Averages(0.9, 2)}
         self._copying = False
         self._emitted = 0
@@ -77,16 +77,19 @@ class Control:
         rows_elsewhere: int = 0,
         tokens_elsewhere: float = 0.0,
         signs: Sequence[float] | None = None,
+        unseen: int = 1,
     ) -> Plan:
         """What to draft now.
 
         `remaining`: tokens that the request may still give; `found`: confidences of what the suffix offers;
         `rows_elsewhere`, `tokens_elsewhere`: what other requests add to the pass and will get from it (last
-        round's figures will do); `signs`: how sure the target was of its first tokens, if that is looked at.
+        round's figures will do); `signs`: how sure the target was of its first tokens, if that is looked at;
+        `unseen`: tokens that the draft has yet to read before its next one.
         """
         limit = max(0, min(self.controller.longest, remaining - 1))
         self._found = found = found if self.looks_up else ()
         self._rows_elsewhere = max(0, rows_elsewhere)
+        self._unseen = max(1, unseen)
         if self.mode == "off" or not limit:
             plan = Plan("none", 0)
         elif self.mode != "auto":
@@ -152,7 +155,7 @@ class Control:
         rounds = max(1.0, min(remaining, max(shared.answer(), self._emitted)) / (1.0 + gain))
         carried = max(1.0 / rounds, self._other)
         stake = (BET + STAKE * self._emitted) * plain
-        probe, reading = -1.0, None
+        probe = -1.0
         options: list[tuple[Source, int, float]] = [("model", 0, 1.0)]
         if cut and cut < limit:
             options.append(("chain", cut, reach))
@@ -163,18 +166,16 @@ class Control:
                 share = min(1.0, most / max(drafted, 1.0))
                 typical = share * (reached * gain - price * (drafted * step + extra * plain))
             value = max(typical, profile(reached, ahead, most, price, step, rows[used:]))
-            bet = stake * max(0.0, value if used else value - worth)
-            reading = WINDOW if fed > WINDOW and draft.seconds(fed) - step > bet else None
-            catch_up = draft.seconds(reading or fed) - step
-            if used:
-                value += worth - price * catch_up
-            elif catch_up > bet:
-                continue
-            else:
-                value -= price * catch_up * carried
-                probe = worth - value + price * catch_up * (1.0 - carried)
-            if value > worth + MARGIN:
-                best, worth = plan(source, limit, used, reading), value
+            value += worth if used else 0.0
+            bet = stake * max(0.0, value - worth)
+            for reading in (None, WINDOW + used):
+                catch_up = draft.seconds(min(fed, reading or fed)) - step
+                if not used and catch_up <= stake:
+                    probe = worth - value + price * catch_up
+                net = value - price * catch_up * (1.0 if used else carried)
+                if catch_up <= bet and net > worth + MARGIN:
+                    best, worth = plan(source, limit, used, reading), net
+                    break
         self._judge(best.source in ("model", "chain"), ahead)
         if best.source in ("none", "suffix") and 0.0 <= probe / price <= shared.purse:
             shared.purse -= probe / price
@@ -229,10 +230,6 @@ class Control:
                 feed = shared.draft.seconds(fed)
                 steps = (modelled - 1) * shared.draft.seconds(1)
                 shared.draft.observe(fed, outcome.draft_seconds * feed / (feed + steps))
-            seen = min(max(0, outcome.agreed), len(drafted) - 1)
-            self._unseen = max(1, emitted - seen)
-        else:
-            self._unseen += emitted
         self._other += 0.3 * ((self._copying and not modelled) - self._other)
         if self.mode == "auto":  # what is drafted to order says nothing about rounds at their best
             self._learn_pace(plan, drafted, used, modelled, fed, outcome.seconds)

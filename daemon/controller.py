@@ -56,9 +56,9 @@ class Controller:
         if learnt is not None:
             self._restore(learnt)
 
-    def begin(self, mode: Mode = "auto", *, chosen: Chosen = "greedy", unseen: int = 1) -> Control:
-        """State of a new request; `unseen`: tokens of its prompt that the draft would have to be fed."""
-        return Control(self, mode, chosen, unseen)
+    def begin(self, mode: Mode = "auto", *, chosen: Chosen = "greedy") -> Control:
+        """State of a new request."""
+        return Control(self, mode, chosen)
 
     def answer(self) -> float:
         """Tokens that an answer goes on for if nothing cuts it; as if each token ended it alike."""
@@ -66,11 +66,9 @@ class Controller:
 
     def took(self, rows: int, seconds: float) -> None:
         """One pass of the target, `rows` tokens of all requests in it; call it once a pass."""
-        before = self.target.level if self.target.observed else None
+        first = not self.target.observed
         self.target.observe(rows, seconds)
-        if before is not None:  # what slows one model down slows the other, which may not be seen for long
-            self.draft.level *= self.target.level / before
-        elif not self.draft.observed:
+        if first and not self.draft.observed:
             self.draft.level = 0.1 * self.target.seconds(1)
         self.since_plain = 0 if rows <= 2 else self.since_plain + 1
 

@@ -152,10 +152,9 @@ class Drafting:
 
     def _plan(self, request: Request, drafted: Drafted, batch: Sequence[Work]) -> None:
         if request.control is None:
-            unseen = self.model.unseen(request.slot, request.tokens) if self.model is not None else 0
             sampled: Chosen = "sampled" if request.sampling.temperature > 0 else "greedy"
             chosen = "rejection" if request.rejection else sampled
-            request.control = self.controller.begin(request.mode, chosen=chosen, unseen=unseen)
+            request.control = self.controller.begin(request.mode, chosen=chosen)
         control = request.control
         remaining = request.end - len(request.tokens)
         found = Proposal()
@@ -177,6 +176,7 @@ class Drafting:
             rows_elsewhere=sum(other.last_rows for other in others),
             tokens_elsewhere=sum(other.last_tokens for other in others),
             signs=request.certainty,
+            unseen=self.model.unseen(request.slot, request.tokens) if self.model is not None else 1,
         )
         used = drafted.plan.found
         drafted.made = Proposal(found.tokens[:used], found.confidence[:used])

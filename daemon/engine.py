@@ -145,7 +145,7 @@ class Engine:
             len(request.tokens) - 1
         )  # the slots hold more, but what is sure of each is the prompt
         if beams.live:
-            request.tally.rounds += 1
+            request.tally.count(0, 0)
             return []
         return beams.best.tokens
 
@@ -184,7 +184,7 @@ class Engine:
                 tokens, finish = tokens[:index], "stop"
                 accepted = min(accepted, index + 1)  # what lies behind the end was no use
                 break
-        request.tally.count(drafted.kept, accepted, drafted.sources)
+        request.tally.count(drafted.kept, accepted, drafted.plan.source, drafted.sources)
         request.tokens += tokens
         if request.processors is not None:
             request.processors.accept(tokens)

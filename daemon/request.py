@@ -25,6 +25,7 @@ class Tally:
     drafted: int = 0
     accepted: int = 0
     accepted_by_position: list[int] = field(default_factory=list)
+    drafted_by: list[str] = field(default_factory=list)  # each round's source
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     prefill_seconds: float = 0.0
@@ -32,8 +33,8 @@ class Tally:
     # for the books of all requests: drafted and accepted by source, then position
     positions: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
 
-    def count(self, drafted: int, accepted: int, sources: Sequence[str] = ()) -> None:
-        """One round's drafts, and whose each of them was."""
+    def count(self, drafted: int, accepted: int, by: str = "none", sources: Sequence[str] = ()) -> None:
+        """One round's drafts, who drafted and whose each of them was."""
         for index, source in enumerate(sources):
             for counts, reached in zip(
                 self.positions.setdefault(source, ([], [])), (drafted, accepted), strict=True
@@ -41,6 +42,7 @@ class Tally:
                 counts.extend([0] * (index + 1 - len(counts)))
                 counts[index] += index < reached
         self.rounds += 1
+        self.drafted_by.append(by)
         self.drafted += drafted
         self.accepted += accepted
         counts = self.accepted_by_position

@@ -88,7 +88,7 @@ class TextDraft:
         self._draft.prepare(slot, self._draft_ids(slot, tokens))
 
     def unseen(self, slot: int, tokens: Sequence[int]) -> int:
-        """How many of a sequence's tokens, counted in the draft's own, are not cached for the slot."""
+        """How many of a sequence's tokens, counted in the draft's own, are still to be read for the slot."""
         return self._draft.unseen(slot, self._draft_ids(slot, tokens))
 
     def copy(self, source: int, target: int, length: int) -> None:

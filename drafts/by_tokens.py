@@ -52,7 +52,7 @@ class TokenDraft:
         self._draft.prepare(slot, self._translation.draft_ids(tokens))
 
     def unseen(self, slot: int, tokens: Sequence[int]) -> int:
-        """How many of a sequence's tokens, counted in the draft's own, are not cached for the slot."""
+        """How many of a sequence's tokens, counted in the draft's own, are still to be read for the slot."""
         return self._draft.unseen(slot, self._translation.draft_ids(tokens))
 
     def copy(self, source: int, target: int, length: int) -> None:

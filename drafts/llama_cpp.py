@@ -61,6 +61,9 @@ class Read:
         return Read(self.tokens[:length], [each for each in self.unread if each[1] <= length])
 
 
+PREPARED = 128  # tokens read ahead at a time: a request that comes meanwhile waits for them
+
+
 class LlamaDraft:
     """drafts.base.Draft over a model that drafts alone use; `shared`: token ids below it may be proposed."""
 
@@ -102,8 +105,9 @@ class LlamaDraft:
         read = self._read.get(slot, Read())
         if read.unread:
             self._read[slot] = read.cut(read.unread[0][0])
-        if self.unseen(slot, tokens) and (rest := self._unseen(slot, tokens, None)):
-            self._feed([(slot, rest)])
+        rest = self._unseen(slot, tokens, None) if self.unseen(slot, tokens) else []
+        if rest:
+            self._feed([(slot, rest[:PREPARED])])
 
     def unseen(self, slot: int, tokens: Sequence[int]) -> int:
         """How many of a sequence's tokens, counted from its end, are still to be read for the slot."""
@@ -143,14 +147,18 @@ class LlamaDraft:
     def _unseen(self, slot: int, sequence: Sequence[int], reading: int | None) -> list[int]:
         """Roll the slot back to what it shares with a sequence; gives what is to be fed.
 
-        At least the last token is fed, for its row. Empty if the model can't take the tokens.
+        At least the last token is fed, for its row. What would not fit the draft's own context begins anew
+        with the newest half of it. Empty if the model does not have a token.
         """
         tokens = list(sequence)
         read = self._shared_with(slot, tokens[:-1])
         done = len(read.tokens)
         first = done if reading is None else max(done, len(tokens) - max(1, reading))
+        if read.cached + len(tokens) - first > self._model.context:
+            half = self._model.context // 2
+            read, done, first = Read(), 0, len(tokens) - min(reading or half, half)
         rest = tokens[first:]
-        if read.cached + len(rest) > self._model.context or max(rest) >= self._model.vocab:
+        if max(rest) >= self._model.vocab:
             return []
         self._model.truncate(slot, read.cached)
         if first > done:

@@ -228,7 +228,7 @@ def run(
     spent = []
     tables = machine.tables()
     for text in answers:
-        spent.append(run_one(controller, controller.begin(unseen=PROMPT), tables, text, weather, length))
+        spent.append(run_one(controller, controller.begin(), tables, text, weather, length))
     return spent
 
 
@@ -240,21 +240,27 @@ def run_one(
     weather: Weather,
     length: int = ANSWER,
     limit: int = 0,
+    prompt: int = PROMPT,
 ) -> float:
-    """`limit`: tokens that the request allows, by default as many as the answer has."""
+    """`limit`: tokens that the request allows, by default as many as the answer has.
+
+    A draft that reads only the end of a prompt drafts as well as one that reads all of it.
+    """
     target, drafting = tables
-    at, unseen, spent = 0, PROMPT, 0.0
+    at, unseen, spent = 0, prompt, 0.0
     signs = text.certainty[:1]
     while at < length:
         offer, right = text.offers[at]
-        plan = control.plan(max(length, limit) - at, offer if control.looks_up else (), signs=signs)
+        offered = offer if control.looks_up else ()
+        plan = control.plan(max(length, limit) - at, offered, signs=signs, unseen=unseen)
         models = plan.source in ("model", "chain")
         drafted = draft(text, at, plan.found, plan.limit, plan.proceed if models else None)
         kept = plan.keep(drafted.confidences)
         accepted = min(kept, drafted.agreed)
         emitted = accepted + 1
         made = len(drafted.confidences) - plan.found
-        cost = drafting[unseen + plan.found] + (made - 1) * drafting[1] if made else 0.0
+        read = min(unseen + plan.found, plan.reading or unseen + plan.found)
+        cost = drafting[read] + (made - 1) * drafting[1] if made else 0.0
         agreed = min(drafted.agreed, emitted)
         unseen = emitted - min(agreed, len(drafted.confidences) - 1) if made else unseen + emitted
         spent += cost + target[1 + kept]
@@ -408,7 +414,7 @@ def speed() -> dict[str, float]:
     controller, machine = Controller(), MACHINES["llama.cpp, tuned draft"]
     controller.took = timed("took", controller.took)  # type: ignore[method-assign]
     for text in texts("code", 20):
-        control = TimedControl(controller, "auto", chosen="greedy", unseen=PROMPT)
+        control = TimedControl(controller, "auto", chosen="greedy")
         run_one(controller, control, machine.tables(), text, Weather(Random(1)))
     return {name: 1e6 * spent[name] / calls[name] for name in spent}
 

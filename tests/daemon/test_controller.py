@@ -19,7 +19,6 @@ from draftd.daemon.learnt import Learnt
 from draftd.daemon.plan import Outcome, Plan
 from tests.daemon.simulator import (
     MACHINES,
-    PROMPT,
     Machine,
     Text,
     Weather,
@@ -83,8 +82,8 @@ def test_a_long_prompt_is_read_for_answers_that_are_long_enough(longer: bool) ->
     length = 400 if longer else 10
     begun = []
     for text in texts("math", 8, length=length):
-        control = controller.begin(unseen=unseen)
-        run_one(controller, control, tables, text, Weather(Random(7), noise=0.0), length, limit=512)
+        control, calm = controller.begin(), Weather(Random(7), noise=0.0)
+        run_one(controller, control, tables, text, calm, length, limit=512, prompt=unseen)
         begun.append(control.rounds["model"] > 0)
     # What answers are like shows with the first.
     assert all(begun) if longer else not any(begun[1:])
@@ -96,7 +95,7 @@ def test_of_a_prompt_too_long_for_a_bet_only_the_end_is_read(machine: str, whole
     run(controller, MACHINES[machine], texts("math", 4), Weather(Random(7)))
     controller.hope, controller.good = 1.0, 0.99
     for unseen, reading in ((whole, None), (4000, WINDOW)):
-        plan = controller.begin(unseen=unseen).plan(64)
+        plan = controller.begin().plan(64, unseen=unseen)
         assert (plan.source, plan.reading) == ("model", reading)
 
 
@@ -104,11 +103,10 @@ def test_what_a_window_took_is_learnt_as_the_window_s_cost() -> None:
     controller = Controller(("model",))
     run(controller, MACHINES[FLAT], texts("math", 2), Weather(Random(7)))
     before = controller.draft.seconds(WINDOW)
-    control = controller.begin(unseen=4000)
-    assert control.plan(64).reading == WINDOW
+    control = controller.begin()
+    assert control.plan(64, unseen=4000).reading == WINDOW
     control.learn(Outcome([0.9], 1, 2, draft_seconds=before, seconds=before + controller.target.seconds(2)))
     assert controller.draft.seconds(WINDOW) == pytest.approx(before)
-    assert control.plan(64).reading is None  # what was left unread is not owed any more
 
 
 @pytest.mark.parametrize("machine", [FLAT, STEEP])
@@ -140,6 +138,15 @@ def test_a_request_of_another_kind_does_not_spoil_the_next() -> None:
     assert plain(machine, 3) / sum(spent[1::2]) >= 1.5
 
 
+def test_a_model_that_did_not_pay_is_tried_again_while_the_request_goes_on() -> None:
+    machine, length = MACHINES[FLAT], 600
+    controller = Controller(("model",))
+    run(controller, machine, texts("unpredictable", 3), Weather(Random(7)))
+    (text,) = texts("unpredictable>code", 1, length=length)
+    spent = run_one(controller, controller.begin(), machine.tables(), text, Weather(Random(7)), length)
+    assert plain(machine, 1, length) / spent >= 1.4
+
+
 def drive(control: Control, machine: Machine, text: Text, length: int = 64) -> list[Plan]:
     """Runs a request and keeps its plans."""
     plans: list[Plan] = []
@@ -152,7 +159,7 @@ def drive(control: Control, machine: Machine, text: Text, length: int = 64) -> l
         def learn(self, outcome: Outcome) -> None:
             control.learn(outcome)
 
-    watched = Watched(control.controller, control.mode, "greedy", PROMPT)
+    watched = Watched(control.controller, control.mode, "greedy")
     run_one(control.controller, watched, machine.tables(), text, Weather(Random(3)), length)
     return plans
 
@@ -169,9 +176,9 @@ def test_how_sure_the_target_is_decides_whether_the_draft_begins() -> None:
         controller = Controller(("model",))
         run(controller, MACHINES[STEPPED], texts("stem", 3), Weather(Random(7)))
         controller.hope, controller.purse, controller.modelled = 0.0, 0.0, Averages(0.98, 3)
-        control = controller.begin(unseen=60)
-        assert control.plan(200, signs=[sure]).source == "none"  # one token says little
-        assert control.plan(200, signs=[sure] * 30).source == source
+        control = controller.begin()
+        assert control.plan(200, signs=[sure], unseen=60).source == "none"  # one token says little
+        assert control.plan(200, signs=[sure] * 30, unseen=60).source == source
 
 
 def test_off_never_drafts_and_leaves_the_rest_alone() -> None:

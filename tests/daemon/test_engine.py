@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from draftd.daemon import control
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
+from draftd.daemon.plan import Plan
 from draftd.daemon.request import Request
+from draftd.drafts.llama_cpp import LlamaDraft
 from draftd.drafts.suffix import SuffixDraft
 from draftd.models.processors import Penalties, Processors
 from draftd.models.sampling import Sampling
@@ -87,6 +92,23 @@ def test_output_does_not_depend_on_draft_batch_or_chunks(
         assert together[key] == plain(prompt, 20, sampling, processors=Processors(penalties, prompt))
 
 
+@pytest.mark.parametrize("reading", [1, 3, 12])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_draft_that_reads_only_the_end_changes_no_answer(
+    reading: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "Plan", partial(Plan, reading=reading))
+    model = TableTarget(vocab=8)
+    prompt, sampling = [token % 8 for token in range(60)], Sampling(temperature, seed=3)
+    for mode in (("model", 4), ("chain", 6)):
+        engine = Engine(TableTarget(), Drafting(LlamaDraft(model), SuffixDraft()))
+        one = request(0, prompt, 40, sampling, mode=mode)
+        assert generate(engine, [one])[0] == plain(prompt, 40, sampling)
+        assert one.tally.accepted > (10 if mode[0] == "model" else 0)
+        assert len(model.held[0]) < 60, "the prompt's beginning was left out"
+        model.truncate(0, 0)
+
+
 def test_a_perfect_draft_is_accepted_whole() -> None:
     for temperature in (0.0, 1.5):
         engine = Engine(TableTarget(), Drafting(TableDraft(TableTarget())))
@@ -96,6 +118,7 @@ def test_a_perfect_draft_is_accepted_whole() -> None:
         assert tally.accepted == tally.drafted == 16
         assert tally.rounds == 1 + 4  # the prompt's pass, then four tokens and a bonus each
         assert tally.accepted_by_position == [4, 4, 4, 4]
+        assert tally.drafted_by == ["none"] + 4 * ["model"]
 
 
 def test_requests_share_one_pass_and_wait_for_slots() -> None:

@@ -320,6 +320,10 @@ def test_status_tells_what_was_learnt_and_requests_name_their_sources(serve: Ser
     again = client.complete(**options, speculate="suffix:32")
     assert again.tokens == first.tokens
     assert again.stats.sources["suffix"] > 0
+    for stats in (first.stats, again.stats):  # and round by round
+        assert len(stats.drafted_by) == stats.rounds
+        for source in ("suffix", "model", "chain"):
+            assert stats.drafted_by.count(source) == stats.sources.get(source, 0)
     assert again.stats.rounds < 20, "the earlier answer is replayed as a draft"
     learnt = daemon.wait_for(lambda status: bool(status.learnt)).learnt
     assert learnt["target_ms"]["1"] > 0

@@ -174,8 +174,8 @@ def test_drafting_ends_at_the_draft_s_own_context() -> None:
     assert len(proposal.tokens) == 4  # positions 5, 6, 7, and the one after the last
     (full,) = draft.propose([context([1, 2, 3, 4, 5, 6, 7, 0], limit=20)])
     assert len(full.tokens) == 1
-    (beyond,) = draft.propose([context([1] * 9, limit=20)])
-    assert beyond.tokens == []
+    (beyond,) = draft.propose([context([1] * 9, limit=20)])  # begins anew with the newest half
+    assert len(beyond.tokens) == 5
 
 
 def test_a_token_that_the_draft_does_not_have() -> None:
@@ -255,12 +255,37 @@ def test_of_a_long_context_only_the_newest_tokens_are_read() -> None:
     assert model.held[0] == tokens[:50]
 
 
+def test_behind_a_window_the_model_says_what_it_says_of_those_tokens_alone(
+    model: LlamaTarget, reference: Callable[[Sequence[int]], Row]
+) -> None:
+    draft = LlamaDraft(model)
+    tokens = text(60)
+    rows: list[Row] = []
+
+    def watch(row: Row, _: int) -> tuple[int, float]:
+        rows.append(row.copy())
+        return int(row.argmax()), 1.0
+
+    begin = len(tokens) - 20
+    for _ in range(4):
+        rows.clear()
+        (proposal,) = draft.propose([Context(0, tokens, 3, watch, lambda _: True, reading=20)])
+        for count, row in enumerate(rows):
+            wanted = reference(tokens[begin:] + proposal.tokens[:count])
+            np.testing.assert_allclose(row, wanted, atol=1e-3)
+        tokens = [*tokens, *proposal.tokens[:2], 7]
+
+
 def test_a_window_makes_room_for_contexts_longer_than_the_draft_s_own() -> None:
     model = TableTarget(context=16)
     draft = LlamaDraft(model)
     tokens = [token % 8 for token in range(40)]
-    assert [len(each.tokens) for each in draft.propose([windowed(tokens, None)])] == [0]
-    assert [len(each.tokens) for each in draft.propose([windowed(tokens, 12, limit=9)])] == [5]
+    for _ in range(30):
+        (proposal,) = draft.propose([windowed(tokens, None, limit=3)])
+        assert len(proposal.tokens) == 3
+        tokens += [*proposal.tokens[:2], 3]
+    assert draft.tokens_fed < 30 * 8
+    assert [len(each.tokens) for each in draft.propose([windowed(tokens, 6, limit=9, slot=1)])] == [9]
 
 
 def test_what_was_left_unread_is_copied_as_such_and_read_when_prepared() -> None:
