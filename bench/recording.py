@@ -1,7 +1,7 @@
 """What bench/simulated_gpu.py replays: the real target's answers with their logits, and the draft's choices.
 
 Recorded once by the real models, kept in a file, replayed for every place and policy. The draft's choice
-behind a text is greedy, so it depends on the text alone: each is asked for once.
+behind a text is greedy, so it depends on the text alone, and on what it read of that: each is asked for once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from draftd.models.base import Rows, Span, Target
 from draftd.models.sampling import confidence
 
 Chosen = tuple[int, float]  # a token, and its probability
+# Where each part that the draft passed over begins and ends, and the text behind the prompt.
+Key = tuple[tuple[int, ...], tuple[int, ...]]
 Opened = Callable[[], Draft]  # the real draft, loaded by the first that needs it
 
 
@@ -29,7 +31,7 @@ class Answer:
     category: str
     prompt: list[int]
     rows: Rows
-    drafted: dict[tuple[int, ...], Chosen] = field(default_factory=dict)  # by the text behind the prompt
+    drafted: dict[Key, Chosen] = field(default_factory=dict)
 
     @property
     def tokens(self) -> list[int]:
@@ -51,11 +53,16 @@ def record(
     return Answer(category, prompt, np.stack(rows))
 
 
-def choice(answer: Answer, opened: Opened, context: Context, tokens: Sequence[int]) -> Chosen:
+def choice(
+    answer: Answer, opened: Opened, slot: int, tokens: Sequence[int], unread: tuple[int, ...] = ()
+) -> Chosen:
     """What the draft chooses behind `tokens` (the prompt's first): as recorded, else asked and kept."""
-    key = tuple(tokens[len(answer.prompt) :])
+    key = (unread, tuple(tokens[len(answer.prompt) :]))
     if key not in answer.drafted:
-        asked = Context(context.slot, tokens, 1, _greedy, lambda _: False)
+        edges = (0, *unread, len(tokens))
+        # To one that passed over a part, the rest is all there ever was.
+        read = [token for at in range(0, len(edges), 2) for token in tokens[edges[at] : edges[at + 1]]]
+        asked = Context(slot, read, 1, _greedy, lambda _: False)
         (proposal,) = opened().propose([asked])
         answer.drafted[key] = (proposal.tokens[0], proposal.confidence[0])
     return answer.drafted[key]
@@ -75,7 +82,7 @@ def save(path: Path, title: str, models: str, answers: Sequence[Answer]) -> None
             {
                 "category": each.category,
                 "prompt": each.prompt,
-                "drafted": [[list(text), *chosen] for text, chosen in each.drafted.items()],
+                "drafted": [[*key, *chosen] for key, chosen in each.drafted.items()],
             }
             for each in answers
         ],
@@ -96,7 +103,10 @@ def load(path: Path, title: str) -> tuple[str, list[Answer]]:
                 each["category"],
                 each["prompt"],
                 kept[f"rows{number}"],
-                {tuple(text): (token, probability) for text, token, probability in each["drafted"]},
+                {
+                    (tuple(unread), tuple(text)): (token, probability)
+                    for unread, text, token, probability in each["drafted"]
+                },
             )
             for number, each in enumerate(about["answers"])
         ]

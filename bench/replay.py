@@ -95,17 +95,22 @@ class ReplayedDraft:
 
     def __init__(self, answer: Answer, opened: Opened, clock: Clock, place: Place) -> None:
         self.answer, self.opened, self.clock, self.place = answer, opened, clock, place
-        self.seen: list[int] = []  # what its cache would hold
+        self.seen: list[int] = []  # what it is through with
+        self.unread: tuple[int, ...] = ()  # of that: where each part that it passed over begins and ends
 
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
         (context,) = contexts
         proposal = Proposal(drawn=True)
         tokens = list(context.tokens)
-        fed = len(tokens) - min(common_prefix(self.seen, tokens), len(tokens) - 1)
+        done = min(common_prefix(self.seen, tokens), len(tokens) - 1)
+        fed = len(tokens) - done
+        if context.reading is not None and fed > max(1, context.reading):
+            fed = max(1, context.reading)
+            self.unread = (*self.unread, done, len(tokens) - fed)
         self._take(self.clock.perf_counter(), self.place.read_ms * (fed - 1))
         while len(proposal.tokens) < context.limit:
             began = self.clock.perf_counter()
-            token, confidence = choice(self.answer, self.opened, context, tokens)
+            token, confidence = choice(self.answer, self.opened, context.slot, tokens, self.unread)
             self._take(began, self.place.draft_ms)
             context.choose(self.answer.rows[0], len(tokens))  # for its time alone
             self.seen = list(tokens)
@@ -129,10 +134,10 @@ class ReplayedDraft:
         raise AssertionError("one slot has nobody to copy from")
 
     def forget(self, slot: int) -> None:
-        self.seen = []
+        self.seen, self.unread = [], ()
 
     def drop(self, slots: Sequence[int]) -> None:
-        self.seen = []
+        self.forget(0)
 
     def set_threads(self, count: int) -> None: ...
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from draftd.daemon import drafting, engine
-from draftd.drafts.base import Context, Draft
+from draftd.drafts.base import Context, Draft, Proposal
 from draftd.models.base import Span
 
 Program = Callable[[str], ModuleType]
@@ -23,7 +23,7 @@ def answer(program: Program) -> Any:
     rows = np.zeros((3, 9), np.float32)
     rows[[0, 1, 2], [4, 5, 6]] = 1.0
     made: Any = program("recording").Answer("a", [1, 2, 3], rows)
-    made.drafted = {(4,): (5, 0.9), (4, 5): (7, 0.8), (4, 5, 7): (8, 0.7)}
+    made.drafted = {((), (4,)): (5, 0.9), ((), (4, 5)): (7, 0.8), ((), (4, 5, 7)): (8, 0.7)}
     return made
 
 
@@ -71,6 +71,31 @@ def test_a_replayed_draft_chooses_as_recorded_and_takes_the_places_time(
     assert clock.offset - before == pytest.approx(100, abs=5)
     with pytest.raises(AssertionError, match="not recorded"):
         draft.propose([context([1, 2, 3, 4, 6], 1)])
+
+
+def test_a_replayed_draft_that_passes_over_a_part_reads_and_knows_the_rest(
+    program: Program, answer: Any, place: Any
+) -> None:
+    replay = program("replay")
+    clock = replay.Clock()
+    asked: list[list[int]] = []
+
+    class Real:
+        def propose(self, contexts: list[Context]) -> list[Proposal]:
+            asked.append(list(contexts[0].tokens))
+            return [Proposal([8], [0.5])]
+
+    draft = replay.ReplayedDraft(answer, Real, clock, place)
+    (proposal,) = draft.propose([replace(context([1, 2, 3, 4], 2), reading=2)])
+    assert proposal.tokens == [8, 8]
+    assert asked == [[3, 4], [3, 4, 8]]
+    assert clock.offset == pytest.approx(210, abs=5)  # of three tokens more it read one
+    draft.propose([context([1, 2, 3, 4, 5], 1)])
+    assert asked[-1] == [3, 4, 5]
+    assert set(answer.drafted) >= {((0, 2), (4,)), ((), (4,)), ((0, 2), (4, 5))}
+    draft.forget(0)
+    (proposal,) = draft.propose([context([1, 2, 3, 4, 5], 1)])
+    assert proposal.tokens == [7], "all of it is read again"
 
 
 def test_the_engine_reads_the_clock_only_meanwhile(program: Program) -> None:
