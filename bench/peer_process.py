@@ -57,7 +57,7 @@ def peer(
         stdin, stdout = child.stdin, child.stdout
         assert stdin is not None
         assert stdout is not None
-        process = psutil.Process(child.pid)
+        memory = resident(psutil.Process(child.pid))
 
         def exchange(line: dict[str, Any]) -> dict[str, Any]:
             try:
@@ -80,7 +80,7 @@ def peer(
             def answer(body: dict[str, Any]) -> Answer:
                 return exchange(body | {"mode": mode})
 
-            return Contender(f"{label} {mode}", answer, lambda: process.memory_info().rss)
+            return Contender(f"{label} {mode}", answer, memory)
 
         try:
             modes: list[str] = []
@@ -102,6 +102,19 @@ def peer(
                 child.kill()
                 child.wait()
             stdout.close()
+
+
+def resident(process: psutil.Process) -> Callable[[], int]:
+    """Reads a process's resident bytes; of one that is gone the last that were read."""
+    last = 0
+
+    def read() -> int:
+        nonlocal last
+        with suppress(psutil.Error):
+            last = process.memory_info().rss or last  # one that nobody has waited for yet holds 0
+        return last
+
+    return read
 
 
 def leave_out(name: str, reason: str, missing: dict[str, str]) -> None:

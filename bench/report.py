@@ -130,11 +130,14 @@ def policies(document: dict[str, Any]) -> list[str]:
     heads = [*found, *["auto / best fixed"] * compared]
     lines = ["By policy, speed over the target alone:", "", f"| category | {' | '.join(heads)} |"]
     lines.append("|---" * (len(heads) + 1) + "|")
-    shares = []
+    shares, unknown = [], False
     for name in names(document):
-        speedups = {policy: each[name] or 0.0 for policy, each in found.items()}
-        cells = [f"{value:.2f}x" if value else "-" for value in speedups.values()]
-        if compared:
+        speedups = {policy: each[name] for policy, each in found.items()}
+        cells = ["-" if value is None else f"{value:.2f}x" for value in speedups.values()]
+        unknown |= None in speedups.values()
+        if compared and None in speedups.values():
+            cells.append("-")
+        elif compared:
             shares.append(share_of_best(speedups, fixed))
             cells.append(f"{shares[-1]:.2f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -142,6 +145,12 @@ def policies(document: dict[str, Any]) -> list[str]:
     if compared:
         means.append(f"{geometric_mean(shares):.2f}")
     lines.append(f"| **geometric mean** | {' | '.join(means)} |")
+    if unknown:
+        lines += [
+            "",
+            "-: nothing came after the first token there, so that no speed is known; left out of the means.",
+            "",
+        ]
     return lines
 
 

@@ -208,8 +208,11 @@ def reading(endpoint: str) -> Iterator[None]:
     reader = subprocess.Popen([sys.executable, "-c", READER, endpoint], stdout=subprocess.PIPE)
     assert reader.stdout is not None
     try:
-        reader.stdout.readline()  # it runs
+        if not reader.stdout.readline():
+            raise RuntimeError("no load to measure under: the app that makes it ended before its first token")
         yield
+        if reader.poll() is not None:
+            raise RuntimeError("the app that makes the load ended while it was measured under")
     finally:
         reader.kill()
         reader.wait()

@@ -20,7 +20,7 @@ import documents
 import energy
 import psutil
 from fair import STEADY, order
-from peer_process import Answer, Contender, PeerFailed, leave_out, peer, spoken
+from peer_process import Answer, Contender, PeerFailed, leave_out, peer, resident, spoken
 from transformers import AutoTokenizer
 
 from draftd.daemon import machine, tuned
@@ -30,6 +30,7 @@ from draftd.daemon.settings import Settings
 from draftd.daemon.settings import load as load_settings
 from draftd.daemon.timed import ask
 from draftd.ipc import Client
+from draftd.ipc.errors import DraftdError
 from draftd.models.catalog import load_catalog
 from draftd.models.convert import ensure_transformers
 from draftd.models.fetch import ensure
@@ -161,7 +162,7 @@ def draftd(pair: str, policies: list[str], variables: dict[str, str]) -> Iterato
         private_daemon(pair, lambda status: None, variables=variables, cold=True) as endpoint,
         Client(endpoint, name="side by side") as client,
     ):
-        engine = psutil.Process(client.status().engine["pid"])
+        memory = resident(psutil.Process(client.status().engine["pid"]))
 
         def contender(policy: str) -> Contender:
             def answer(body: dict[str, Any]) -> Answer:
@@ -178,7 +179,7 @@ def draftd(pair: str, policies: list[str], variables: dict[str, str]) -> Iterato
                     "rounds": made.stats.rounds,
                 }
 
-            return Contender(f"draftd {policy}", answer, lambda: engine.memory_info().rss)
+            return Contender(f"draftd {policy}", answer, memory)
 
         yield [contender(policy) for policy in policies]
 
@@ -193,7 +194,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One prompt by every contender, in an order of each turn's own, so that drift cancels out.
 
-    A peer that fails is `missing` from then on.
+    One that fails is `missing` from then on.
     """
     results = []
     for turn in range(repeat):
@@ -224,7 +225,7 @@ def reply(contender: Contender, body: dict[str, Any], missing: dict[str, str]) -
         return None
     try:
         return contender.ask(body)
-    except PeerFailed as error:
+    except (PeerFailed, DraftdError) as error:
         leave_out(contender.name, str(error), missing)
         return None
 

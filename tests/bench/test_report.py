@@ -173,3 +173,19 @@ def lengths(drawn: ElementTree.Element) -> list[float]:
     """The bars' lengths, without the legend's squares and the background."""
     found = drawn.iter("{http://www.w3.org/2000/svg}rect")
     return [float(each.attrib["width"]) for each in found if each.attrib["height"] == "10"]
+
+
+def test_a_category_without_a_speed_is_left_out_of_the_means(program: Program) -> None:
+    found = {"off": {"a": 1.0, "b": None}, "auto": {"a": 2.0, "b": None}}
+    document = {"policies": found, "categories": [{"name": "a"}, {"name": "b"}]}
+    lines = program("report").policies(document)
+    assert lines[4:7] == [
+        "| a | 1.00x | 2.00x | 2.00 |",
+        "| b | - | - | - |",
+        "| **geometric mean** | 1.00x | 2.00x | 2.00 |",
+    ]
+    assert "no speed is known" in lines[-2]
+    del found["off"]["b"], found["auto"]["b"]
+    assert "no speed is known" not in str(
+        program("report").policies(document | {"categories": [{"name": "a"}]})
+    )

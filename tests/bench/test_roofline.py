@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -79,3 +80,21 @@ def test_a_pair_without_a_draft_has_a_table(program: Program) -> None:
     assert "| target | 1000 | 100.0 | 200.0 | 50% |" in text
     assert "| draft |" not in text
     assert "(0) | 1.00x |" in text
+
+
+def test_a_load_that_ends_is_no_load(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    roofline = program("roofline")
+    monkeypatch.setattr(roofline, "READER", "pass")
+    with pytest.raises(RuntimeError, match="ended before its first token"), roofline.reading("ipc:///none"):
+        pass
+    monkeypatch.setattr(roofline, "READER", "print('going', flush=True)")
+
+    def ended(reader: subprocess.Popen[bytes]) -> int | None:
+        return reader.wait(20)
+
+    monkeypatch.setattr(subprocess.Popen, "poll", ended)
+    with (
+        pytest.raises(RuntimeError, match="ended while it was measured under"),
+        roofline.reading("ipc:///none"),
+    ):
+        pass
