@@ -141,9 +141,9 @@ class Control:
         def plan(source: Source, most: int, found: int, reading: int | None = None) -> Plan:
             return Plan(source, most, found, price, rates, ahead, step, rows, reading)
 
-        cut, worth, _, reach = best_cut(self._found[:limit], rates, limit, price, rows)
+        cut, offered, _, reach = best_cut(self._found[:limit], rates, limit, price, rows)
         best = plan("suffix", cut, cut) if cut else Plan("none", 0)
-        if self._wants_plain(worth, price):
+        if self._wants_plain(price):
             return Plan("none", 0)
         if "model" not in shared.sources:
             return best
@@ -155,7 +155,7 @@ class Control:
         rounds = max(1.0, min(remaining, max(shared.answer(), self._emitted)) / (1.0 + gain))
         carried = max(1.0 / rounds, self._other)
         stake = (BET + STAKE * self._emitted) * plain
-        probe = -1.0
+        worth, probe = offered, -1.0
         options: list[tuple[Source, int, float]] = [("model", 0, 1.0)]
         if cut and cut < limit:
             options.append(("chain", cut, reach))
@@ -166,12 +166,12 @@ class Control:
                 share = min(1.0, most / max(drafted, 1.0))
                 typical = share * (reached * gain - price * (drafted * step + extra * plain))
             value = max(typical, profile(reached, ahead, most, price, step, rows[used:]))
-            value += worth if used else 0.0
-            bet = stake * max(0.0, value - worth)
+            value += offered if used else 0.0
+            bet = stake * max(0.0, value - offered)
             for reading in (None, WINDOW + used):
                 catch_up = draft.seconds(min(fed, reading or fed)) - step
                 if not used and catch_up <= stake:
-                    probe = worth - value + price * catch_up
+                    probe = offered - value + price * catch_up
                 net = value - price * catch_up * (1.0 if used else carried)
                 if catch_up <= bet and net > worth + MARGIN:
                     best, worth = plan(source, limit, used, reading), net
@@ -197,7 +197,7 @@ class Control:
             shared.good += 0.3 * (ahead - shared.good)
             self._judged = True
 
-    def _wants_plain(self, worth: float, price: float) -> bool:
+    def _wants_plain(self, price: float) -> bool:
         """Is it time to see what the target alone takes? At once if never seen, later now and then."""
         shared = self.controller
         if self._rows_elsewhere or shared.target.observed < 2:
