@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 import time
 from typing import Any
@@ -13,7 +12,7 @@ from draftd.daemon import machine
 
 def begin(kind: str, **more: Any) -> dict[str, Any]:
     """A document of this run: what it is, by which command, on what; then what it measured."""
-    command = shlex.join(["python", *sys.argv])
+    command = machine.command("python", sys.argv[0])
     return {"kind": kind, "command": command, "machine": machine.describe(), **more}
 
 

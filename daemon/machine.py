@@ -108,10 +108,17 @@ def describe() -> dict[str, Any]:
     }
 
 
-def command() -> str:
-    """This command line with the DRAFTD_ variables that it was given, those that name files left out."""
-    given = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("DRAFTD_")]
-    return shlex.join([*(each for each in given if "/" not in each), "draftd", *sys.argv[1:]])
+def command(*program: str) -> str:
+    """This command line with its DRAFTD_ variables, less those that name files or hold keys.
+
+    `program` is what it begins with, without any: draftd.
+    """
+    given = [
+        f"{name}={value}"
+        for name, value in sorted(os.environ.items())
+        if name.startswith("DRAFTD_") and "/" not in value and not name.endswith("_KEY")
+    ]
+    return shlex.join([*given, *(program or ("draftd",)), *sys.argv[1:]])
 
 
 def trim() -> None:
