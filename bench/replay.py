@@ -14,6 +14,7 @@ from recording import Answer, Opened, choice
 from draftd.daemon import drafting as drafting_module
 from draftd.daemon import engine as engine_module
 from draftd.drafts.base import Context, Proposal, common_prefix
+from draftd.drafts.llama_cpp import Read
 from draftd.models.base import Rows, Span, State
 
 
@@ -95,25 +96,22 @@ class ReplayedDraft:
 
     def __init__(self, answer: Answer, opened: Opened, clock: Clock, place: Place) -> None:
         self.answer, self.opened, self.clock, self.place = answer, opened, clock, place
-        self.seen: list[int] = []  # what it is through with
-        self.unread: tuple[int, ...] = ()  # of that: where each part that it passed over begins and ends
+        self.read = Read()  # what it is through with
 
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
         (context,) = contexts
         proposal = Proposal(drawn=True)
         tokens = list(context.tokens)
-        done = min(common_prefix(self.seen, tokens), len(tokens) - 1)
-        fed = len(tokens) - done
-        if context.reading is not None and fed > max(1, context.reading):
-            fed = max(1, context.reading)
-            self.unread = (*self.unread, done, len(tokens) - fed)
+        self.read = self.read.before(tokens, context.reading)
+        unread = tuple(edge for stretch in self.read.unread for edge in stretch)
+        fed = len(tokens) - len(self.read.tokens)
         self._take(self.clock.perf_counter(), self.place.read_ms * (fed - 1))
         while len(proposal.tokens) < context.limit:
             began = self.clock.perf_counter()
-            token, confidence = choice(self.answer, self.opened, context.slot, tokens, self.unread)
+            token, confidence = choice(self.answer, self.opened, context.slot, tokens, unread)
             self._take(began, self.place.draft_ms)
             context.choose(self.answer.rows[0], len(tokens))  # for its time alone
-            self.seen = list(tokens)
+            self.read.tokens = list(tokens)
             tokens.append(token)
             proposal.tokens.append(token)
             proposal.confidence.append(confidence)
@@ -125,7 +123,7 @@ class ReplayedDraft:
         self.clock.set(began + milliseconds / 1000)
 
     def unseen(self, slot: int, tokens: Sequence[int]) -> int:
-        return len(tokens) - common_prefix(self.seen, tokens)
+        return len(tokens) - common_prefix(self.read.tokens, tokens)
 
     def prepare(self, slot: int, tokens: Sequence[int]) -> None:
         raise AssertionError("nothing is prefilled here")
@@ -134,7 +132,7 @@ class ReplayedDraft:
         raise AssertionError("one slot has nobody to copy from")
 
     def forget(self, slot: int) -> None:
-        self.seen, self.unread = [], ()
+        self.read = Read()
 
     def drop(self, slots: Sequence[int]) -> None:
         self.forget(0)

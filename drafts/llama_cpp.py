@@ -60,6 +60,13 @@ class Read:
                 length = start
         return Read(self.tokens[:length], [each for each in self.unread if each[1] <= length])
 
+    def before(self, tokens: list[int], reading: int | None) -> Read:
+        """What is through before the rest of `tokens` is fed: one at least, `reading` of them at most."""
+        read = self.cut(common_prefix(self.tokens, tokens[:-1]))
+        done = len(read.tokens)
+        first = done if reading is None else max(done, len(tokens) - max(1, reading))
+        return Read(tokens[:first], [*read.unread, (done, first)]) if first > done else read
+
 
 PREPARED = 128  # tokens read ahead at a time: a request that comes meanwhile waits for them
 
@@ -111,7 +118,8 @@ class LlamaDraft:
 
     def unseen(self, slot: int, tokens: Sequence[int]) -> int:
         """How many of a sequence's tokens, counted from its end, are still to be read for the slot."""
-        return len(tokens) - len(self._shared_with(slot, tokens).tokens)
+        read = self._read.get(slot, Read())
+        return len(tokens) - len(read.cut(common_prefix(read.tokens, tokens)).tokens)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make what is cached for slot `target` the first `length` tokens of what is for `source`."""
@@ -151,24 +159,16 @@ class LlamaDraft:
         with the newest half of it. Empty if the model does not have a token.
         """
         tokens = list(sequence)
-        read = self._shared_with(slot, tokens[:-1])
-        done = len(read.tokens)
-        first = done if reading is None else max(done, len(tokens) - max(1, reading))
-        if read.cached + len(tokens) - first > self._model.context:
+        read = self._read.get(slot, Read()).before(tokens, reading)
+        if read.cached + len(tokens) - len(read.tokens) > self._model.context:
             half = self._model.context // 2
-            read, done, first = Read(), 0, len(tokens) - min(reading or half, half)
-        rest = tokens[first:]
+            read = Read().before(tokens, min(reading or half, half))
+        rest = tokens[len(read.tokens) :]
         if max(rest) >= self._model.vocab:
             return []
         self._model.truncate(slot, read.cached)
-        if first > done:
-            read = Read(tokens[:first], [*read.unread, (done, first)])
         self._read[slot] = read
         return rest
-
-    def _shared_with(self, slot: int, tokens: Sequence[int]) -> Read:
-        read = self._read.get(slot, Read())
-        return read.cut(common_prefix(read.tokens, tokens))
 
     def _feed(self, feeds: Sequence[tuple[int, list[int]]]) -> Sequence[NDArray[np.float32]]:
         rows = self._model.forward([Feed(slot, self._read[slot].cached, new, 1) for slot, new in feeds])
