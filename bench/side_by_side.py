@@ -51,7 +51,8 @@ def main() -> None:
     settings = load_settings(None).model_copy(update=own)
     variables = STEADY | {f"DRAFTD_{name.upper()}": str(value) for name, value in own.items()}
     files = model_files(options.pair, settings)
-    requests = [request(prompt, files, options) for prompt in prompts]
+    tokenizer = AutoTokenizer.from_pretrained(files["target"])
+    requests = [request(prompt, tokenizer, options) for prompt in prompts]
     missing: dict[str, str] = {}
     with ExitStack() as stack:
         contenders = stack.enter_context(draftd(options.pair, options.policies, variables))
@@ -141,10 +142,9 @@ def peer_settings(name: str, files: dict[str, str], options: argparse.Namespace)
     return files | more
 
 
-def request(prompt: Prompt, files: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
+def request(prompt: Prompt, tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
     """One request as every peer takes it: the messages, and their text by the target's own template."""
     messages = [{"role": "user", "content": prompt.turns[0]}]
-    tokenizer = AutoTokenizer.from_pretrained(files["target"])
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return {
         "messages": messages,
