@@ -15,6 +15,7 @@ from draftd.daemon.controller import Controller
 from draftd.daemon.plan import Outcome, Plan, Source
 from draftd.drafts.base import Context, Draft, Proposal, common_prefix
 from draftd.drafts.suffix import SuffixDraft
+from draftd.models.groups import tops_of
 from draftd.models.rejection import Dice, Law, law_of, one_hot
 from draftd.models.sampling import choose, confidence
 
@@ -190,13 +191,14 @@ class Drafting:
             began = time.perf_counter()
             if request.processors is not None:
                 request.processors.apply(row, picked)
+            tops = tops_of(row)
             if request.rejection is None:
-                token = choose(row, request.sampling, position)
+                token = choose(row, request.sampling, position, tops)
             else:
                 law = law_of(row, request.sampling)
                 token = self.dice.draw(law)
                 drafted.drawn.append(law)
-            probability = confidence(row, token)
+            probability = confidence(row, token, tops)
             picked.append(token)
             self.model_seconds -= time.perf_counter() - began
             return token, probability

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from draftd.models.groups import Row, tops_of
 from draftd.models.sampling import largest
 
-Row = NDArray[np.float32]  # [vocab]
 LEAST = -9999.0  # what stands for less than can be told, minus infinity included
 
 
@@ -40,7 +40,7 @@ def likeliest(row: Row, count: int) -> NDArray[np.int64]:
     """The `count` tokens of the largest logits, the best first, of equals the lower id first."""  # [count]
     if count == 0:
         return np.empty(0, np.int64)
-    found = np.flatnonzero(row >= largest(row, min(count, len(row))))
+    found = np.flatnonzero(row >= largest(row, tops_of(row), min(count, len(row))))
     return found[np.argsort(-row[found], kind="stable")[:count]]
 
 

@@ -1,9 +1,9 @@
 """Shared Gumbel noise: a pure function of (seed, position, token), cheap to bound over a whole row.
 
 Gumbel-max sampling as an exponential race: with independent E_v ~ Exp(1), argmin E_v / p_v is a sample
-of p, and g_v = -log E_v is standard Gumbel noise. Tokens are grouped into blocks of 64. The least E of a
-block is Exp(1) / 64, its place is uniform, and by the memorylessness of the exponential every other E of
-the block is that minimum plus an Exp(1) of its own. So the largest noise of each block is known from one
+of p, and g_v = -log E_v is standard Gumbel noise. Tokens come in groups of 128 (models/groups.py). The least
+E of a group is Exp(1) / 128, its place is uniform, and by the memorylessness of the exponential every other E
+of the group is that minimum plus an Exp(1) of its own. So the largest noise of each group is known from one
 hash, and a row of 152k tokens is searched exactly while noise is computed for a handful of tokens only.
 """
 
@@ -15,8 +15,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 64
-USUAL = math.log(BLOCK) + 2.5  # twelve of thirteen blocks have no noise beyond this
+from draftd.models.groups import SIZE, STRIDE, count_groups, first_of, group_of
+
 _MASK = (1 << 64) - 1
 _WEYL = 0x9E3779B97F4A7C15
 
@@ -51,23 +51,36 @@ class Noise:
     def __init__(self, seed: int, position: int, vocab: int) -> None:
         key = _mix((_mix((seed + _WEYL) & _MASK) + position * _WEYL) & _MASK)
         self._token_key = _mix(key ^ 0xA5A5A5A5A5A5A5A5)
-        hashes = _hashes(key, np.arange((vocab + BLOCK - 1) // BLOCK, dtype=np.uint64))
-        # The six lowest bits place the minimum and the upper 53 size it: they do not overlap.
-        winner = (hashes & np.uint64(BLOCK - 1)).astype(np.int64)  # [blocks]
-        self._heads = winner + np.arange(0, vocab, BLOCK)
-        self._least = _exponentials(hashes) / BLOCK  # [blocks]
-        self.bound: NDArray[np.float64] = -np.log(self._least)  # [blocks], the largest noise of each block
-        self.loud = np.flatnonzero(self.bound[: vocab // BLOCK] > USUAL)  # of the full blocks
-        # The tokens that have it; the last block's may lie behind the vocabulary's end.
-        self.heads = self._heads if not vocab or self._heads[-1] < vocab else self._heads[:-1]
+        first = _first_tokens(vocab)
+        hashes = _hashes(key, np.arange(len(first), dtype=np.uint64))
+        # The seven lowest bits place the minimum and the upper 53 size it: they do not overlap.
+        self._winner = first + (hashes & np.uint64(SIZE - 1)).view(np.int64) * STRIDE  # [groups]
+        self._least = _exponentials(hashes) / SIZE  # [groups]
+        self.bound: NDArray[np.float64] = -np.log(self._least)  # [groups], the largest noise of each group
+        # The tokens that have it, and their noise: none has where it would lie behind the vocabulary's end.
+        self.heads = np.minimum(self._winner, vocab - 1)
+        self.heads_noise = np.where(self._winner < vocab, self.bound, -np.inf)
+
+    def about(self, token: int) -> float:
+        """The noise of one token, to within rounding."""
+        group = (token >> 17 << 10) + (token & STRIDE - 1)
+        least = float(self._least[group])
+        if token != self._winner[group]:
+            least -= math.log(((_mix(token * _WEYL + self._token_key & _MASK) >> 11) + 0.5) * 2.0**-53)
+        return -math.log(least)
 
     def at(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """The noise of the given tokens."""  # [n] -> [n]
-        block = tokens // BLOCK
+        group = group_of(tokens)
         own = _exponentials(_hashes(self._token_key, tokens.view(np.uint64)))
-        own[tokens == self._heads[block]] = 0.0
-        own += self._least[block]
+        own[tokens == self._winner[group]] = 0.0
+        own += self._least[group]
         return -np.log(own)
+
+
+@lru_cache(maxsize=4)
+def _first_tokens(vocab: int) -> NDArray[np.int64]:
+    return first_of(np.arange(count_groups(vocab)))
 
 
 noise_of = lru_cache(maxsize=64)(Noise)  # a draft's choice and its check want the same

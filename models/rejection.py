@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftd.models.base import Rows
+from draftd.models.groups import Row
 from draftd.models.processors import Processors
-from draftd.models.sampling import Row, Sampling, keep
+from draftd.models.sampling import Sampling, keep
 
 Rejection = Literal["rejection", "rejection-token"]  # blocks, tokens
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from draftd.models.noise import BLOCK, Noise
+from draftd.models.groups import SIZE, STRIDE, count_groups, first_of, group_of, tops_of
+from draftd.models.noise import Noise
 from draftd.models.sampling import Sampling, certainty, choose, confidence, keep
 
 samplings = st.builds(
@@ -83,7 +84,7 @@ def make_row(seed: int, vocab: int, spread: float, kind: str) -> NDArray[np.floa
 
 @given(
     seed=st.integers(0, 10_000),
-    vocab=st.one_of(st.integers(2, 300), st.sampled_from([1000, 5000, 30_000])),
+    vocab=st.one_of(st.integers(2, 300), st.sampled_from([1000, 5000, 30_000, 132_000])),
     spread=st.sampled_from([0.0, 0.01, 1.0, 3.0]),
     kind=st.sampled_from(["plain", "peak", "ties", "masked"]),
     sampling=samplings,
@@ -118,32 +119,66 @@ def test_samples_follow_the_distribution() -> None:
 
 
 def test_noise_is_standard_gumbel_and_its_bounds_hold() -> None:
-    everything = np.arange(BLOCK * 100)
-    values = []
-    for seed in range(60):
+    everything = np.arange(SIZE * STRIDE)
+    values, places = [], np.zeros(SIZE)
+    for seed in range(6):
         noise = Noise(seed, 3, len(everything))
         at = noise.at(everything)
-        assert np.allclose(at.reshape(-1, BLOCK).max(axis=1), noise.bound)
+        grouped = at.reshape(SIZE, STRIDE)
+        assert np.allclose(grouped.max(axis=0), noise.bound)
+        places += np.bincount(grouped.argmax(axis=0), minlength=SIZE)
         values.append(at)
-    sample = np.concatenate(values)  # 384,000 draws
+    sample = np.concatenate(values)  # 786,432 draws
     assert sample.mean() == pytest.approx(np.euler_gamma, abs=0.01)
     assert sample.var() == pytest.approx(math.pi**2 / 6, abs=0.02)
-    # P(g <= 0) = exp(-1), and the places of the block maxima are spread evenly
+    # P(g <= 0) = exp(-1), and the places of the groups' maxima are spread evenly
     assert (sample <= 0).mean() == pytest.approx(math.exp(-1), abs=0.004)
-    places = np.bincount(np.argmax(sample.reshape(-1, BLOCK), axis=1), minlength=BLOCK)
-    assert float(((places - 6000 / BLOCK) ** 2 / (6000 / BLOCK)).sum()) < 140
+    expected = 6 * STRIDE / SIZE
+    assert float(((places - expected) ** 2 / expected).sum()) < 220  # 127 degrees of freedom, p = 4e-7
 
 
 def test_noise_depends_on_seed_position_and_token_only() -> None:
     tokens = np.array([0, 63, 64, 999])
-    assert (Noise(5, 9, 1000).at(tokens) == Noise(5, 9, 2000).at(tokens)).all()
+    for vocab in (2000, SIZE * STRIDE, 300_000):
+        assert (Noise(5, 9, 1000).at(tokens) == Noise(5, 9, vocab).at(tokens)).all()
     assert (Noise(5, 9, 1000).at(tokens) != Noise(5, 10, 1000).at(tokens)).all()
     assert (Noise(5, 9, 1000).at(tokens) != Noise(6, 9, 1000).at(tokens)).all()
+
+
+def test_one_token_s_noise_is_the_same_but_for_rounding() -> None:
+    noise = Noise(5, 9, 200_000)
+    tokens = np.concatenate((np.arange(0, 200_000, 997), noise.heads[:99]))
+    assert np.allclose(noise.at(tokens), [noise.about(int(token)) for token in tokens], rtol=0, atol=1e-12)
+
+
+@given(vocab=st.one_of(st.integers(1, 3000), st.integers(SIZE * STRIDE - 1500, 3 * SIZE * STRIDE)))
+@settings(max_examples=60)
+def test_groups_are_a_partition_with_the_largest_of_each(vocab: int) -> None:
+    row = np.random.default_rng(vocab).standard_normal(vocab).astype(np.float32)
+    tokens = np.arange(vocab)
+    groups = group_of(tokens)
+    assert np.array_equal(np.unique(groups), np.arange(count_groups(vocab)))
+    assert ((tokens - first_of(groups)) % STRIDE == 0).all()
+    assert ((tokens - first_of(groups)) // STRIDE < SIZE).all()
+    wanted = np.full(count_groups(vocab), -np.inf, np.float32)
+    np.maximum.at(wanted, groups, row)
+    assert np.array_equal(tops_of(row), wanted)
 
 
 def test_confidence_is_the_softmax() -> None:
     row = np.log(np.array([0.1, 0.2, 0.7], np.float32))
     assert confidence(row, 1) == pytest.approx(0.2, rel=1e-5)
+
+
+def test_confidence_counts_the_best_of_each_group_where_there_are_many_tokens() -> None:
+    row = make_row(1, 150_000, 3.0, "peak")
+    best = int(row.argmax())
+    exact = float(1.0 / np.exp(row - row[best]).sum())
+    assert exact <= confidence(row, best) == certainty(row)
+    row[best] += 6  # where it matters, little is left out
+    exact = float(1.0 / np.exp(row - row[best]).sum())
+    assert confidence(row, best) == pytest.approx(exact, abs=0.02)
+    assert confidence(row, best, tops_of(row)) == confidence(row, best)
 
 
 def test_certainty_is_the_likeliest_token_s() -> None:
