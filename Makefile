@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 # What the programs of bench/ have in common; a --json in ARGS comes later, and so counts.
-options = --pair $(or $(PAIR),qwen2.5-coder) --json $(VENV)/$@.json
+options = --pair $(or $(PAIR),qwen2.5-coder) --json $(VENV)/$@$(if $(PAIR),-$(PAIR))$(if $(BACKEND),-$(BACKEND)).json
 backend = $(if $(BACKEND),DRAFTD_BACKEND=$(BACKEND))
 need-prompts = @test -n "$(PROMPTS)" || { echo 'make $@: say which prompts: make $@ PROMPTS=prompts.jsonl'; exit 2; }
 PACKAGES := ipc models drafts daemon

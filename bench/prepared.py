@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from stateless import Stateless
 
 from draftd.drafts.base import Context, Proposal
-from draftd.models.base import Rows, Span, State
+from draftd.models.base import Rows, Span
 
 PEAK = 14.0  # the wanted token's logit
 WRONG = 7  # every so manieth of the draft's tokens is not the target's
 
 
-class Prepared:
+class Prepared(Stateless):
     """models/base.py's Target: the row at a position has its peak at the text's next token."""
 
     slots = 1
@@ -31,24 +32,8 @@ class Prepared:
             row[self.text[first + index]] = PEAK
         return [rows]
 
-    def truncate(self, slot: int, length: int) -> None: ...
 
-    def copy_prefix(self, source: int, target: int, length: int) -> None: ...
-
-    def save_slot(self, slot: int) -> State | None:
-        return None
-
-    def load_slot(self, slot: int, state: State, length: int) -> None:
-        raise AssertionError("nothing is saved here")
-
-    def drop(self, slots: Sequence[int]) -> None: ...
-
-    def set_threads(self, count: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class PreparedDraft:
+class PreparedDraft(Stateless):
     """drafts/base.py's Draft: one such row for each token, now and then with another peak."""
 
     def __init__(self, row: Rows, text: Sequence[int]) -> None:
@@ -68,17 +53,5 @@ class PreparedDraft:
                 break
         return [proposal]
 
-    def prepare(self, slot: int, tokens: Sequence[int]) -> None: ...
-
     def unseen(self, slot: int, tokens: Sequence[int]) -> int:
         return 1
-
-    def copy(self, source: int, target: int, length: int) -> None: ...
-
-    def forget(self, slot: int) -> None: ...
-
-    def drop(self, slots: Sequence[int]) -> None: ...
-
-    def set_threads(self, count: int) -> None: ...
-
-    def close(self) -> None: ...

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 from places import Place
 from recording import Answer, Opened, choice
+from stateless import Stateless
 
 from draftd.daemon import drafting as drafting_module
 from draftd.daemon import engine as engine_module
 from draftd.drafts.base import Context, Proposal, common_prefix
 from draftd.drafts.llama_cpp import Read
-from draftd.models.base import Rows, Span, State
+from draftd.models.base import Rows, Span
 
 
 class Clock:
@@ -48,7 +49,7 @@ def told_by(clock: Clock) -> Iterator[None]:
             vars(module)["time"] = time
 
 
-class Replay:
+class Replay(Stateless):
     """models/base.py's Target over one recorded answer: the row at a position is the recorded one."""
 
     slots = 1
@@ -71,24 +72,8 @@ class Replay:
         wanted = np.clip(np.arange(first, first + span.rows), 0, len(self.rows) - 1)
         return self.rows[wanted]
 
-    def truncate(self, slot: int, length: int) -> None: ...
 
-    def copy_prefix(self, source: int, target: int, length: int) -> None: ...
-
-    def save_slot(self, slot: int) -> State | None:
-        return None
-
-    def load_slot(self, slot: int, state: State, length: int) -> None:
-        raise ValueError("a replayed target keeps no state")
-
-    def drop(self, slots: Sequence[int]) -> None: ...
-
-    def set_threads(self, count: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class ReplayedDraft:
+class ReplayedDraft(Stateless):
     """drafts/base.py's Draft over one recorded answer, that asks the real one for what was not yet drafted.
 
     It takes the place's time to feed and draft; our own sampler beside it takes the time it takes.
@@ -125,18 +110,5 @@ class ReplayedDraft:
     def unseen(self, slot: int, tokens: Sequence[int]) -> int:
         return len(tokens) - common_prefix(self.read.tokens, tokens)
 
-    def prepare(self, slot: int, tokens: Sequence[int]) -> None:
-        raise AssertionError("nothing is prefilled here")
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        raise AssertionError("one slot has nobody to copy from")
-
     def forget(self, slot: int) -> None:
         self.read = Read()
-
-    def drop(self, slots: Sequence[int]) -> None:
-        self.forget(0)
-
-    def set_threads(self, count: int) -> None: ...
-
-    def close(self) -> None: ...

@@ -29,21 +29,27 @@ def main(files: list[Path]) -> None:
     kept = page.read_text("utf-8").split("## Results")[0]
     own = [each for each in documents if "kind" not in each]
     beside = [each for each in documents if each.get("kind") == "side by side"]
-    parts = [machine(documents[0])]
+    parts = [here := machine(documents[0])]
     if alike := [each for each in own if names(each) == names(own[0])]:
         parts.append(picture("speedup.svg", plot(alike), "speed-up by category"))
-    parts += map(section, own)
+    parts += [placed(section(each), each, here) for each in own]
     for number, each in enumerate(beside):
-        parts.append(report_peers.section(each))
+        parts.append(placed(report_peers.section(each), each, here))
         parts.append(
             picture(f"peers{number + 1}.svg", report_peers.plot(each), "tokens a second by contender")
         )
     for each in documents:
         if (kind := each.get("kind")) in report_limits.KINDS:
-            parts.append(report_limits.section(each))
+            parts.append(placed(report_limits.section(each), each, here))
             if draw := report_plots.PLOTS.get(kind):
                 parts.append(picture(report_plots.name(each), draw(each), kind))
     page.write_text(kept + "## Results\n\n" + "\n\n".join(parts) + "\n", "utf-8")
+
+
+def placed(text: str, document: dict[str, Any], here: str) -> str:
+    """A section, which says so if it was measured on another machine than `here`."""
+    there = machine(document)
+    return text if there == here else f"{text}\n\nMeasured on another machine: {there}"
 
 
 def picture(file: str, drawn: str, says: str) -> str:

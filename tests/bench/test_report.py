@@ -189,3 +189,13 @@ def test_a_category_without_a_speed_is_left_out_of_the_means(program: Program) -
     assert "no speed is known" not in str(
         program("report").policies(document | {"categories": [{"name": "a"}]})
     )
+
+
+def test_a_section_from_another_machine_says_so(program: Program) -> None:
+    report = program("report")
+    mine = {"cores": 2, "cpu": "A", "cpu_features": ["avx512_vnni"], "memory_bytes": 2**34, "python": "3.11"}
+    mine["packages"] = {"draftd": "0.1.0"}
+    here = report.machine({"machine": mine})
+    assert report.placed("text", {"machine": dict(mine)}, here) == "text"
+    other = report.placed("text", {"machine": mine | {"cores": 64}}, here)
+    assert other.startswith("text\n\nMeasured on another machine: 64 cores (A; avx512_vnni, no AMX), 16 GiB")
