@@ -31,6 +31,7 @@ EASY = 0.75  # hope that makes signs unnecessary
 TYPICAL, SIGNS = 0.65, 4.0  # acceptance of an unknown text, and how many tokens' signs that is worth
 BET, STAKE = 4.0, 0.4  # rounds in which reading must be won back, and more for each token that came already
 WINDOW = 32  # newest tokens that the draft reads where all would be too large a bet
+DULL = 0.3  # share of its acceptance that a draft loses which reads next to nothing of its text
 MARGIN = 0.02  # tokens a round that the model must gain over doing without
 JUDGED = 12  # rounds of model drafting, or passes saved, that make a request one where it pays
 FRESH = 150  # rounds after which the target's plain pass is looked at again
@@ -161,21 +162,21 @@ class Control:
             options.append(("chain", cut, reach))
         for source, used, reached in options:
             most, fed = limit - used, self._unseen + used
-            typical = 0.0
-            if self._modelled.weight or shared.modelled.weight > 1.0:
-                share = min(1.0, most / max(drafted, 1.0))
-                typical = share * (reached * gain - price * (drafted * step + extra * plain))
-            value = max(typical, profile(reached, ahead, most, price, step, rows[used:]))
-            value += offered if used else 0.0
-            bet = stake * max(0.0, value - offered)
+            share = min(1.0, most / max(drafted, 1.0))
             for reading in (None, WINDOW + used):
-                catch_up = draft.seconds(min(fed, reading or fed)) - step
+                read = min(fed, reading or fed)
+                keen = 1.0 - DULL * (fed - read) / fed
+                typical = 0.0
+                if self._modelled.weight or shared.modelled.weight > 1.0:
+                    typical = share * (reached * keen * gain - price * (drafted * step + extra * plain))
+                value = max(typical, profile(reached, keen * ahead, most, price, step, rows[used:]))
+                value += offered if used else 0.0
+                catch_up = draft.seconds(read) - step
                 if not used and catch_up <= stake:
                     probe = offered - value + price * catch_up
                 net = value - price * catch_up * (1.0 if used else carried)
-                if catch_up <= bet and net > worth + MARGIN:
+                if catch_up <= stake * max(0.0, value - offered) and net > worth + MARGIN:
                     best, worth = plan(source, limit, used, reading), net
-                    break
         self._judge(best.source in ("model", "chain"), ahead)
         if best.source in ("none", "suffix") and 0.0 <= probe / price <= shared.purse:
             shared.purse -= probe / price

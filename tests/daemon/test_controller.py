@@ -99,6 +99,18 @@ def test_of_a_prompt_too_long_for_a_bet_only_the_end_is_read(machine: str, whole
         assert (plan.source, plan.reading) == ("model", reading)
 
 
+def test_a_draft_that_would_read_a_window_only_is_expected_to_agree_less() -> None:
+    controller, tables = Controller(("model",)), MACHINES[STEEP].tables()
+    for rows in (1, 4, 9):
+        controller.took(rows, tables[0][rows])
+    for fed in (1, 64):
+        controller.draft.observe(fed, tables[1][fed])
+    controller.hope, controller.good = 1.0, 0.9
+    near, far = (controller.begin().plan(64, unseen=unseen) for unseen in (WINDOW + 16, 4000))
+    assert (near.source, near.reading) == ("model", None)  # half as much again is worth its price
+    assert far.source == "none"
+
+
 def test_what_a_window_took_is_learnt_as_the_window_s_cost() -> None:
     controller = Controller(("model",))
     run(controller, MACHINES[FLAT], texts("math", 2), Weather(Random(7)))
