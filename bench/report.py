@@ -33,6 +33,8 @@ def main(files: list[Path]) -> None:
     if alike := [each for each in own if names(each) == names(own[0])]:
         parts.append(picture("speedup.svg", plot(alike), "speed-up by category"))
     parts += [placed(section(each), each, here) for each in own]
+    if len(beside) > 1:
+        parts.append(report_peers.summary(beside))
     for number, each in enumerate(beside):
         parts.append(placed(report_peers.section(each), each, here))
         parts.append(

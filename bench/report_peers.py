@@ -1,4 +1,4 @@
-"""The report's section of one side-by-side run, and its plot."""
+"""The report's section of one side-by-side run, its plot, and one table of all runs."""
 
 from __future__ import annotations
 
@@ -36,14 +36,12 @@ Figures = dict[str, dict[str, float]]  # by contender, then by question; what no
 
 def section(document: dict[str, Any]) -> str:
     """The command, a line a contender with geometric means and intervals, then each quantity by category."""
-    sampling = document["sampling"]
     counted = any("joules" in result for result in document["results"])
     forms = FORMS | ENERGY if counted else FORMS
-    mode = f"temperature {sampling['temperature']}" if sampling["temperature"] else "greedy"
     found = quantities(document, counted)
     heads = ["contender", *forms, "over its own plain speed", "same"]
     lines = [
-        f"### Side by side: {document['pair']}, draftd's target in {document['backend']}, {mode}",
+        f"### Side by side: {asked_of(document)}",
         "",
         f"    {without_folders(document['command'])}",
         "",
@@ -68,6 +66,7 @@ def section(document: dict[str, Any]) -> str:
     for label, reason in document["missing"].items():
         lines.append(f"\n{label}: not measured ({without_folders(reason)}).")
     categories = by_category(document)
+    lines += ["", f"<details><summary>By category: {', '.join(forms)}</summary>"]
     for title, form in forms.items():
         rows = [
             [
@@ -78,7 +77,40 @@ def section(document: dict[str, Any]) -> str:
             if each
         ]
         lines += ["", f"By category: {title}.", "", *table(["contender", *categories], rows)]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "</details>"])
+
+
+def asked_of(document: dict[str, Any]) -> str:
+    """What a run was of: pair, backend, sampling."""
+    temperature = document["sampling"]["temperature"]
+    mode = f"temperature {temperature}" if temperature else "greedy"
+    return f"{document['pair']}, draftd's target in {document['backend']}, {mode}"
+
+
+def summary(documents: Sequence[dict[str, Any]]) -> str:
+    """All runs in one table, the first of each kind: tokens a second after the first, and over draftd's off."""
+    runs: dict[str, Figures] = {}
+    for document in documents:
+        runs.setdefault(asked_of(document), both_speeds(document)[0])
+    rows = []
+    for name in dict.fromkeys(name for speeds in runs.values() for name in speeds):
+        cells = [name]
+        for speeds in runs.values():
+            found = speeds.get(name)
+            gain = mean(over(speeds, name, "draftd off"), "{:.2f}x", interval=False) if found else "-"
+            cells.append(f"{mean(found, '{:.1f}', interval=False)}, {gain}" if found else "-")
+        rows.append(cells)
+    heads = [run.replace("draftd's target in ", "") for run in runs]
+    return "\n".join(
+        [
+            "### Side by side, all runs",
+            "",
+            "Tokens a second after the first, and how that stands to draftd with its target alone; geometric "
+            "means over the prompts of a run. Compare down a column only.",
+            "",
+            *table(["contender", *heads], rows),
+        ]
+    )
 
 
 def line(document: dict[str, Any], found: dict[str, Figures], name: str, forms: dict[str, str]) -> list[str]:

@@ -12,11 +12,12 @@ from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 
 def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
-    # Its own documentation: 2 tokens do best on a CPU. It keeps the logits of the whole context.
+    # Its own documentation: 2 tokens do best on a CPU. It keeps the logits of the whole context, for which it
+    # has room only if told of it.
     lookup = LlamaPromptLookupDecoding(num_pred_tokens=2)
     return {
         "plain": partial(mode, settings),
-        "prompt lookup": partial(mode, settings, draft_model=lookup),
+        "prompt lookup": partial(mode, settings, draft_model=lookup, logits_all=True),
         "draft model": "llama-cpp-python brings no draft model of its own",
     }
 

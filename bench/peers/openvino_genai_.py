@@ -41,18 +41,29 @@ def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
             ("int4 plain", "int4 prompt lookup"), "no export of the target: --int4 names it"
         )
     if target and draft and Path(target).exists() and Path(draft).exists():
-        modes["int4 draft model"] = partial(build, target, assistant=draft)
+        modes |= drafting("int4", partial(build, target, assistant=draft))
     else:
-        modes["int4 draft model"] = "no export of both: --int4 names their folder"
+        modes |= dict.fromkeys(drafting("int4", build), "no export of both: --int4 names their folder")
     gguf = partial(build, settings["target_gguf"])
     modes["GGUF plain"], modes["GGUF prompt lookup"] = gguf, partial(gguf, lookup=True)
-    modes["GGUF draft model"] = partial(gguf, assistant=settings["draft_gguf"])
+    modes |= drafting("GGUF", partial(gguf, assistant=settings["draft_gguf"]))
     if "tuned_gguf" in settings:
-        modes["GGUF draft model tuned"] = partial(gguf, assistant=settings["tuned_gguf"])
+        modes |= drafting("GGUF tuned", partial(gguf, assistant=settings["tuned_gguf"]))
     return modes
 
 
-def mode(limits: dict[str, Any], path: str, lookup: bool = False, assistant: str | None = None) -> Mode:
+def drafting(kind: str, build: partial[Mode]) -> dict[str, Build]:
+    """A draft model's two ways to draft: while it is sure of itself, or so many tokens a round."""
+    return {f"{kind} draft model": build, f"{kind} draft model by {FIVE}": partial(build, tokens=FIVE)}
+
+
+def mode(
+    limits: dict[str, Any],
+    path: str,
+    lookup: bool = False,
+    assistant: str | None = None,
+    tokens: int | None = None,
+) -> Mode:
     # As it schedules by itself, but for kept prompts: of two equal ones the second would have it easier.
     schedule = genai.SchedulerConfig()
     schedule.enable_prefix_caching = False
@@ -77,12 +88,13 @@ def mode(limits: dict[str, Any], path: str, lookup: bool = False, assistant: str
                 request["seed"],
             )
         if lookup:
-            config.num_assistant_tokens, config.max_ngram_size = 5, 3
-        if assistant is not None:
-            if request["temperature"]:  # by confidence its sampling fails: "Check content_length"
-                config.num_assistant_tokens = 5
-            else:
-                config.assistant_confidence_threshold = 0.4
+            config.num_assistant_tokens, config.max_ngram_size = FIVE, 3
+        if tokens is not None:
+            config.num_assistant_tokens = tokens
+        elif assistant is not None:
+            if request["temperature"]:
+                raise NotImplementedError('by confidence its sampling fails: "Check content_length"')
+            config.assistant_confidence_threshold = 0.4
         watch = Stopwatch()
         result = pipeline.generate([request["text"]], config, Watch(watch))
         metrics = result.perf_metrics

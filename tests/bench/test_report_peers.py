@@ -195,3 +195,13 @@ def test_the_processors_counters_are_added_up(program: Program, tmp_path: Path) 
     assert joules(tmp_path) == 2.0
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("?")
     assert joules(tmp_path) is None
+
+
+def test_one_table_has_all_runs(program: Program) -> None:
+    sampled = {"max_tokens": 11, "temperature": 0.8}
+    second = document([result("draftd off", "1", 4.0), result("draftd auto", "1", 6.0)], sampling=sampled)
+    again = document([result("draftd off", "1", 9.0)])  # of the first's kind: the first counts
+    text = program("report_peers").summary([document(RESULTS), second, again])
+    assert cells(text, "contender")[1:] == ["tiny, llama_cpp, greedy", "tiny, llama_cpp, temperature 0.8"]
+    assert cells(text, "draftd auto")[1:] == ["2.8, 1.41x", "6.0, 1.50x"]
+    assert cells(text, "hf generate plain")[1:] == ["5.0, 2.50x", "-"]
