@@ -144,6 +144,7 @@ def watched(watch: Stopwatch, engine: Engine) -> Iterator[None]:
         ("controller", Controller, "took"),
         ("controller", Plan, "proceed"),
         ("controller", Plan, "keep"),
+        ("draft's choice", drafting_module, "tops_of"),
         ("draft's choice", drafting_module, "choose"),
         ("draft's choice", drafting_module, "confidence"),
         ("noise", Noise, "__init__"),

@@ -66,7 +66,7 @@ def section(document: dict[str, Any]) -> str:
     for label, reason in document["missing"].items():
         lines.append(f"\n{label}: not measured ({without_folders(reason)}).")
     categories = by_category(document)
-    lines += ["", f"<details><summary>By category: {', '.join(forms)}</summary>"]
+    lines += ["", "<details><summary>Each of these by category</summary>"]
     for title, form in forms.items():
         rows = [
             [
@@ -88,7 +88,7 @@ def asked_of(document: dict[str, Any]) -> str:
 
 
 def summary(documents: Sequence[dict[str, Any]]) -> str:
-    """All runs in one table, the first of each kind: tokens a second after the first, and over draftd's off."""
+    """All runs in one table, the first of each kind: speeds after the first token, and over draftd's off."""
     runs: dict[str, Figures] = {}
     for document in documents:
         runs.setdefault(asked_of(document), both_speeds(document)[0])

@@ -66,7 +66,8 @@ def main() -> None:
     parser.add_argument("--recording", type=Path, help="kept there, and taken from there the next time")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    title = f"{options.pair}, {options.prompts.name}, {options.per_category} x {options.max_tokens} tokens"
+    asked = f"{options.prompts.name}, {options.per_category} x {options.max_tokens} tokens"
+    title = f"{options.pair}, {asked}, confidences by group"
     if options.recording and options.recording.exists():
         models, answers = recording.load(options.recording, title)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Literal
 
 from draftd.daemon.averages import Averages
@@ -47,7 +47,7 @@ class Control:
         self.leanings = {
             source: Leaning(controller.calibrations[source, chosen]) for source in ("suffix", "model")
         }
-        self._unseen = 1
+        self._unseen = self._length = 1
         self._paces = {False: Averages(0.9, 2), True: Averages(0.9, 2)}
         self._copying = False
         self._emitted = 0
@@ -79,18 +79,20 @@ class Control:
         tokens_elsewhere: float = 0.0,
         signs: Sequence[float] | None = None,
         unseen: int = 1,
+        length: int = 1,
     ) -> Plan:
         """What to draft now.
 
         `remaining`: tokens that the request may still give; `found`: confidences of what the suffix offers;
         `rows_elsewhere`, `tokens_elsewhere`: what other requests add to the pass and will get from it (last
         round's figures will do); `signs`: how sure the target was of its first tokens, if that is looked at;
-        `unseen`: tokens that the draft has yet to read before its next one.
+        `unseen`: tokens that the draft has yet to read before its next one, of `length` in all.
         """
         limit = max(0, min(self.controller.longest, remaining - 1))
         self._found = found = found if self.looks_up else ()
         self._rows_elsewhere = max(0, rows_elsewhere)
         self._unseen = max(1, unseen)
+        self._length = max(length, self._unseen)
         if self.mode == "off" or not limit:
             plan = Plan("none", 0)
         elif self.mode != "auto":
@@ -139,8 +141,10 @@ class Control:
         price = max(price, (1.0 + tokens_elsewhere) / rows[0])
         step = draft.seconds(1)
 
-        def plan(source: Source, most: int, found: int, reading: int | None = None) -> Plan:
-            return Plan(source, most, found, price, rates, ahead, step, rows, reading)
+        def plan(
+            source: Source, most: int, found: int, reading: int | None = None, keen: float = 1.0
+        ) -> Plan:
+            return Plan(source, most, found, price, rates, keen * ahead, step, rows, reading)
 
         cut, offered, _, reach = best_cut(self._found[:limit], rates, limit, price, rows)
         best = plan("suffix", cut, cut) if cut else Plan("none", 0)
@@ -156,16 +160,16 @@ class Control:
         rounds = max(1.0, min(remaining, max(shared.answer(), self._emitted)) / (1.0 + gain))
         carried = max(1.0 / rounds, self._other)
         stake = (BET + STAKE * self._emitted) * plain
-        worth, probe = offered, -1.0
+        worth, probe = offered, inf
         options: list[tuple[Source, int, float]] = [("model", 0, 1.0)]
         if cut and cut < limit:
             options.append(("chain", cut, reach))
         for source, used, reached in options:
             most, fed = limit - used, self._unseen + used
             share = min(1.0, most / max(drafted, 1.0))
-            for reading in (None, WINDOW + used):
-                read = min(fed, reading or fed)
-                keen = 1.0 - DULL * (fed - read) / fed
+            for reading in (None, WINDOW + used) if fed > WINDOW + used else (None,):
+                read = reading or fed
+                keen = 1.0 - DULL * (fed - read) / self._length
                 typical = 0.0
                 if self._modelled.weight or shared.modelled.weight > 1.0:
                     typical = share * (reached * keen * gain - price * (drafted * step + extra * plain))
@@ -173,12 +177,12 @@ class Control:
                 value += offered if used else 0.0
                 catch_up = draft.seconds(read) - step
                 if not used and catch_up <= stake:
-                    probe = offered - value + price * catch_up
+                    probe = max(0.0, offered - value + price * catch_up)
                 net = value - price * catch_up * (1.0 if used else carried)
                 if catch_up <= stake * max(0.0, value - offered) and net > worth + MARGIN:
-                    best, worth = plan(source, limit, used, reading), net
+                    best, worth = plan(source, limit, used, reading, keen), net
         self._judge(best.source in ("model", "chain"), ahead)
-        if best.source in ("none", "suffix") and 0.0 <= probe / price <= shared.purse:
+        if best.source in ("none", "suffix") and probe / price <= shared.purse:
             shared.purse -= probe / price
             best = plan("model", limit, 0, WINDOW)
         return best

@@ -178,6 +178,7 @@ class Drafting:
             tokens_elsewhere=sum(other.last_tokens for other in others),
             signs=request.certainty,
             unseen=self.model.unseen(request.slot, request.tokens) if self.model is not None else 1,
+            length=len(request.tokens),
         )
         used = drafted.plan.found
         drafted.made = Proposal(found.tokens[:used], found.confidence[:used])

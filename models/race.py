@@ -26,8 +26,8 @@ def winner(row: Row, tops: Row, best: int, temperature: float, noise: Noise, flo
     alone = float(row[best]) / temperature + noise.about(best)
     reached = max(alone, float(scores.max(initial=-np.inf)))
     tokens = _contenders(row, tops, temperature, noise, reached - MARGIN, floor)
-    if len(tokens) == 1:
-        return int(tokens[0])
+    if len(tokens) < 2:  # none: rounding, or a row that holds no numbers
+        return int(tokens[0]) if len(tokens) else best
     tokens.sort()
     return int(tokens[(row[tokens] / np.float64(temperature) + noise.at(tokens)).argmax()])
 

@@ -121,14 +121,19 @@ def confidence(row: Row, token: int, tops: Row | None = None) -> float:
     """About the probability of a token at temperature 1: what a draft believes of its own choice.
 
     Of the others only the largest of each group counts. A tenth of the work, and what it leaves out is small
-    where it matters: tokens that are likely share a group of 64 only by chance.
+    where it matters: tokens that are likely share a group of 128 only by chance.
     """
-    weights = (tops_of(row) if tops is None else tops) - row[token]
-    return float(1.0 / np.exp(weights, out=weights).sum())
+    return _share(tops_of(row) if tops is None else tops, row[token])
 
 
 def certainty(row: Row) -> float:
     """About the probability of the likeliest token at temperature 1: how sure a model is of how to go on."""
-    weights = tops_of(row)
-    weights -= weights.max()
-    return float(1.0 / np.exp(weights, out=weights).sum())
+    tops = tops_of(row)
+    return _share(tops, tops.max())
+
+
+def _share(tops: Row, logit: np.float32) -> float:
+    if logit == -np.inf:
+        return 0.0
+    with np.errstate(over="ignore"):  # a token that has next to no chance
+        return float(1.0 / np.exp(tops - logit).sum())

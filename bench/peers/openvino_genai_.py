@@ -11,6 +11,8 @@ from typing import Any
 import openvino_genai as genai
 from lines import Build, Mode, Request, Stopwatch, serve
 
+FIVE = 5  # tokens drafted a round where a form does not go by confidence
+
 
 class Watch(genai.StreamerBase):  # type: ignore[misc]
     """Sees tokens as they come; a callable would be given text, which the library holds back for a while."""

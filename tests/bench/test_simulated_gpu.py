@@ -158,6 +158,6 @@ def test_a_recording_of_a_real_pair_is_replayed(
     for place in document["inputs"]:
         assert place["source"] in text
     # The file has all that a fixed length drafts: no model is needed any more.
-    _, answers = simulated.recording.load(kept, "tiny, prompts.jsonl, 1 x 20 tokens")
+    _, answers = simulated.recording.load(kept, "tiny, prompts.jsonl, 1 x 20 tokens, confidences by group")
     seconds = simulated.simulate(simulated.PLACES[0], ("model", 4), answers, nobody)
     assert len(seconds) == 2

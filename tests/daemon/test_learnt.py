@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from draftd.daemon.controller import Controller
-from draftd.daemon.learnt import load, save
+from draftd.daemon.learnt import VERSION, load, save
 from tests.daemon.simulator import MACHINES, Weather, run, texts
 
 
@@ -34,7 +34,7 @@ def cut(text: str) -> str:
 
 
 def wrong_version(text: str) -> str:
-    return text.replace('"version":2', '"version":1')
+    return text.replace(f'"version":{VERSION}', '"version":1')
 
 
 def short_table(text: str) -> str:

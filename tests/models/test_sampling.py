@@ -84,7 +84,7 @@ def make_row(seed: int, vocab: int, spread: float, kind: str) -> NDArray[np.floa
 
 @given(
     seed=st.integers(0, 10_000),
-    vocab=st.one_of(st.integers(2, 300), st.sampled_from([1000, 5000, 30_000, 132_000])),
+    vocab=st.one_of(st.integers(2, 300), st.sampled_from([1000, 5000, 30_000, 132_000, 151_936])),
     spread=st.sampled_from([0.0, 0.01, 1.0, 3.0]),
     kind=st.sampled_from(["plain", "peak", "ties", "masked"]),
     sampling=samplings,
@@ -184,6 +184,22 @@ def test_confidence_counts_the_best_of_each_group_where_there_are_many_tokens() 
 def test_certainty_is_the_likeliest_token_s() -> None:
     row = np.log(np.array([0.1, 0.7, 0.2], np.float32))
     assert certainty(row) == pytest.approx(0.7, rel=1e-5)
+
+
+def test_a_row_that_holds_no_numbers_gives_a_token_all_the_same() -> None:
+    row = make_row(1, 2000, 3.0, "plain")
+    row[700] = np.nan
+    for sampling in (Sampling(), Sampling(0.8, seed=1), Sampling(0.8, top_p=0.9, top_k=5, min_p=0.1, seed=1)):
+        assert 0 <= choose(row, sampling, 3) < 2000
+
+
+def test_a_token_without_a_chance_has_no_confidence() -> None:
+    row = np.full(3000, -np.inf, np.float32)
+    row[5] = 200.0
+    assert confidence(row, 6) == 0.0
+    row[6] = -200.0
+    assert confidence(row, 6) == pytest.approx(0.0, abs=1e-30)
+    assert certainty(row) == 1.0
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-46, 1e-38, 1e-7, 1e-6, 1e-3])
