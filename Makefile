@@ -55,7 +55,10 @@ bench: install ## PROMPTS=file.jsonl PAIR=smollm2 ARGS="--per-category 2": speed
 bench-peers: install ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-coder: draftd beside its peers
 	$(need-prompts)
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/python -m pip install --quiet xllamacpp openvino-genai
+	@for package in xllamacpp openvino-genai; do \
+		.venv-peers/bin/python -m pip install --quiet $$package || echo "no $$package here: its peer will be missing"; \
+	done
+	@$(PIP) --constraint $(VENV)/constraints.txt scikit-learn || echo "no scikit-learn here: hf generate will be missing"
 	@$(BIN)/python bench/side_by_side.py $(options) --backend $(or $(BACKEND),transformers) --prompts $(PROMPTS) \
 		--python llama_server=.venv-peers/bin/python --python openvino_genai_=.venv-peers/bin/python $(ARGS)
 
