@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any
 import psutil
 
 PEERS = Path(__file__).parent / "peers"
+LOADING = 1200.0  # seconds until a peer has loaded, and perhaps converted, its models
+ANSWERING = 600.0  # seconds an answer may take
 
 Answer = dict[
     str, Any
@@ -58,19 +61,28 @@ def peer(
         assert stdin is not None
         assert stdout is not None
         memory = resident(psutil.Process(child.pid))
+        hung = ""  # said of a peer that was killed
 
-        def exchange(line: dict[str, Any]) -> dict[str, Any]:
+        def exchange(line: dict[str, Any], limit: float) -> dict[str, Any]:
+            def kill() -> None:
+                nonlocal hung
+                hung = f"{label} gave no answer within {limit:g} seconds and was killed"
+                child.kill()
+
+            timer = threading.Timer(limit, kill)
+            timer.start()
             try:
-                stdin.write(json.dumps(line) + "\n")
-                stdin.flush()
-            except BrokenPipeError:  # it is gone already; nothing is to be read
-                pass
-            answer = stdout.readline()
-            if not answer:
+                with suppress(BrokenPipeError):  # it is gone already; nothing is to be read
+                    stdin.write(json.dumps(line) + "\n")
+                    stdin.flush()
+                answer = stdout.readline()
+            finally:
+                timer.cancel()
+            if hung or not answer:
                 status = child.wait()
                 aside.seek(0)
                 reason = (aside.read().strip().splitlines() or ["without a word"])[-1]
-                raise PeerFailed(f"{label} ended with status {status}: {reason}")
+                raise PeerFailed(hung or f"{label} ended with status {status}: {reason}")
             found = dict(json.loads(answer))
             if "error" in found:
                 raise PeerFailed(found["error"])
@@ -78,14 +90,14 @@ def peer(
 
         def contender(mode: str) -> Contender:
             def answer(body: dict[str, Any]) -> Answer:
-                return exchange(body | {"mode": mode})
+                return exchange(body | {"mode": mode}, ANSWERING)
 
             return Contender(f"{label} {mode}", answer, memory)
 
         try:
             modes: list[str] = []
             try:
-                told = exchange(settings)
+                told = exchange(settings, LOADING)
             except PeerFailed as error:
                 leave_out(label, str(error), missing)
             else:

@@ -19,7 +19,7 @@ Program = Callable[[str], ModuleType]
 
 # A peer that goes wrong in every way that one can; what it says when all is well is not looked at.
 STAND_IN = """
-import os, sys
+import os, sys, time
 from lines import Stopwatch, serve
 
 def answering(text, tokens=3):
@@ -35,6 +35,9 @@ def dies(request):
     print("out of luck", file=sys.stderr, flush=True)
     os._exit(7)
 
+def hangs(request):
+    time.sleep(600)
+
 def offer(settings):
     {first}
     return {{
@@ -43,6 +46,7 @@ def offer(settings):
         "broken": broken,
         "fails": lambda: fails,
         "dies": lambda: dies,
+        "hangs": lambda: hangs,
         "none": "it has none",
     }}
 
@@ -80,7 +84,7 @@ def test_a_mode_that_cannot_be_built_or_fails_takes_no_other_down(program: Progr
     running, missing = stand_in()
     with running as found:
         modes = {each.name: each for each in found}
-        assert list(modes) == [f"a peer {name}" for name in ("plain", "other", "fails", "dies")]
+        assert list(modes) == [f"a peer {name}" for name in ("plain", "other", "fails", "dies", "hangs")]
         assert missing == {"a peer broken": "RuntimeError: weights here", "a peer none": "it has none"}
         with pytest.raises(failed, match=r"^ValueError: nothing for a question$"):
             modes["a peer fails"].ask(BODY)
@@ -108,6 +112,25 @@ def test_a_peer_that_cannot_begin_is_missing_with_its_reason(
     with running as found:
         assert found == []
     assert missing == {"a peer": reason}
+
+
+def test_a_peer_that_hangs_is_killed(
+    program: Program, stand_in: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = program("peer_process")
+    running, _ = stand_in(only=["plain", "hangs"])
+    with running as (plain, hangs):
+        monkeypatch.setattr(process, "ANSWERING", 0.5)
+        for each in (hangs, plain):  # they are one process
+            with pytest.raises(
+                process.PeerFailed, match=r"^a peer gave no answer within 0\.5 seconds and was killed$"
+            ):
+                each.ask(BODY)
+    monkeypatch.setattr(process, "LOADING", 0.5)
+    running, missing = stand_in("time.sleep(600)")
+    with running as found:
+        assert found == []
+    assert missing == {"a peer": "a peer gave no answer within 0.5 seconds and was killed"}
 
 
 def test_only_what_is_wanted_is_built_and_only_while_memory_lasts(stand_in: Made) -> None:
