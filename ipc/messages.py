@@ -31,6 +31,8 @@ MAX_ID = 64  # characters of a request id
 MAX_FAULTS = 5  # wrong fields named in one sentence
 RequestId = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 TokenText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # a token id as a map's key
+# added to a logit: the least bans the token, and 32 bits hold the sum
+Bias = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
 # seconds that the models stay in memory afterwards; None: the daemon's setting, 0: none, -1: for ever
 KeepAlive = Annotated[float | None, Field(default=None, ge=-1.0, allow_inf_nan=False)]
 
@@ -92,7 +94,7 @@ class Generate(Prompt):
     repetition_penalty: float = Field(default=1.0, gt=0.0, le=10.0, allow_inf_nan=False)
     presence_penalty: float = Field(default=0.0, ge=-10.0, le=10.0, allow_inf_nan=False)
     frequency_penalty: float = Field(default=0.0, ge=-10.0, le=10.0, allow_inf_nan=False)
-    logit_bias: dict[TokenText, float] = Field(default={}, max_length=1024)
+    logit_bias: dict[TokenText, Bias] = Field(default={}, max_length=1024)
     seed: int | None = Field(default=None, ge=0, lt=2**64)
     n: int = Field(default=1, ge=1, le=128)  # answers
     beams: int = Field(default=1, ge=1, le=64)  # above 1: the best answer a search of that width finds

@@ -163,6 +163,7 @@ def test_the_async_client(base: str) -> None:
         (ASK | {"tools": [{"type": "custom", "custom": {}}]}, 400, "tools.0.type: should be 'function'"),
         (ASK | {"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "takes no tools"),
         (ASK | {"n": 129}, 400, "n: Input should be less than or equal to 128"),
+        (ASK | {"logit_bias": {"97": 1e10}}, 400, "logit_bias.97: should be less than or equal to 1000"),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "the context holds 512"),
     ],
 )
@@ -170,6 +171,14 @@ def test_wrong_requests_are_told_in_openai_s_shape(base: str, body: object, stat
     reply = httpx.post(f"{base}/v1/chat/completions", json=body)
     assert reply.status_code == status, reply.text
     assert words in reply.json()["error"]["message"]
+
+
+def test_a_number_that_json_does_not_have_is_refused(base: str) -> None:
+    body = json.dumps(ASK | {"logit_bias": {"97": float("nan")}})
+    kind = {"Content-Type": "application/json"}
+    reply = httpx.post(f"{base}/v1/chat/completions", content=body, headers=kind)
+    assert reply.status_code == 400
+    assert "logit_bias.97: should be a finite number" in reply.json()["error"]["message"]
 
 
 def test_what_is_not_here_says_so(client: openai.OpenAI) -> None:

@@ -150,6 +150,12 @@ def test_a_frame_nested_too_deeply_is_refused_and_nobody_else_hears_of_it(front:
     assert other.hear()["tokens"] == [1]
 
 
+@pytest.mark.parametrize("bias", [float("nan"), float("inf"), float("-inf"), 1e10])
+def test_a_bias_that_a_logit_cannot_take_is_refused(front: Desk, bias: float) -> None:
+    error = front.ask(front.app(), "generate", prompt="x", logit_bias={"7": bias})
+    assert (error["code"], error["message"][:20]) == ("invalid_request", "logit_bias.7: should")
+
+
 @pytest.mark.parametrize("kind", ["generate", "prefill"])
 def test_a_fault_of_ours_at_a_message_ends_its_request_and_not_the_front(
     front: Desk, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

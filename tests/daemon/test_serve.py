@@ -399,7 +399,7 @@ def test_penalties_bias_and_stops_hold_with_and_without_speculation(shared: Daem
         "repetition_penalty": 1.3,
         "presence_penalty": 0.5,
         "frequency_penalty": 0.3,
-        "logit_bias": {"101": -100.0, "97": 4.0},
+        "logit_bias": {"101": -1e9, "97": 4.0},
         "ignore_eos": True,
     }
     drafted = client.complete(**options, **shaped, speculate="model:6")

@@ -102,10 +102,10 @@ def _bounds(metadata: list[Any]) -> dict[str, Any]:
 
 
 def _inner(annotation: Any) -> dict[str, Any]:
-    """The bounds of what a list holds."""
+    """The bounds of what a list or a map holds."""
     for part in (annotation, *get_args(annotation)):
-        if get_origin(part) is list and get_origin(get_args(part)[0]) is Annotated:
-            return _bounds(list(get_args(part)[0].__metadata__))
+        if get_origin(part) in (list, dict) and get_origin(get_args(part)[-1]) is Annotated:
+            return _bounds(list(get_args(part)[-1].__metadata__))
     return {}
 
 
@@ -116,7 +116,8 @@ def _range(field: FieldInfo) -> str:
         return f"{', '.join(first)} or {last}" if first else str(last)
     own, inner = _bounds(field.metadata), _inner(field.annotation)
     if "max_length" in own and get_origin(field.annotation) in (list, dict) and "min_length" not in inner:
-        return f"at most {own['max_length']}"
+        each = f" of {inner['ge']:.0f} to {inner['le']:.0f}" if "le" in inner else ""
+        return f"at most {own['max_length']}{each}"
     if "max_length" in own and inner:
         return f"at most {own['max_length']} of {inner['min_length']} to {inner['max_length']} characters"
     if "max_length" in own:

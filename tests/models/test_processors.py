@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from draftd.models.processors import Penalties, Processors
+from draftd.models.sampling import Sampling, choose
 
 tokens = st.lists(st.integers(0, 9), max_size=12)
 
@@ -52,3 +54,15 @@ def test_each_token_gets_what_the_definition_says(
     same.accept(output)
     same.apply(rest)
     assert (again == rest).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 100.0])
+def test_the_least_bias_bans_a_token_and_the_largest_demands_it(temperature: float) -> None:
+    row = np.random.default_rng(1).standard_normal(300).astype(np.float32) * 8
+    best = int(row.argmax())
+    for bias, chosen in ((-1e9, False), (1e9, True)):
+        biased = row.copy()
+        Processors(Penalties(bias=((best, bias),)), []).apply(biased)
+        assert np.isfinite(biased).all()
+        found = [choose(biased, Sampling(temperature, seed=seed), 5) == best for seed in range(50)]
+        assert found == [chosen] * 50
