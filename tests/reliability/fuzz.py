@@ -67,6 +67,8 @@ names = st.one_of(
     st.text(max_size=8),
 )
 types = st.one_of(st.sampled_from([*messages.CLIENT_TYPES, *messages.DAEMON_TYPES]), st.text(max_size=8))
+# Those of the second strategy may be NaN, infinite or too large: refused.
+biases = st.one_of(st.floats(-1e9, 1e9), st.floats())
 # Real work for the engine, kept short; some of it must be refused there.
 work = st.fixed_dictionaries(
     {"type": st.just("generate"), "id": ids, "max_tokens": st.integers(1, 3)},
@@ -76,7 +78,7 @@ work = st.fixed_dictionaries(
         "temperature": st.floats(0.0, 100.0),
         "top_k": st.integers(0, 300),
         "top_p": st.floats(0.0, 1.0),
-        "logit_bias": st.dictionaries(st.sampled_from(["1", "97", "400"]), st.floats(-1e9, 1e9), max_size=3),
+        "logit_bias": st.dictionaries(st.sampled_from(["1", "97", "400"]), biases, max_size=3),
         "stop": st.lists(st.text(max_size=3), max_size=3),
         "grammar": st.fixed_dictionaries(
             {"kind": st.sampled_from(["json_schema", "regex", "lark", "gbnf"]), "source": values}
