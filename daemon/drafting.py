@@ -91,7 +91,7 @@ class Drafting:
             self._plan(request, drafted, batch)
             if drafted.plan.source in ("model", "chain"):
                 contexts.append(self._context(request, drafted))
-                extended.append(drafted)
+                extended.append((request, drafted))
         if contexts and self.model is not None:
             self._extend(contexts, extended)
         for work, drafted in zip(batch, drafts, strict=True):
@@ -166,9 +166,7 @@ class Drafting:
             (found,) = self.suffix.propose(
                 [Context(request.slot, request.tokens, limit, _no_choice, lambda _: True, scope)]
             )
-            if request.processors is not None:
-                fitting = request.processors.fitting(found.tokens)
-                found = Proposal(found.tokens[:fitting], found.confidence[:fitting])
+            found = _fitting(request, found)
         others = [work.request for work in batch if work.request is not request]
         drafted.found = found.tokens
         drafted.plan = control.plan(
@@ -211,17 +209,27 @@ class Drafting:
         most = plan.limit - len(before)
         return Context(request.slot, tokens, most, pick, proceed, reading=plan.reading)
 
-    def _extend(self, contexts: list[Context], extended: list[Drafted]) -> None:
+    def _extend(self, contexts: list[Context], extended: list[tuple[Request, Drafted]]) -> None:
         assert self.model is not None
         began = time.perf_counter()
         proposals = self.model.propose(contexts)
         self.model_seconds += time.perf_counter() - began
-        for drafted, proposal in zip(extended, proposals, strict=True):
-            drafted.made.tokens += proposal.tokens
-            drafted.made.confidence += proposal.confidence
-            if not proposal.drawn:
+        for (request, drafted), proposal in zip(extended, proposals, strict=True):
+            more = proposal
+            if not proposal.drawn:  # not chosen by `pick`, so what the grammar forbids may be among it
+                more = _fitting(request, proposal, behind=drafted.made.tokens)
                 drafted.drawn.clear()
+            drafted.made.tokens += more.tokens
+            drafted.made.confidence += more.confidence
             drafted.model_seconds = self.model_seconds / len(extended)
+
+
+def _fitting(request: Request, proposal: Proposal, behind: Sequence[int] = ()) -> Proposal:
+    """What of a proposal, which goes on from drafted tokens that fit, the request's grammar admits."""
+    if request.processors is None:
+        return proposal
+    count = request.processors.fitting([*behind, *proposal.tokens]) - len(behind)
+    return Proposal(proposal.tokens[:count], proposal.confidence[:count])
 
 
 def _no_choice(row: NDArray[np.float32], position: int) -> tuple[int, float]:

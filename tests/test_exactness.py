@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from draftd.daemon.control import Mode
-from draftd.daemon.drafting import Drafting
+from draftd.daemon.drafting import Drafted, Drafting
 from draftd.daemon.engine import Engine
 from draftd.daemon.request import Request
+from draftd.daemon.scheduler import Work
 from draftd.drafts.by_text import TextDraft
 from draftd.drafts.by_tokens import TokenDraft
 from draftd.drafts.llama_cpp import LlamaDraft
@@ -29,6 +30,7 @@ from draftd.models.sampling import Sampling
 from draftd.models.spelling import Spelling
 from draftd.models.transformers import TransformersTarget
 from draftd.models.translation import Translation
+from tests.fakes import ScriptedDraft
 from tests.tiny import END_OF_TEXT, IM_END, retokenize, write_tiny
 from tests.tiny_gguf import write_gguf
 
@@ -68,10 +70,14 @@ def open_draft(path: Path) -> LlamaDraft:
 
 def open_foreign(path: Path, target: Target, files: Path, by: str) -> TokenDraft | TextDraft:
     """A draft whose tokenizer is not the target's."""
-    ours, theirs = (Spelling(GGUFTokenizer(file)) for file in (path, files / "same.gguf"))
-    translation = Translation(ours, theirs, target.vocab, target.vocab)
     kind = TokenDraft if by == "tokens" else TextDraft
-    return kind(open_draft(path), translation)
+    return kind(open_draft(path), translate(path, target, files))
+
+
+def translate(path: Path, target: Target, files: Path) -> Translation:
+    """Between the tokenizer of a draft and the target's."""
+    ours, theirs = (Spelling(GGUFTokenizer(file)) for file in (path, files / "same.gguf"))
+    return Translation(ours, theirs, target.vocab, target.vocab)
 
 
 def make(
@@ -271,3 +277,35 @@ def test_no_draft_or_batch_mate_changes_a_token_with_every_processor_on(
 
     alone = [run(Engine(target), [question])[0] for question in questions(drafted=False)]
     assert run(Engine(target, Drafting(noisy, SuffixDraft())), questions(drafted=True)) == alone
+
+
+class Watched(Drafting):
+    """Sees to it that what goes to the target is what each request's grammar admits."""
+
+    offered = 0
+
+    def draft(self, batch: Sequence[Work]) -> list[Drafted]:
+        drafts = super().draft(batch)
+        for work, drafted in zip(batch, drafts, strict=True):
+            assert work.request.processors is not None
+            assert work.request.processors.fitting(drafted.tokens) == len(drafted.tokens)
+            self.offered += len(drafted.tokens)
+        return drafts
+
+
+@pytest.mark.parametrize("mode", [("model", 6), ("chain", 6)], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_a_draft_by_text_says_against_the_grammar_is_not_offered(
+    target: Target, files: Path, grammars: Grammars, temperature: float, mode: Mode
+) -> None:
+    """It chooses in its own tokens, which no grammar's mask knows: here "fig " fits, and "tr" never."""
+    translation = translate(files / "merged.gguf", target, files)
+    says = ScriptedDraft(VOCAB, *translation.draft.spell(b"fig tree"), sure=30.0)
+
+    def ask(engine: Engine, mode: Mode) -> list[list[int]]:
+        processors = Processors(Penalties(), PROMPT, grammars.matcher("regex", "[a-m ]{20}"))
+        return run(engine, [make(0, Sampling(temperature, seed=5), mode, processors=processors)])
+
+    drafting = Watched(TextDraft(says, translation), SuffixDraft())
+    assert ask(Engine(target, drafting), mode) == ask(Engine(target), "off")
+    assert drafting.offered > 0
