@@ -63,30 +63,37 @@ def main() -> None:
     for part in options.parts:
         documents.tell(f"{part} begins")
         began = perf_counter()
-        document[part] = []
+        rows: list[Row] = []
         try:
             for row in MEASURES[part](options):
-                document[part].append(row)
+                rows.append(row)
+                document[part] = rows  # what an earlier run measured stays until now
                 documents.tell(f"{part}: {row}")
                 keep(document, options.json)
         except (DraftdError, OSError, BrokenBarrierError) as error:
             failed = True
             documents.tell(f"{part} failed, what was measured is kept: {type(error).__name__}: {error}")
-        document["seconds"][part] = perf_counter() - began
-        documents.tell(f"{part} took {document['seconds'][part]:.0f} s")
-        keep(document, options.json)
-        print(*tables(document, [part]), sep="\n", flush=True)
+        took = perf_counter() - began
+        documents.tell(f"{part} took {took:.0f} s")
+        if rows:
+            document["seconds"][part] = took
+            keep(document, options.json)
+            print(*tables(document, [part]), sep="\n", flush=True)
     sys.exit(failed)
 
 
 def begin(options: argparse.Namespace) -> dict[str, Any]:
-    """A new document, or the file's own if it is of the same pair, backend and length."""
+    """A new document, or the file's own if it is of the same pair, backend, length and machine."""
     asked = {"pair": options.pair, "backend": options.backend, "max_tokens": options.max_tokens}
     document = documents.begin("scaling", **asked, seconds={})
     if options.json and options.json.exists():
         kept: dict[str, Any] = json.loads(options.json.read_text("utf-8"))
         if differs := [name for name in ("kind", *asked) if kept.get(name) != document[name]]:
             sys.exit(f"{options.json} holds another {differs[0]}: {kept.get(differs[0])}; name another file")
+        here, there = document["machine"], kept.get("machine", {})
+        if differs := [name for name in here if there.get(name) != here[name]]:
+            what = ", ".join(differs)
+            sys.exit(f"{options.json} is of another machine or other versions ({what}); name another file")
         if document["command"] not in kept["command"].splitlines():
             kept["command"] += "\n" + document["command"]
         return kept
