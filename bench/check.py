@@ -58,7 +58,7 @@ def main() -> int:
     )
     parser.add_argument("--floors", type=Path, default=FLOORS)
     parser.add_argument("--record", action="store_true", help="write the floors from this run's ratios")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=documents.new_file)
     options = parser.parse_args()
     began = time.monotonic()
     ratios = own_code() | through_a_daemon()
@@ -216,4 +216,4 @@ def lines(ratios: dict[str, float], floors: dict[str, float]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    documents.run(main)

@@ -1,13 +1,51 @@
-"""What the JSON documents of this folder's programs have in common."""
+"""What this folder's programs have in common: how they are told, end, and write their JSON documents."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
 
 from draftd.daemon import machine
+from draftd.ipc.errors import DraftdError
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """End with what main gives; draftd's and the system's errors are a sentence and a status, as draftd's."""
+    try:
+        sys.exit(main())
+    except DraftdError as error:
+        print(error.message, file=sys.stderr)
+        sys.exit(error.exit_status)
+    except OSError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+def count(text: str) -> int:
+    """An argument that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def new_file(text: str) -> Path:
+    """An argument that names a file to write: what can't be written is better known before the run."""
+    path = Path(text)
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no directory {folder}")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a directory")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} can't be written")
+    return path
 
 
 def begin(kind: str, **more: Any) -> dict[str, Any]:

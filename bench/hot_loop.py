@@ -14,7 +14,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -80,12 +79,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--vocabulary", type=int, default=151_936, help="tokens; Qwen's by default")
-    parser.add_argument("--tokens", type=int, default=256, help="of each answer")
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument(
+        "--vocabulary", type=documents.count, default=151_936, help="tokens; Qwen's by default"
+    )
+    parser.add_argument("--tokens", type=documents.count, default=256, help="of each answer")
+    parser.add_argument("--repeat", type=documents.count, default=5)
     parser.add_argument("--pair", help="also the rounds of a real daemon")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=documents.new_file)
     options = parser.parse_args()
+    if options.tokens < 2:
+        parser.error("--tokens: timed is what follows the first, so at least 2")
     document = documents.begin(
         "hot loop",
         vocabulary=options.vocabulary,
@@ -236,4 +239,4 @@ def total(parts: dict[str, float]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    documents.run(main)

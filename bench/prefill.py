@@ -33,10 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pair", default="smollm2")
     parser.add_argument("--backend", choices=["transformers", "llama_cpp"], help="else the pair's own")
-    parser.add_argument("--words", type=int, default=120)
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--words", type=documents.count, default=120)
+    parser.add_argument("--repetitions", type=documents.count, default=5)
     parser.add_argument("--seconds", type=float, default=150.0, help="after which no repetition begins")
-    parser.add_argument("--json", type=Path, help="a file for bench/report.py")
+    parser.add_argument("--json", type=documents.new_file, help="a file for bench/report.py")
     options = parser.parse_args()
     words = " ".join(TEXT.read_text("utf-8").split()[: options.words])
     variables = {"DRAFTD_BACKEND": options.backend} if options.backend else {}
@@ -144,4 +144,4 @@ def lines(document: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    documents.run(main)

@@ -65,9 +65,9 @@ def main() -> None:
     )
     parser.add_argument("--pair", default="qwen2.5-coder")
     parser.add_argument("--backend", choices=("transformers", "llama_cpp"), default="transformers")
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=documents.count, default=64)
     parser.add_argument("--pings", type=int, default=2000)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=documents.new_file)
     options = parser.parse_args()
     settings = load_settings(None)
     pair = load_catalog().pair(options.pair)
@@ -296,4 +296,4 @@ def lines(document: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    documents.run(main)

@@ -52,11 +52,11 @@ def main() -> None:
     parser.add_argument("--pair", default="qwen2.5-coder")
     parser.add_argument("--backend", choices=("transformers", "llama_cpp"), default="transformers")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--apps", nargs="+", type=int, default=[1, 2, 4, 8])
-    parser.add_argument("--contexts", nargs="+", type=int, default=[256, 1024, 2048, 4096, 8000])
-    parser.add_argument("--lengths", nargs="+", type=int, default=[1, 2, 4, 8, 16])
-    parser.add_argument("--max-tokens", type=int, default=48)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--apps", nargs="+", type=documents.count, default=[1, 2, 4, 8])
+    parser.add_argument("--contexts", nargs="+", type=documents.count, default=[256, 1024, 2048, 4096, 8000])
+    parser.add_argument("--lengths", nargs="+", type=documents.count, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--max-tokens", type=documents.count, default=48)
+    parser.add_argument("--json", type=documents.new_file)
     options = parser.parse_args()
     document = begin(options)
     failed = False
@@ -297,4 +297,4 @@ def beside(title: str, head: str, key: str, rows: Sequence[dict[str, Any]], firs
 
 
 if __name__ == "__main__":
-    main()
+    documents.run(main)

@@ -3,7 +3,7 @@
     python bench/side_by_side.py --backend transformers --prompts FILE.jsonl --json OUT.json
 
 Each peer of bench/peers/ is a process of its own; one whose library or model is missing is listed with the
-reason. `--python NAME=PATH` names the interpreter that has a peer's library (`make bench-peers` makes it).
+reason. `--python PEER=PATH` names the interpreter that has a peer's library (`make bench-peers` makes it).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MODE_BYTES = 2.2  # what a peer's mode takes in memory over the size of the targ
 def main() -> None:
     options = arguments()
     prompts = read_prompts(options.prompts, options.per_category)
-    pythons = dict(each.split("=", 1) for each in options.python)
+    pythons = dict(options.python)
     own = {name: getattr(options, name) for name in ("backend", "threads", "context")}
     settings = load_settings(None).model_copy(update=own)
     variables = STEADY | {f"DRAFTD_{name.upper()}": str(value) for name, value in own.items()}
@@ -99,18 +99,28 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pair", default="qwen2.5-coder")
     parser.add_argument("--backend", choices=list(OF_BACKEND), default="transformers")
     parser.add_argument("--prompts", type=Path, required=True)
-    parser.add_argument("--per-category", type=int, default=1)
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--per-category", type=documents.count, default=1)
+    parser.add_argument("--max-tokens", type=documents.count, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--repeat", type=int, default=1, help="the median of so many answers counts")
-    parser.add_argument("--threads", type=int, default=machine.cores())
-    parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument(
+        "--repeat", type=documents.count, default=1, help="the median of so many answers counts"
+    )
+    parser.add_argument("--threads", type=documents.count, default=machine.cores())
+    parser.add_argument("--context", type=documents.count, default=4096)
     parser.add_argument("--policies", nargs="*", default=list(POLICIES), help="what draftd is asked to do")
     parser.add_argument("--only", nargs="*", help="only these contenders, by their full names")
-    parser.add_argument("--python", action="append", default=[], help="PEER=INTERPRETER")
+    parser.add_argument("--python", type=interpreter, action="append", default=[], metavar="PEER=PATH")
     parser.add_argument("--int4", type=Path, help="directory with OpenVINO exports `target` and `draft`")
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=documents.new_file, required=True)
     return parser.parse_args()
+
+
+def interpreter(text: str) -> tuple[str, str]:
+    """An argument that names a peer and the Python that has its library."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text} is no PEER=PATH, as llama_server=/opt/peers/bin/python is")
+    return name, path
 
 
 def model_files(pair_name: str, settings: Settings) -> dict[str, str]:
@@ -231,4 +241,4 @@ def reply(contender: Contender, body: dict[str, Any], missing: dict[str, str]) -
 
 
 if __name__ == "__main__":
-    main()
+    documents.run(main)

@@ -60,11 +60,13 @@ def main() -> None:
     )
     parser.add_argument("--pair", default="qwen2.5-coder")
     parser.add_argument("--prompts", type=Path, required=True)
-    parser.add_argument("--per-category", type=int, default=1)
-    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--per-category", type=documents.count, default=1)
+    parser.add_argument("--max-tokens", type=documents.count, default=96)
     parser.add_argument("--places", type=int, nargs="+", choices=range(1, len(PLACES) + 1), metavar="N")
-    parser.add_argument("--recording", type=Path, help="kept there, and taken from there the next time")
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument(
+        "--recording", type=documents.new_file, help="kept there, and taken from there the next time"
+    )
+    parser.add_argument("--json", type=documents.new_file, required=True)
     options = parser.parse_args()
     asked = f"{options.prompts.name}, {options.per_category} x {options.max_tokens} tokens"
     title = f"{options.pair}, {asked}, confidences by group"
@@ -74,6 +76,9 @@ def main() -> None:
         models, answers = record(options)
         if options.recording:
             recording.save(options.recording, title, models, answers)
+    replayed = [answer for answer in answers if len(answer.rows) > 1]  # timed is what follows the first token
+    if not replayed:
+        raise SystemExit("no answer has a second token, where the timing begins: raise --max-tokens")
     known = sum(len(answer.drafted) for answer in answers)
     opened = functools.cache(lambda: open_draft(options.pair, models))
     places = [PLACES[number - 1] for number in options.places or range(1, len(PLACES) + 1)]
@@ -82,13 +87,13 @@ def main() -> None:
         pair=options.pair,
         models=models,
         inputs=[asdict(place) for place in places],
-        answers=[[each.category, len(each.rows)] for each in answers],
+        answers=[[each.category, len(each.rows)] for each in replayed],
         runs=[],
     )
     try:
         for place in places:
             began = perf_counter()
-            document["runs"] += at(place, answers, opened)
+            document["runs"] += at(place, replayed, opened)
             took = perf_counter() - began
             print(f"[{took:.0f} s] SIMULATED {place.name}: {summary(document, place.name)}", flush=True)
             options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
@@ -283,4 +288,4 @@ def lines(document: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    documents.run(main)

@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import documents
@@ -109,9 +108,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sizes", type=int, nargs="*", default=[10_000, 100_000, 1_000_000], metavar="TOKENS")
+    parser.add_argument(
+        "sizes", type=documents.count, nargs="*", default=[10_000, 100_000, 1_000_000], metavar="TOKENS"
+    )
     parser.add_argument("--one", action="store_true", help="only the first size, in this process, as JSON")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=documents.new_file)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.sizes[0])))
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    documents.run(main)

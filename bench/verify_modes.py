@@ -5,13 +5,13 @@ python bench/verify_modes.py prompts.jsonl --pair qwen2.5-coder --temperature 0.
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
-import typer
-from documents import begin
+import documents
 
 from draftd.daemon.bench import read_prompts
 from draftd.daemon.engine import Engine
@@ -42,37 +42,38 @@ class Found:
         )
 
 
+TEMPERATURES = (0.8, 1.2)
 HEAD = ("| temperature | verify | accepted | share | tokens a pass |", "|---|---|---|---|---|")
 
 
-def main(
-    prompts: Path,
-    pair: Annotated[str, typer.Option()] = "qwen2.5-coder",
-    temperature: Annotated[list[float], typer.Option()] = [0.8, 1.2],  # noqa: B006 - typer copies it
-    per_category: Annotated[int, typer.Option()] = 1,
-    length: Annotated[int, typer.Option(help="Drafted tokens a round.")] = 5,
-    max_tokens: Annotated[int, typer.Option()] = 64,
-    json_out: Annotated[Path | None, typer.Option("--json")] = None,
-) -> None:
-    """Print each mode's share of accepted drafts and its tokens a pass; nothing is timed."""
-    settings = load_settings().model_copy(update={"pair": pair, "context": 1024})
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("prompts", type=Path)
+    parser.add_argument("--pair", default="qwen2.5-coder")
+    parser.add_argument("--temperature", type=float, action="append", help="0.8 and 1.2 by default")
+    parser.add_argument("--per-category", type=documents.count, default=1)
+    parser.add_argument("--length", type=documents.count, default=5, help="drafted tokens a round")
+    parser.add_argument("--max-tokens", type=documents.count, default=64)
+    parser.add_argument("--json", type=documents.new_file)
+    options = parser.parse_args()
+    prompts = read_prompts(options.prompts, options.per_category)
+    settings = load_settings().model_copy(update={"pair": options.pair, "context": 1024})
     loaded = load(settings, lambda fraction, stage: None)
-    questions = [
-        loaded.tokenizer.chat([{"role": "user", "content": prompt.turns[0]}])
-        for prompt in read_prompts(prompts, per_category)
-    ]
-    document = begin(
+    questions = [loaded.tokenizer.chat([{"role": "user", "content": prompt.turns[0]}]) for prompt in prompts]
+    document = documents.begin(
         "verify modes",
-        pair=pair,
+        pair=options.pair,
         backend=loaded.info["backend"],
         draft=loaded.info["draft"],
         prompts=len(questions),
-        max_tokens=max_tokens,
-        length=length,
+        max_tokens=options.max_tokens,
+        length=options.length,
     )
     made: list[Found] = []
     print(*HEAD, sep="\n", flush=True)
-    for degree in temperature:
+    for degree in options.temperature or TEMPERATURES:
         for how in ("coupled", *get_args(Rejection)[::-1]):
             engine = Engine(loaded.target, loaded.drafting)
             requests = [
@@ -80,10 +81,10 @@ def main(
                     key=key,
                     tokens=list(question),
                     prompt=len(question),
-                    end=len(question) + max_tokens,
+                    end=len(question) + options.max_tokens,
                     sampling=Sampling(degree, seed=key),
                     stop_ids=loaded.tokenizer.stop_ids,
-                    mode=("model", length),
+                    mode=("model", options.length),
                     verify=how,
                     reuse=False,
                 )
@@ -104,9 +105,9 @@ def main(
                 )
             )
             print(made[-1].line, flush=True)
-    if json_out is not None:
+    if options.json:
         document["found"] = [asdict(each) for each in made]
-        json_out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def lines(document: dict[str, Any]) -> list[str]:
@@ -121,4 +122,4 @@ def lines(document: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    documents.run(main)

@@ -133,6 +133,14 @@ def test_a_peer_that_hangs_is_killed(
     assert missing == {"a peer": "a peer gave no answer within 0.5 seconds and was killed"}
 
 
+def test_an_interpreter_has_a_peers_name(
+    run_main: Callable[..., ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_main("side_by_side", "--python", "/opt/peers/bin/python")
+    assert "argument --python: /opt/peers/bin/python is no PEER=PATH" in capsys.readouterr().err
+
+
 def test_only_what_is_wanted_is_built_and_only_while_memory_lasts(stand_in: Made) -> None:
     running, missing = stand_in(only=["other", "broken"])
     with running as found:

@@ -158,6 +158,15 @@ def test_a_recording_of_a_real_pair_is_replayed(
     for place in document["inputs"]:
         assert place["source"] in text
     # The file has all that a fixed length drafts: no model is needed any more.
-    _, answers = simulated.recording.load(kept, "tiny, prompts.jsonl, 1 x 20 tokens, confidences by group")
+    title = "tiny, prompts.jsonl, 1 x 20 tokens, confidences by group"
+    models, answers = simulated.recording.load(kept, title)
     seconds = simulated.simulate(simulated.PLACES[0], ("model", 4), answers, nobody)
     assert len(seconds) == 2
+    # An answer of one token has nothing to time, and is in no table.
+    short = replace(answers[0], category="short", rows=answers[0].rows[:1], drafted={})
+    simulated.recording.save(kept, title, models, [*answers, short])
+    run_main("simulated_gpu", *given, "--places", "1", "--recording", kept, "--json", out)
+    assert set(json.loads(out.read_text("utf-8"))["runs"][0]["by_category"]) == {"a", "b"}
+    simulated.recording.save(kept, title, models, [short])
+    with pytest.raises(SystemExit, match="no answer has a second token"):
+        run_main("simulated_gpu", *given, "--recording", kept, "--json", out)
