@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from draftd.ipc.errors import InvalidRequest
 from draftd.ipc.messages import Status, explain
 
 POLICY = r"auto|(suffix|model|chain):[0-9]{1,2}"
+OF_SPEEDS = ("prompts", "temperature", "seed", "speculate", "again", "repeat", "ping")  # --quality heeds none
 
 
 class Prompt(BaseModel):
@@ -45,6 +46,7 @@ class Sampling:
 
 
 def bench(
+    context: typer.Context,
     prompts: Annotated[
         Path | None,
         typer.Option(help="JSON lines, each with question_id, category and turns (Spec-Bench's form)."),
@@ -99,6 +101,10 @@ def bench(
     """
     if json_out is not None and not json_out.absolute().parent.is_dir():
         raise InvalidRequest(f"--json {json_out}: there is no directory {json_out.absolute().parent}")
+    if quality and (given := _given(context, OF_SPEEDS)):
+        raise InvalidRequest(f"--quality asks its own questions, greedily and once: leave out {given}")
+    if not quality and _given(context, ("form",)):
+        raise InvalidRequest("--form says what --quality asks: give --quality too, or leave it out")
     console, notes = Console(), Console(stderr=True)
     if quality:
         bench_quality.quality(
@@ -141,6 +147,13 @@ def bench(
     for line in summary(results, pings):
         console.print(line, highlight=False)
     _write(json_out, document(status, sampling, by_policy, repeat, pings) | {"latency": latencies})
+
+
+def _given(context: typer.Context, names: Sequence[str]) -> str:
+    """Those of these options that the command line has; a default is not given."""
+    sources = [(name, context.get_parameter_source(name)) for name in names]
+    found = [f"--{name}" for name, source in sources if source is not None and source.name == "COMMANDLINE"]
+    return ", ".join(found)
 
 
 def _write(path: Path | None, document: dict[str, Any]) -> None:

@@ -222,6 +222,21 @@ def test_a_form_of_a_running_daemon_cannot_be_chosen() -> None:
     assert "leave out --endpoint" in str(done.exception)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--quality", "--prompts", "p.jsonl", "--again"], "once: leave out --prompts, --again"),
+        (["--quality", "--speculate", "auto", "--ping", "9"], "once: leave out --speculate, --ping"),
+        (["--quality", "--temperature", "0", "--repeat", "1"], "once: leave out --temperature, --repeat"),
+        (["--prompts", "p.jsonl", "--form", "draft"], "--form says what --quality asks"),
+    ],
+)
+def test_an_option_that_would_not_be_heeded_is_refused(options: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["bench", *options])
+    assert isinstance(done.exception, InvalidRequest)
+    assert said in str(done.exception)
+
+
 def test_percentiles_of_the_waits() -> None:
     assert bench_latency.percentile([float(value) for value in range(1, 201)], 0.95) == 190.0
     assert bench_latency.percentile([3.0], 0.99) == 3.0
