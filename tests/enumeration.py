@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from functools import cache
@@ -13,6 +14,7 @@ from draftd.models.rejection import Dice, Law
 
 T = TypeVar("T", bound=Hashable)
 EXACT = 1e-12  # of a total variation: what rounding may add up to
+SIZES = list(itertools.product((2, 3, 4, 5), (1, 2, 3, 4)))  # vocabulary, drafted tokens
 
 Tokens = tuple[int, ...]
 Laws = Callable[[Tokens], Law]  # by prefix

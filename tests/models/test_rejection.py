@@ -15,10 +15,8 @@ from draftd.models import rejection, verify
 from draftd.models.processors import Penalties, Processors
 from draftd.models.rejection import Dice, Law, law_of, one_hot, verify_block, verify_rejection, verify_tokens
 from draftd.models.sampling import Sampling
-from tests.enumeration import EXACT, Laws, Tokens, completed, exact, outcomes, total_variation, toy
+from tests.enumeration import EXACT, SIZES, Laws, Tokens, completed, exact, outcomes, total_variation, toy
 from tests.models.test_sampling import brute_force_kept
-
-SIZES = list(itertools.product((2, 3, 4, 5), (1, 2, 3, 4)))  # vocabulary, drafted tokens
 
 Draft = Callable[[Dice], tuple[list[int], list[Law]]]  # drafted tokens, and the laws handed over with them
 Verify = Callable[[Callable[[int], Law], Sequence[Law], Sequence[int], Dice], list[int]]
