@@ -32,8 +32,10 @@ def ask(client: Client, question: str, **options: Any) -> Reply:
     return client.complete(messages=[turn], max_tokens=40, cache_prompt=False, logprobs=20, **options)
 
 
-def first_divergence(plain: Reply, other: Reply, temperature: float) -> tuple[int, float] | None:
-    """Where two answers part, and by how many nats the plain one's choice won there; None if equal."""
+def first_divergence(plain: Reply, other: Reply, temperature: float) -> tuple[int, float, float] | None:
+    """Where two answers part; the nats by which the plain one's choice won there over the other's, and by
+    which the likeliest token of that row leads the second. None if they are equal.
+    """
     for index, (mine, theirs) in enumerate(zip(plain.logprobs, other.logprobs, strict=False)):
         if mine.token != theirs.token:
             known = {each.token: each.logprob for each in mine.top} | {mine.token: mine.logprob}
@@ -41,7 +43,7 @@ def first_divergence(plain: Reply, other: Reply, temperature: float) -> tuple[in
             scores = np.array([known.get(int(token), -np.inf) for token in tokens])
             if temperature > 0:  # the choice is the largest of log p / T + noise (models/sampling.py)
                 scores += temperature * Noise(SEED, plain.usage.prompt_tokens + index, 2**20).at(tokens)
-            return index, float(scores[0] - scores[1])
+            return index, float(scores[0] - scores[1]), mine.top[0].logprob - mine.top[1].logprob
     return None
 
 
@@ -58,7 +60,9 @@ def check(client: Client, wanted: str, bound: float) -> None:
             parted = first_divergence(plain, helped, temperature)
             report = "equal"
             if parted is not None:
-                report = f"part at token {parted[0]}, where the choice won by {parted[1]:.3f} nats"
+                place, margin, lead = parted
+                report = f"part at token {place}, where the choice won by {margin:.3f} nats"
+                report += f" and the likeliest token led the second by {lead:.3f}"
             print(f"{question[:30]!r} at temperature {temperature}: {len(plain.tokens)} tokens, {report}")
             assert parted is None or parted[1] <= bound
             if question == QUESTIONS[0] and temperature == 0:
