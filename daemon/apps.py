@@ -30,6 +30,7 @@ class Connection:
     """What an app said in `hello`, and when it was heard last."""
 
     name: str = ""
+    user: str = ""  # who runs it, which it did not say itself (peers.py)
     lease: float | None = None  # seconds; None: its requests end only with the connection
     heard: float = 0.0  # monotonic seconds
 
@@ -85,13 +86,13 @@ class Apps:
             self._known.move_to_end(client)
         return client, frames
 
-    def greet(self, client: bytes, hello: messages.Hello, busy: Callable[[], set[bytes]]) -> None:
-        """Remember what an app said of itself; `busy`: the connections with open requests.
+    def greet(self, client: bytes, user: str, hello: messages.Hello, busy: Callable[[], set[bytes]]) -> None:
+        """Remember what a user's app said of itself; `busy`: the connections with open requests.
 
         Connections go unseen, so those heard longest ago are forgotten, but never a busy one.
         """
         lease = None if hello.lease_ms is None else hello.lease_ms / 1000
-        self._known[client] = Connection(hello.client, lease, time.monotonic())
+        self._known[client] = Connection(hello.client, user, lease, time.monotonic())
         self._known.move_to_end(client)
         if len(self._known) > KNOWN:
             spared = busy() | {client}
@@ -103,6 +104,11 @@ class Apps:
         """What `hello` said; "" for an app that gave none."""
         known = self._known.get(client)
         return known.name if known else ""
+
+    def owner(self, client: bytes) -> str:
+        """Whose text and caches a connection's are, its user's under its name; "" for an app without one."""
+        known = self._known.get(client)
+        return f"{known.user} {known.name}" if known and known.name else ""
 
     def expired(self, client: bytes, now: float) -> bool:
         """Whether an app that has a lease was not heard for longer."""

@@ -180,19 +180,19 @@ class Front:
     def _on_frames(self, client: bytes, frames: list[zmq.Frame]) -> None:
         request_id = ""
         try:
-            self.peers.check(client, frames[-1])
+            user = self.peers.check(client, frames[-1])
             if len(frames) != 1:
                 raise MalformedFrame(f"a message is one frame, this one had {len(frames)}")
             body = codec.decode(frames[0].bytes)
             request_id = messages.request_id(body)
-            self._on_message(client, messages.parse_client(body))
+            self._on_message(client, user, messages.parse_client(body))
         except DraftdError as error:
             self.jobs.counters.failed(error.code)
             self.apps.send_error(client, request_id, error)
         except Exception as error:  # a fault of ours must not end the requests of others
             self.jobs.abandon(client, request_id, logs.told(error))
 
-    def _on_message(self, client: bytes, message: messages.ClientMessage) -> None:
+    def _on_message(self, client: bytes, user: str, message: messages.ClientMessage) -> None:
         match message:
             case messages.Ping():
                 self.apps.send(client, messages.Pong(id=message.id))
@@ -224,7 +224,7 @@ class Front:
             case messages.GetStatus():
                 self.apps.send(client, self._status(message))
             case messages.Hello():
-                self._hello(client, message)
+                self._hello(client, user, message)
 
     def _check_open(self) -> None:
         """EngineFailed or Overloaded if nothing new can be taken on."""
@@ -232,14 +232,14 @@ class Front:
             raise EngineFailed(self.life.detail)
         self.governing.admit()
 
-    def _hello(self, client: bytes, message: messages.Hello) -> None:
+    def _hello(self, client: bytes, user: str, message: messages.Hello) -> None:
         chosen = choose(message.versions)
         if chosen is None:
             theirs = ", ".join(message.versions) or "none"
             raise UnsupportedVersion(
                 f"this daemon speaks protocol {VERSION}, the app {theirs}: update the older one"
             )
-        self.apps.greet(client, message, self.jobs.clients)
+        self.apps.greet(client, user, message, self.jobs.clients)
         welcome = messages.Welcome(
             id=message.id,
             version=chosen,

@@ -121,12 +121,12 @@ class Jobs:
 
     def _whose(self, client: bytes) -> dict[str, str]:
         """Of which connection a request is, and whose text and caches it may start from."""
-        name, connection = self.apps.name(client), client.hex()
+        owner, connection = self.apps.owner(client), client.hex()
         return {
             "client": connection,
-            "app": name,
-            "scope": "all apps" if self.settings.share_history else name,
-            "cache_owner": "" if self.settings.share_prefixes else f"app {name}" if name else connection,
+            "app": self.apps.name(client),
+            "scope": "all apps" if self.settings.share_history else owner,
+            "cache_owner": "" if self.settings.share_prefixes else f"app {owner}" if owner else connection,
         }
 
     def pay(self, client: bytes, message: messages.Credit) -> None:

@@ -53,9 +53,10 @@ class Peers:
         """Say yes or no to the key of a client that wants in."""
         assert self.zap is not None
         version, request, _, _, _, mechanism, *credentials = self.zap.recv_multipart()
-        known = mechanism == b"CURVE" and z85.encode(credentials[0]) in self._allowed
-        verdict = (b"200", b"OK") if known else (b"400", b"unknown key")
-        self.zap.send_multipart([version, request, *verdict, b"", b""])
+        key = z85.encode(credentials[0]) if mechanism == b"CURVE" else b""
+        # The third is what its frames' User-Id says from here on.
+        verdict = (b"200", b"OK", key) if key in self._allowed else (b"400", b"unknown key", b"")
+        self.zap.send_multipart([version, request, *verdict, b""])
 
     def close(self) -> None:
         if self.zap is not None:
@@ -68,15 +69,18 @@ class Peers:
             os.chown(path, -1, self.group)
             path.chmod(0o660)
 
-    def check(self, client: bytes, frame: zmq.Frame) -> None:
-        """NotPermitted unless the user who sent a frame may use the daemon; the kernel says who it was."""
+    def check(self, client: bytes, frame: zmq.Frame) -> str:
+        """Who sent a frame: the user's number, as the kernel says, or the key that the handshake proved.
+
+        NotPermitted unless they may use the daemon.
+        """
         if client[:1] != b"\0":  # a chosen name could be taken over, with the answers that are on their way
             raise InvalidRequest("set no routing id on the socket: the daemon names its connections itself")
         if self.tcp:
-            return  # the handshake proved its key
+            return str(frame.get("User-Id"))
         user = int(str(frame.get("Peer-Address")).rsplit(":", 3)[1])  # name:uid:gid:pid
         if user in self.users or (self.group is not None and self.group in _groups(user)):
-            return
+            return str(user)
         raise NotPermitted(f"user {user} may not use this daemon: its operator can add them to allow_users")
 
 

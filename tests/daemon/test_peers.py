@@ -87,6 +87,30 @@ def test_another_user_is_told_from_this_one(
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
 
 
+def test_apps_of_one_name_share_nothing_with_another_user_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with desk(tmp_path, share_prefixes=False) as front:
+
+        def whose(name: str) -> tuple[str, str]:
+            app = front.app()
+            front.ask(app, "hello", client=name)
+            front.generate(app)
+            return front.told[-1]["scope"], front.told[-1]["cache_owner"]
+
+        mine = whose("editor")
+        assert mine[0] == f"{os.getuid()} editor"
+        assert whose("editor") == mine
+        assert whose("other")[0] != mine[0]
+        monkeypatch.setattr(front.front.peers, "check", lambda client, frame: "12345")
+        theirs = whose("editor")
+        assert theirs[0] != mine[0]
+        assert theirs[1] != mine[1]
+        assert whose("")[0] == "", "an app without a name has its own text alone"
+        front.front.jobs.settings = Settings(share_history=True)
+        assert whose("editor") == ("all apps", "")
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory to another group")
 def test_the_directory_is_the_groups_to_enter(tmp_path: Path) -> None:
     for before in (None, 0o700):
@@ -132,6 +156,8 @@ def test_a_known_key_is_let_in_over_tcp_and_others_are_not(
     with desk(tmp_path, address, **settings) as front, front.turning():
         with Client(address, keys=laptop) as client:
             assert client.ping() > 0
+            (known,) = front.front.apps._known.values()
+            assert known.user == laptop.public.decode(), "over TCP an app's user is its key"
         for wrong in (stranger, misled):
             with Client(address, keys=wrong, timeout=1.0) as client, pytest.raises(Unreachable, match="key"):
                 client.ping()
