@@ -49,9 +49,11 @@ def main(files: list[Path]) -> None:
 
 
 def placed(text: str, document: dict[str, Any], here: str) -> str:
-    """A section, which says so if it was measured on another machine than `here`."""
-    there = machine(document)
-    return text if there == here else f"{text}\n\nMeasured on another machine: {there}"
+    """A section, which says of what commit it is, and if it was measured on another machine than `here`."""
+    commit, there = document["machine"].get("commit"), machine(document)
+    said = [f"Measured at commit {commit}."] if commit else []
+    said += [f"Measured on another machine: {there}"] if there != here else []
+    return "\n\n".join([text, *said])
 
 
 def picture(file: str, drawn: str, says: str) -> str:
@@ -116,6 +118,9 @@ def section(document: dict[str, Any]) -> str:
         f"Beside the time of the two models: {document['engine_overhead']:.1%} in the engine, "
         f"{document['whole_overhead']:.1%} with queues, sockets and client.",
     ]
+    if lost := [found for found in document["categories"] if (found["speedup"] or 1.0) < 1.0]:
+        told = ", ".join(f"{found['name']} {found['speedup']:.2f}x" for found in lost)
+        lines += ["", f"Lost, below the target alone: {told}."]
     if found := document.get("latency"):
         lines += report_limits.latency(found)
     if len(document.get("policies", {})) > 1:

@@ -89,26 +89,29 @@ def asked_of(document: dict[str, Any]) -> str:
 
 def summary(documents: Sequence[dict[str, Any]]) -> str:
     """All runs in one table, the first of each kind: speeds after the first token, and over draftd's off."""
-    runs: dict[str, Figures] = {}
+    runs: dict[str, dict[str, Any]] = {}
     for document in documents:
-        runs.setdefault(asked_of(document), both_speeds(document)[0])
+        runs.setdefault(asked_of(document).replace("draftd's target in ", ""), document)
+    speeds = {run: both_speeds(document)[0] for run, document in runs.items()}
     rows = []
-    for name in dict.fromkeys(name for speeds in runs.values() for name in speeds):
+    for name in dict.fromkeys(name for each in speeds.values() for name in each):
         cells = [name]
-        for speeds in runs.values():
-            found = speeds.get(name)
-            gain = mean(over(speeds, name, "draftd off"), "{:.2f}x", interval=False) if found else "-"
-            cells.append(f"{mean(found, '{:.1f}', interval=False)}, {gain}" if found else "-")
+        for run, document in runs.items():
+            if found := speeds[run].get(name):
+                gain = mean(over(speeds[run], name, "draftd off"), "{:.2f}x", interval=False)
+                cells.append(f"{mean(found, '{:.1f}', interval=False)}, {gain}")
+            else:
+                cells.append("failed" if name in document["missing"] else "not asked")
         rows.append(cells)
-    heads = [run.replace("draftd's target in ", "") for run in runs]
     return "\n".join(
         [
             "### Side by side, all runs",
             "",
             "Tokens a second after the first, and how that stands to draftd with its target alone; geometric "
-            "means over the prompts of a run. Compare down a column only.",
+            "means over the prompts of a run. Compare down a column only. Of runs that asked the same, the "
+            "first.",
             "",
-            *table(["contender", *heads], rows),
+            *table(["contender", *runs], rows),
         ]
     )
 
@@ -289,12 +292,18 @@ def caption(document: dict[str, Any], counted: bool) -> str:
         f"*{SPEED}*: what came after an answer's first piece over the time since that piece, so without the "
         f"prompt's reading, over the {counts} of {asks} prompts to which every contender had more to say "
         f"then. *{WHOLE}*: all tokens over the time from the request to the end, so with the prompt's "
-        "reading. *per pass*: tokens that a pass of the target gave, where the library tells. "
-        "*MiB*: resident memory of the process after"
+        f"reading. {ended(document, asks)}*per pass*: tokens that a pass of the target gave, where the "
+        "library tells. *MiB*: resident memory of the process after"
         f" each answer, which holds all forms of its library that are named here. {equal}. *best fixed*: for "
         "each prompt the fastest of draftd's fixed policies above, known only in hindsight."
         + ("" if counted else " No counter of energy is readable here.")
     )
+
+
+def ended(document: dict[str, Any], answered: int) -> str:
+    """A word on prompts that a run did not come to."""
+    asked = document.get("asked", answered)
+    return f"**The run was ended after {answered} of {asked} prompts.** " if answered < asked else ""
 
 
 def plot(document: dict[str, Any]) -> str:

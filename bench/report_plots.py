@@ -41,7 +41,7 @@ def _scaling(document: Document) -> str:
     found: dict[str, dict[str, float]] = {}
     for part, key, figure, unit in (
         ("apps", "apps", "throughput", "apps at once, together"),
-        ("contexts", "context", "speed", "tokens of prompt"),
+        ("contexts", "prompt_tokens", "speed", "tokens of prompt"),
         ("cores", "cores", "speed", "cores"),
     ):
         for row in document.get(part, ()):

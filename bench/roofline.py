@@ -220,7 +220,7 @@ def reading(endpoint: str) -> Iterator[None]:
 
 
 def bounds(document: dict[str, Any]) -> dict[str, float]:
-    """What follows from the measurements: seconds and speed-ups that could not be beaten.
+    """What follows from the measurements: seconds, and what a draft of one fixed length could gain at best.
 
     `best`: the best of all fixed lengths at the acceptance, pass times and draft time that were measured.
     `free`: the same if a pass of any width took what one row takes and both models ran at the memory's speed.

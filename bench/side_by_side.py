@@ -77,6 +77,7 @@ def main() -> None:
             sampling={"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": 1},
             threads=options.threads,
             repeat=options.repeat,
+            asked=len(prompts),
             missing=missing,
             results=[],
         )
@@ -172,7 +173,11 @@ def draftd(pair: str, policies: list[str], variables: dict[str, str]) -> Iterato
         private_daemon(pair, lambda status: None, variables=variables, cold=True) as endpoint,
         Client(endpoint, name="side by side") as client,
     ):
-        memory = resident(psutil.Process(client.status().engine["pid"]))
+        engine = psutil.Process(client.status().engine["pid"])
+        both = [resident(each) for each in (engine, engine.parent()) if each is not None]
+
+        def memory() -> int:
+            return sum(read() for read in both)
 
         def contender(policy: str) -> Contender:
             def answer(body: dict[str, Any]) -> Answer:

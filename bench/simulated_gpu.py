@@ -276,7 +276,7 @@ def lines(document: dict[str, Any]) -> list[str]:
         cells.append(f"{geometric_mean(each for each, _ in share.values()):.2f}")
         cells += [f"{worst} {share[worst][0]:.2f} ({share[worst][1]})", f"{own:.2f}"]
         made.append(f"| {' | '.join(cells)} |")
-    made += ["", f"Where the controller is below {BEHIND} of the best fixed (which one):", ""]
+    made += ["", f"SIMULATED: where the controller is below {BEHIND} of the best fixed (which one):", ""]
     for place in document["inputs"]:
         found = [
             f"{category} {share:.2f} ({best})"

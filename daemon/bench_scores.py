@@ -186,9 +186,11 @@ def divergences(rows: Sequence[Row]) -> list[str]:
             made.append(f"{begins}no answer differs from the target's alone.")
             continue
         margins = [margin for margin in row.margins if margin is not None]
+        beyond = len(row.margins) - len(margins)
         told = (
             f"there the target preferred its own token by {median(margins):.3f} nats at the median and "
             f"{max(margins):.3f} at most"
+            + (f", {beyond} times by more than the likeliest tokens tell" if beyond else "")
             if margins
             else "the other token was not among the likeliest"
         )

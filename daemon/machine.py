@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -105,7 +106,22 @@ def describe() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {package: package_version(package) for package in PACKAGES},
+        "commit": commit(),
     }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this code runs from, "+" if changed since; None if it is of none."""
+    own = Path(__file__)
+    try:
+        told = [
+            subprocess.run(["git", "-C", own.parent, *words], capture_output=True, text=True, check=True)
+            for words in (["rev-parse", "--show-toplevel"], ["describe", "--always", "--dirty=+"])
+        ]
+        top, found = (each.stdout.strip() for each in told)
+        return found if (Path(top) / "daemon" / own.name).samefile(own) else None
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def command(*program: str) -> str:

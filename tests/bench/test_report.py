@@ -199,3 +199,5 @@ def test_a_section_from_another_machine_says_so(program: Program) -> None:
     assert report.placed("text", {"machine": dict(mine)}, here) == "text"
     other = report.placed("text", {"machine": mine | {"cores": 64}}, here)
     assert other.startswith("text\n\nMeasured on another machine: 64 cores (A; avx512_vnni, no AMX), 16 GiB")
+    of = report.placed("text", {"machine": mine | {"commit": "abc+"}}, here)
+    assert of == "text\n\nMeasured at commit abc+."

@@ -204,4 +204,10 @@ def test_one_table_has_all_runs(program: Program) -> None:
     text = program("report_peers").summary([document(RESULTS), second, again])
     assert cells(text, "contender")[1:] == ["tiny, llama_cpp, greedy", "tiny, llama_cpp, temperature 0.8"]
     assert cells(text, "draftd auto")[1:] == ["2.8, 1.41x", "6.0, 1.50x"]
-    assert cells(text, "hf generate plain")[1:] == ["5.0, 2.50x", "-"]
+    assert cells(text, "hf generate plain")[1:] == ["5.0, 2.50x", "not asked"]
+
+
+def test_a_run_that_was_ended_says_so(program: Program) -> None:
+    peers = program("report_peers")
+    assert "ended" not in peers.section(document(RESULTS, asked=2))
+    assert "**The run was ended after 2 of 13 prompts.**" in peers.section(document(RESULTS, asked=13))
