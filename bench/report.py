@@ -24,7 +24,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def main(files: list[Path]) -> None:
     """Replace everything below `## Results`."""
-    documents = report_limits.joined([json.loads(file.read_text("utf-8")) for file in files])
+    documents = report_limits.joined([read(file) for file in files])
     page = DOCS / "benchmarks.md"
     kept = page.read_text("utf-8").split("## Results")[0]
     own = [each for each in documents if "kind" not in each]
@@ -46,6 +46,19 @@ def main(files: list[Path]) -> None:
             if draw := report_plots.PLOTS.get(kind):
                 parts.append(picture(report_plots.name(each), draw(each), kind))
     page.write_text(kept + "## Results\n\n" + "\n\n".join(parts) + "\n", "utf-8")
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A document; ends with a sentence if it is none that this page has a section for."""
+    try:
+        document = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{file} can't be read: {error}")
+    kinds = {"side by side", *report_limits.KINDS}
+    known = isinstance(document, dict) and "machine" in document
+    if not known or ("categories" not in document and document.get("kind") not in kinds):
+        sys.exit(f"{file} holds no figures: name files that draftd bench and bench/ wrote by --json")
+    return dict(document)
 
 
 def placed(text: str, document: dict[str, Any], here: str) -> str:

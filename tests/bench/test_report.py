@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
@@ -201,3 +202,13 @@ def test_a_section_from_another_machine_says_so(program: Program) -> None:
     assert other.startswith("text\n\nMeasured on another machine: 64 cores (A; avx512_vnni, no AMX), 16 GiB")
     of = report.placed("text", {"machine": mine | {"commit": "abc+"}}, here)
     assert of == "text\n\nMeasured at commit abc+."
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"machine": {}}', '{"machine": {}, "kind": "dream"}'])
+def test_a_file_without_figures_is_named(program: Program, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(text, "utf-8")
+    with pytest.raises(SystemExit, match=r"x\.json"):
+        program("report").read(file)
+    with pytest.raises(SystemExit, match=r"gone\.json"):
+        program("report").read(tmp_path / "gone.json")
