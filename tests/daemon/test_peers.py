@@ -107,8 +107,8 @@ def test_apps_of_one_name_share_nothing_with_another_user_s(
         assert theirs[0] != mine[0]
         assert theirs[1] != mine[1]
         assert whose("")[0] == "", "an app without a name has its own text alone"
-        front.front.jobs.settings = Settings(share_history=True)
-        assert whose("editor") == ("all apps", "")
+        front.front.jobs.settings = front.front.jobs.settings.model_copy(update={"share_history": True})
+        assert whose("editor")[0] == "all apps"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory to another group")
