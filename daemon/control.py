@@ -283,4 +283,5 @@ class Control:
             self._lost += length - 1.0 - tokens
         for averages in (self._paces[self._copying], shared.paces[self._copying]):
             averages.add(1.0 + tokens, length)
-        shared.purse = min(shared.purse + PROBING * length * plain, PURSE * plain)
+        saved = PROBING * length * plain / (1 + self._rows_elsewhere)  # others of the round save from it too
+        shared.purse = min(shared.purse + saved, PURSE * plain)

@@ -111,6 +111,19 @@ def test_a_draft_that_would_read_a_window_only_is_expected_to_agree_less() -> No
     assert far.source == "none"
 
 
+def test_requests_of_one_round_save_up_for_probing_once() -> None:
+    saved = []
+    for others in (0, 3):
+        controller, target = Controller(("model",)), MACHINES[STEEP].tables()[0]
+        for rows in (1, 4, 9):
+            controller.took(rows, target[rows])
+        control = controller.begin()
+        control.plan(1, rows_elsewhere=others)
+        control.learn(Outcome([], 0, 1, seconds=(target[1] + target[4]) / 2))
+        saved.append(controller.purse)
+    assert saved[0] == pytest.approx(4 * saved[1])
+
+
 def test_what_a_window_took_is_learnt_as_the_window_s_cost() -> None:
     controller = Controller(("model",))
     run(controller, MACHINES[FLAT], texts("math", 2), Weather(Random(7)))
