@@ -58,12 +58,16 @@ class Batch:
 
 
 def split(spans: Sequence[Span], size: int) -> list[list[tuple[int, Span]]]:
-    """The spans cut so that each pass has at most `size` tokens, each piece with its span's index."""
+    """The spans cut so that each pass has at most `size` tokens, each piece with its span's index.
+
+    By slot: llama.cpp computes slots together only where each one's number follows the last one's.
+    """
+    ordered = sorted(enumerate(spans), key=lambda pair: pair[1].slot)
     if sum(len(span.tokens) for span in spans) <= size:
-        return [list(enumerate(spans))]
+        return [ordered]
     passes: list[list[tuple[int, Span]]] = [[]]
     room = size
-    for index, span in enumerate(spans):
+    for index, span in ordered:
         done, total = 0, len(span.tokens)
         while done < total:
             if not room:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from draftd.ipc.errors import ContextOverflow, CorruptModel, DraftdError, ModelNotFound, UnsupportedModel
 from draftd.models import llama_load
 from draftd.models.base import Span
+from draftd.models.llama_batch import split
 from draftd.models.llama_cpp import LlamaTarget
 from tests.tiny import write_tiny
 from tests.tiny_gguf import write_gguf
@@ -404,3 +405,16 @@ def _write_mamba(path: Path) -> None:
         "blk.0.ssm_out.weight": (width, inner),
     }
     _write(writer, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+
+
+def test_spans_are_laid_by_slot_whatever_their_order() -> None:
+    """llama.cpp computes slots in one go only where each follows the last: else four cost two passes."""
+    spans = [Span(2, 0, [1, 2, 3], 1), Span(0, 4, [5], 1), Span(3, 0, [6, 7], 2), Span(1, 0, [8], 0)]
+    (whole,) = split(spans, 7)
+    assert [(index, span.slot) for index, span in whole] == [(1, 0), (3, 1), (0, 2), (2, 3)]
+    pieces = [piece for cut in split(spans, 3) for piece in cut]
+    assert [span.slot for _, span in pieces] == sorted(span.slot for _, span in pieces)
+    for index, span in enumerate(spans):
+        mine = [piece for at, piece in pieces if at == index]
+        assert [token for piece in mine for token in piece.tokens] == span.tokens
+        assert sum(piece.rows for piece in mine) == span.rows
