@@ -7,10 +7,13 @@ may have different ones.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 Row = NDArray[np.float32]  # [vocab]
+Ids = TypeVar("Ids", int, NDArray[np.int64])  # one or many
 
 SIZE = 128  # tokens of a group; the last ones' may lie behind the vocabulary's end
 STRIDE = 1024  # between two tokens of a group
@@ -22,12 +25,12 @@ def count_groups(vocab: int) -> int:
     return vocab // REGION * STRIDE + min(STRIDE, vocab % REGION)
 
 
-def group_of(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+def group_of(tokens: Ids) -> Ids:
     """Each token's group."""  # [n] -> [n]
     return (tokens >> 17 << 10) + (tokens & STRIDE - 1)
 
 
-def first_of(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+def first_of(groups: Ids) -> Ids:
     """Each group's first token; the others follow at distances of STRIDE."""  # [n] -> [n]
     return (groups >> 10 << 17) + (groups & STRIDE - 1)
 

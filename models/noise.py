@@ -63,7 +63,7 @@ class Noise:
 
     def about(self, token: int) -> float:
         """The noise of one token, to within rounding."""
-        group = (token >> 17 << 10) + (token & STRIDE - 1)
+        group = group_of(token)
         least = float(self._least[group])
         if token != self._winner[group]:
             least -= math.log(((_mix(token * _WEYL + self._token_key & _MASK) >> 11) + 0.5) * 2.0**-53)

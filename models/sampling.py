@@ -64,8 +64,8 @@ def keep(row: Row, sampling: Sampling) -> NDArray[np.int64]:
 
 def best_of(row: Row, tops: Row) -> int:
     """A token of the largest logit."""
-    (first,) = first_of(np.array([tops.argmax()]))
-    return int(first + STRIDE * row[first : first + REGION : STRIDE].argmax())
+    first = first_of(int(tops.argmax()))
+    return first + STRIDE * int(row[first : first + REGION : STRIDE].argmax())
 
 
 def largest(row: Row, tops: Row, count: int) -> np.float32:
