@@ -10,6 +10,8 @@ from draftd.models.base import State
 class Stateless:
     """The parts of models/base.py's Target and drafts/base.py's Draft that have nothing to do here."""
 
+    even = False
+
     def truncate(self, slot: int, length: int) -> None: ...
 
     def copy_prefix(self, source: int, target: int, length: int) -> None: ...

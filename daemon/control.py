@@ -131,8 +131,7 @@ class Control:
     def _choose(self, limit: int, remaining: int, tokens_elsewhere: float, ahead: float) -> Plan:
         shared = self.controller
         target, draft = shared.target, shared.draft
-        base = min(1 + self._rows_elsewhere, KNOTS[-1] - limit - 1)  # beyond, a row costs what it does there
-        rows = target.table(base + limit)[base:]
+        rows = self._pass(limit)
         rates = (self.leanings["suffix"].rates(), self.leanings["model"].rates())
         self._copying = expected_tokens(self._found[:limit], rates[0]) > 1.0
         tokens, length = self._paces[self._copying].over(shared.paces[self._copying], 4.0)
@@ -186,6 +185,15 @@ class Control:
             shared.purse -= probe / price
             best = plan("model", limit, 0, WINDOW)
         return best
+
+    def _pass(self, drafted: int) -> list[float]:
+        """Seconds of the target's next pass by how many drafted rows this request has in it."""
+        target, others = self.controller.target, self._rows_elsewhere
+        if others and self.controller.even:  # they have a row each; what this one has more goes by itself
+            together = target.seconds(1 + others)
+            return [together + more for more in target.table(drafted)]
+        base = min(1 + others, KNOTS[-1] - drafted - 1)  # beyond, a row costs what it does there
+        return target.table(base + drafted)[base:]
 
     def _judge(self, pays: bool, ahead: float) -> None:
         """One verdict a request on its model drafting: it is what the next request starts from."""
@@ -270,8 +278,8 @@ class Control:
             for averages in (self._ahead, shared.ahead):
                 averages.add(ahead / reached, weight=reached)
         plain = shared.target.seconds(1)
-        alone = shared.target.seconds(1 + self._rows_elsewhere)
-        expected = shared.target.seconds(1 + self._rows_elsewhere + kept)
+        passes = self._pass(kept)
+        alone, expected = passes[0], passes[kept]
         if modelled and not used:
             for averages in (self._modelled, shared.modelled):
                 averages.add(gain, modelled, (expected - alone) / plain)

@@ -26,10 +26,17 @@ class Controller:
     """What all requests of one pair on one machine share: costs, calibration, typical rounds."""
 
     def __init__(
-        self, sources: Sequence[Source] = ("suffix", "model"), longest: int = 32, learnt: Learnt | None = None
+        self,
+        sources: Sequence[Source] = ("suffix", "model"),
+        longest: int = 32,
+        learnt: Learnt | None = None,
+        *,
+        even: bool = False,
     ) -> None:
+        """`even`: the target computes spans of unequal lengths in several passes (models/base.py)."""
         self.sources = frozenset(sources)
         self.longest = min(longest, LONGEST)  # tokens drafted a round at most
+        self.even = even
         self.target = Costs(level=1.0, slope=0.04)
         self.draft = Costs(level=0.1, slope=0.2)
         self.calibrations = {

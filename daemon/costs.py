@@ -6,7 +6,8 @@ from bisect import bisect_right
 from collections import deque
 from math import exp, log
 
-KNOTS = (1, 2, 3, 5, 9, 17, 33, 65, 129, 257, 513)
+# Powers of two, as kernels take rows in tiles of these sizes: a pass of whole tiles is the cheapest near by.
+KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SHORTEST, LONGEST = 1e-7, 3600.0  # seconds a pass may take to be believed
 KNOWN = 0.5  # a knot with less evidence than this is filled in from its neighbours
 MEMORY = 100.0  # observations that a knot remembers

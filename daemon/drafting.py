@@ -131,7 +131,8 @@ class Drafting:
 
     def unlearn(self) -> None:
         """Start to learn anew; requests that run keep what they know until they end."""
-        self.controller = Controller(sorted(self.controller.sources), self.controller.longest)
+        known = self.controller
+        self.controller = Controller(sorted(known.sources), known.longest, even=known.even)
 
     def set_model(self, model: Draft | None) -> None:
         """Draft with this model from the next round on, and free the one there was."""

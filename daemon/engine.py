@@ -160,10 +160,10 @@ class Engine:
     ) -> None:
         """Keep each request's books, and tell the controller what the round took and gave."""
         model_seconds = self.drafting.model_seconds
-        if not any(work.prefill for work in batch):
-            self.drafting.controller.took(
-                sum(len(span.tokens) for each in spans for span in each), target_seconds
-            )
+        widths = [len(span.tokens) for each in spans for span in each]
+        one_pass = not self.target.even or len(set(widths)) == 1
+        if one_pass and not any(work.prefill for work in batch):
+            self.drafting.controller.took(sum(widths), target_seconds)
         for work, drafted, tokens in zip(batch, drafts, answers, strict=True):
             tally = work.request.tally
             tally.draft_seconds += model_seconds

@@ -22,7 +22,7 @@ from draftd.drafts.suffix import SuffixDraft
 from draftd.drafts.suffix_store import SuffixStore
 from draftd.models.base import Span, Target, Tokenizer
 
-WIDTHS = (1, 3, 5, 9, 17)  # rows of the passes that a first start measures
+WIDTHS = (1, 2, 4, 8, 16)  # rows of the passes that a first start measures
 STEPS, TURNS = 4, 4  # tokens drafted at once, and how often; the first time takes longer than all others
 
 
@@ -38,7 +38,7 @@ def make_drafting(
         sources.append("suffix")
     path = learnt.file_path(settings.state_dir, _key(info))
     known = learnt.load(path)
-    controller = Controller(sources, settings.draft_length, known)
+    controller = Controller(sources, settings.draft_length, known, even=target.even)
     if known is None and sources:
         _measure(target, controller)
     if draft is not None:

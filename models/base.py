@@ -29,6 +29,7 @@ class Target(Protocol):
     vocab: int  # width of a row of logits, padding included
     slots: int
     context: int  # positions a slot can hold
+    even: bool  # spans of one length share a pass; what longer ones have more is computed by itself
 
     def forward(self, spans: Sequence[Span]) -> list[Rows]:
         """Feed many requests in one pass (at most one span a slot); one [rows, vocab] array a span."""

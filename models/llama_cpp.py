@@ -17,7 +17,9 @@ from draftd.models.base import Rows, Span, State
 from draftd.models.llama_batch import Batch, split
 from draftd.models.llama_load import Report, full_precision, load_model, open_context
 
-TILE = 4  # rows that llama.cpp's kernels for repacked weights take at once; fewer go one by one
+# Rows that llama.cpp's kernels for repacked weights take at once: what is left goes by the smaller tile, then
+# one by one.
+TILE, TILES = 4, 16
 NO_MEMORY = -2  # what llama_decode gives where memory could not be allocated
 
 
@@ -32,6 +34,7 @@ class LlamaTarget:
         self.vocab: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self.slots = slots
         self.context = context
+        self.even = True  # llama.cpp cuts a batch so where each slot has a buffer of its own
         self._threads = threads
         self._gpu_layers = gpu_layers
         self._tiled = tiled
@@ -151,7 +154,7 @@ class LlamaTarget:
         parts: list[list[Rows]] = [[] for _ in spans]
         for pieces in passes:
             first_rows = self._batch.fill([span for _, span in pieces])
-            if self._tiled and self._batch.struct.n_tokens == TILE - 1 and len(pieces) == 1:
+            if self._tiled and len(pieces) == 1 and pieces is passes[-1]:
                 self._pad(pieces[0][1])
             if code := llama_cpp.llama_decode(self._context, self._batch.struct):
                 self._fail(spans, code)
@@ -163,10 +166,16 @@ class LlamaTarget:
         return [self._join(part) for part in parts]
 
     def _pad(self, span: Span) -> None:
-        """Feed one token more, of which nothing is kept: a whole tile takes less time than most of one."""
-        end = span.start + len(span.tokens)
-        if end < self.context:
-            self._batch.add(span.tokens[-1], end, span.slot)
+        """Feed a few tokens more, of which nothing is kept: a whole tile takes less time than most of one."""
+        count, end = len(span.tokens), span.start + len(span.tokens)
+        more = -count % TILES
+        if count == TILE - 1:
+            more = 1
+        elif more >= TILE:
+            return
+        if end + more <= self.context:
+            for position in range(end, end + more):
+                self._batch.add(span.tokens[-1], position, span.slot)
             self._removals.add(span.slot)
 
     def _rows(self, first: int, rows: int) -> Rows:

@@ -25,6 +25,7 @@ class TransformersTarget:
         self._model = model
         self._config = model.config.get_text_config(decoder=True)
         self.slots = slots
+        self.even = False
         self.context = min(context, loading.longest_context(self._config))
         self.vocab = int(model.get_output_embeddings().weight.shape[0])
         self.device: torch.device = model.get_input_embeddings().weight.device

@@ -89,7 +89,7 @@ def test_a_long_prompt_is_read_for_answers_that_are_long_enough(longer: bool) ->
     assert all(begun) if longer else not any(begun[1:])
 
 
-@pytest.mark.parametrize(("machine", "whole"), [(STEPPED, 30), (FLAT, 200)])
+@pytest.mark.parametrize(("machine", "whole"), [(STEPPED, 30), (FLAT, 100)])
 def test_of_a_prompt_too_long_for_a_bet_only_the_end_is_read(machine: str, whole: int) -> None:
     controller = Controller(("model",))
     run(controller, MACHINES[machine], texts("math", 4), Weather(Random(7)))
@@ -109,6 +109,19 @@ def test_a_draft_that_would_read_a_window_only_is_expected_to_agree_less() -> No
     near, far = (controller.begin().plan(64, unseen=unseen) for unseen in (WINDOW + 16, 4000))
     assert (near.source, near.reading) == ("model", None)  # half as much again is worth its price
     assert far.source == "none"
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_where_longer_spans_take_a_pass_of_their_own_drafts_are_priced_so(even: bool) -> None:
+    controller = Controller(("model",), even=even)
+    for rows in (1, 2, 4, 8, 16):
+        controller.took(rows, 1.0 + 0.1 * rows)
+    control, seconds = controller.begin(), controller.target.seconds
+    control.plan(64, rows_elsewhere=3)
+    beside = [seconds(4) + seconds(1), seconds(4) + seconds(2)] if even else [seconds(5), seconds(6)]
+    assert control._pass(2)[:3] == pytest.approx([seconds(4), *beside])
+    control.plan(64)  # alone there is but one span
+    assert control._pass(2)[:3] == pytest.approx([seconds(1), seconds(2), seconds(3)])
 
 
 def test_requests_of_one_round_save_up_for_probing_once() -> None:
@@ -202,8 +215,8 @@ def test_how_sure_the_target_is_decides_whether_the_draft_begins() -> None:
         run(controller, MACHINES[STEPPED], texts("stem", 3), Weather(Random(7)))
         controller.hope, controller.purse, controller.modelled = 0.0, 0.0, Averages(0.98, 3)
         control = controller.begin()
-        assert control.plan(200, signs=[sure], unseen=60).source == "none"  # one token says little
-        assert control.plan(200, signs=[sure] * 30, unseen=60).source == source
+        assert control.plan(200, signs=[sure], unseen=20).source == "none"  # one token says little
+        assert control.plan(200, signs=[sure] * 30, unseen=20).source == source
 
 
 def test_off_never_drafts_and_leaves_the_rest_alone() -> None:

@@ -246,3 +246,19 @@ def test_the_controller_learns_that_a_bad_draft_does_not_pay() -> None:
         generate(Engine(TableTarget(), drafting), [one])
     assert one.control is not None
     assert one.control.rounds["none"] > 0.8 * one.tally.rounds
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_what_several_passes_took_teaches_nothing_about_one(even: bool) -> None:
+    target = TableTarget()
+    target.even = even
+    drafting = Drafting(TableDraft(TableTarget()))
+    seen = []
+    drafting.controller.took = lambda rows, seconds: seen.append(rows)  # type: ignore[method-assign]
+    modes: list[control.Mode] = [("model", 3), "off"]
+    generate(
+        Engine(target, drafting),
+        [request(key, [1, 2], 20, Sampling(), mode=mode) for key, mode in enumerate(modes)],
+    )
+    assert (5 in seen) != even  # four rows of the one and the other's
+    assert 1 in seen  # the other alone, behind the end of the first

@@ -107,15 +107,19 @@ def test_every_rollback_equals_a_fresh_prefill(target: LlamaTarget) -> None:
         target.truncate(slot, keep)
 
 
-def test_a_padded_pass_leaves_nothing_behind(target: LlamaTarget) -> None:
-    """Three tokens are fed as four to a quantised model; what follows must not see the fourth."""
-    tokens = text(5)
-    three = target.forward([Span(0, 0, tokens[:3], 3)])[0].copy()
-    assert close(target, three, fresh(target, tokens[:4], 4)[:3])
-    assert close(target, target.forward([Span(0, 3, tokens[3:], 1)])[0].copy(), fresh(target, tokens))
+@pytest.mark.parametrize(("fed", "padded"), [(3, 4), (12, 12), (13, 16), (15, 16), (29, 32)])
+def test_a_padded_pass_leaves_nothing_behind(target: LlamaTarget, fed: int, padded: int) -> None:
+    """A quantised model is fed whole tiles; what follows must not see the tokens that fill them."""
+    tokens = text(fed + 2)
+    target._tiled = True  # for the other models too: what they compute is the same
+    first = target.forward([Span(0, 0, tokens[:fed], fed)])[0].copy()
+    assert target._batch.struct.n_tokens == padded
+    assert close(target, first, fresh(target, tokens[:fed], fed, slot=1))
+    assert close(target, target.forward([Span(0, fed, tokens[fed:], 1)])[0].copy(), fresh(target, tokens))
     full = text(CONTEXT)
-    target.forward([Span(1, 0, full[: CONTEXT - 3], 0)])
-    last = target.forward([Span(1, CONTEXT - 3, full[CONTEXT - 3 :], 1)])[0].copy()  # no room for a fourth
+    target.forward([Span(1, 0, full[: CONTEXT - fed], 0)])
+    last = target.forward([Span(1, CONTEXT - fed, full[CONTEXT - fed :], 1)])[0].copy()
+    assert target._batch.struct.n_tokens == fed  # there was no room for more
     assert close(target, last, fresh(target, full))
 
 
