@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from draftd.daemon import machine
+from draftd.daemon.bench_files import unwritable
 from draftd.ipc.errors import DraftdError
 
 
@@ -36,15 +36,10 @@ def count(text: str) -> int:
 
 
 def new_file(text: str) -> Path:
-    """An argument that names a file to write: what can't be written is better known before the run."""
+    """An argument that names a file to write."""
     path = Path(text)
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no directory {folder}")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a directory")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{path} can't be written")
+    if fault := unwritable(path):
+        raise argparse.ArgumentTypeError(fault)
     return path
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import random
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bars import bars
 from documents import without_folders
+from report_figures import (
+    GAIN,
+    SPEED,
+    WHOLE,
+    WHOLE_GAIN,
+    Figures,
+    answers,
+    best_fixed,
+    bootstrap,
+    both_speeds,
+    over,
+    picked,
+    quantities,
+)
 
 from draftd.daemon.bench_table import geometric_mean
 
@@ -23,15 +34,9 @@ OWN = {  # a contender that drafts -> the same library without
 }
 BEST = "draftd best fixed"
 OTHER_DRAWS = "other draws"
-SAMPLES = 2000  # of the bootstrap
-SPEED, GAIN = "tokens a second after the first", "over draftd's target alone"
-WHOLE, WHOLE_GAIN = "tokens a second, whole answer", "whole answer over draftd's target alone"
 FORMS = {SPEED: "{:.2f}", GAIN: "{:.2f}x", WHOLE: "{:.2f}", WHOLE_GAIN: "{:.2f}x"}
 FORMS |= {"per pass": "{:.2f}", "first ms": "{:.0f}", "MiB": "{:.0f}"}
 ENERGY = {"J a token": "{:.2f}"}
-
-Answer = dict[str, Any]
-Figures = dict[str, dict[str, float]]  # by contender, then by question; what nobody knows is left out
 
 
 def section(document: dict[str, Any]) -> str:
@@ -82,9 +87,13 @@ def section(document: dict[str, Any]) -> str:
 
 def asked_of(document: dict[str, Any]) -> str:
     """What a run was of: pair, backend, sampling."""
+    return f"{document['pair']}, draftd's target in {document['backend']}, {mode(document)}"
+
+
+def mode(document: dict[str, Any]) -> str:
+    """How a run sampled."""
     temperature = document["sampling"]["temperature"]
-    mode = f"temperature {temperature}" if temperature else "greedy"
-    return f"{document['pair']}, draftd's target in {document['backend']}, {mode}"
+    return f"temperature {temperature}" if temperature else "greedy"
 
 
 def summary(documents: Sequence[dict[str, Any]]) -> str:
@@ -124,94 +133,9 @@ def line(document: dict[str, Any], found: dict[str, Figures], name: str, forms: 
     return [name, *figures, mean(against, "{:.2f}x"), same(document, name, own)]
 
 
-def quantities(document: dict[str, Any], counted: bool) -> dict[str, Figures]:
-    """Every quantity of the table; `counted`: energy too."""
-    speeds, whole = both_speeds(document)
-    found = {
-        SPEED: speeds,
-        GAIN: {name: over(speeds, name, "draftd off") for name in speeds},
-        WHOLE: whole,
-        WHOLE_GAIN: {name: over(whole, name, "draftd off") for name in whole},
-        "per pass": by_question(document, per_pass),
-        "first ms": by_question(document, lambda answer: 1000 * float(answer["first_seconds"])),
-        "MiB": memory(document),
-    }
-    return found | {"J a token": by_question(document, joules_a_token)} if counted else found
-
-
-def answers(document: dict[str, Any], name: str) -> dict[str, list[Answer]]:
-    """One contender's answers to each question, one a turn."""
-    grouped: dict[str, list[Answer]] = {}
-    for result in document["results"]:
-        if result["contender"] == name:
-            grouped.setdefault(result["question_id"], []).append(result)
-    return grouped
-
-
-def speed(answer: Answer) -> float:
-    """Tokens a second after the first piece, which may hold several; nan where nothing followed it."""
-    seconds = answer["seconds"] - answer["first_seconds"]
-    tokens = answer["tokens"] - answer.get("first_tokens", 1)
-    return float(tokens / seconds) if tokens > 0 and seconds > 0 else math.nan
-
-
-def whole_speed(answer: Answer) -> float:
-    """Tokens a second from the request to the end; nan where there was none."""
-    return float(answer["tokens"] / answer["seconds"]) if answer["tokens"] else math.nan
-
-
-def both_speeds(document: dict[str, Any]) -> tuple[Figures, Figures]:
-    """Speeds after the first piece and of whole answers."""
-    return comparable(by_question(document)), comparable(by_question(document, whole_speed))
-
-
-def comparable(figures: Figures) -> Figures:
-    """Only the questions of which each contender's figure is known, of those that have any."""
-    known = [set(each) for each in figures.values() if each]
-    shared = set.intersection(*known) if known else set()
-    return {name: picked(each, shared) for name, each in figures.items()}
-
-
-def per_pass(answer: Answer) -> float:
-    """Tokens a pass of the target: by its rounds, or by what was accepted; nan where neither is known."""
-    if "rounds" not in answer and "accepted" not in answer:
-        return math.nan
-    rounds = answer.get("rounds") or answer["tokens"] - answer["accepted"]
-    return float(answer["tokens"] / rounds) if rounds > 0 else math.nan
-
-
-def joules_a_token(answer: Answer) -> float:
-    """Of the whole processor; nan where the counter ran over."""
-    joules = answer.get("joules", 0.0)
-    return float(joules / answer["tokens"]) if joules > 0 and answer["tokens"] else math.nan
-
-
-def by_question(document: dict[str, Any], of: Callable[[Answer], float] = speed) -> Figures:
-    """A quantity's median over the turns by contender and question, where it is known."""
-    found: Figures = {}
-    for name in document["memory_bytes"]:
-        found[name] = {}
-        for question, turns in answers(document, name).items():
-            if known := [value for each in turns if not math.isnan(value := of(each))]:
-                found[name][question] = statistics.median(known)
-    return found
-
-
-def memory(document: dict[str, Any]) -> Figures:
-    """MiB after each answer; earlier programs of this folder read them once, at the end."""
-    end = document["memory_bytes"]
-    return by_question(document, lambda answer: answer.get("memory_bytes", end[answer["contender"]]) / 2**20)
-
-
 def plain_of(name: str) -> str:
     """The contender that is this one's library without drafting; none is the empty name."""
     return next((plain for begin, plain in OWN.items() if name.startswith(begin)), "")
-
-
-def over(figures: Figures, name: str, other: str) -> dict[str, float]:
-    """One contender's figure over another's, by question."""
-    base = figures.get(other, {})
-    return {question: value / base[question] for question, value in figures[name].items() if question in base}
 
 
 def mean(values: dict[str, float], form: str, interval: bool = True) -> str:
@@ -224,20 +148,6 @@ def mean(values: dict[str, float], form: str, interval: bool = True) -> str:
         return middle
     low, high = (form.format(value).rstrip("x") for value in bootstrap(found, geometric_mean))
     return f"{middle} ({low} to {high})"
-
-
-def bootstrap(values: Sequence[float], of: Callable[[list[float]], float]) -> tuple[float, float]:
-    """The middle 95 % of a statistic over resampled values (Efron 1979, percentile method)."""
-    dice = random.Random(1)
-    found = sorted(of(dice.choices(values, k=len(values))) for _ in range(SAMPLES))
-    return found[int(0.025 * SAMPLES)], found[int(0.975 * SAMPLES)]
-
-
-def best_fixed(speeds: Figures) -> dict[str, float]:
-    """By question the speed of draftd's fastest fixed policy, to draft nothing being one of them."""
-    fixed = [each for name, each in speeds.items() if name.startswith("draftd ") and name != "draftd auto"]
-    shared = set.intersection(*(set(each) for each in fixed)) if len(fixed) > 1 else set()
-    return {question: max(each[question] for each in fixed) for question in sorted(shared)}
 
 
 def same(document: dict[str, Any], name: str, own: str) -> str:
@@ -260,10 +170,6 @@ def by_category(document: dict[str, Any]) -> dict[str, set[str]]:
     for result in document["results"]:
         found.setdefault(result["category"], set()).add(result["question_id"])
     return found
-
-
-def picked(values: dict[str, float], questions: set[str]) -> dict[str, float]:
-    return {question: value for question, value in values.items() if question in questions}
 
 
 def table(heads: list[str], rows: list[list[str]]) -> list[str]:

@@ -14,11 +14,13 @@ Document = dict[str, Any]
 
 
 def name(document: Document) -> str:
-    """The picture's file."""
+    """The picture's name: what was measured, of what, and how."""
     parts = [document["kind"], document["pair"], document.get("backend", ""), document.get("dtype", "")]
     if document["kind"] == "scaling":  # its parts may come from several runs, each with a picture
         parts += [part for part in ("apps", "contexts", "lengths", "cores") if document.get(part)]
-    return "-".join(part.replace(" ", "-") for part in parts if part) + ".svg"
+    if "sampling" in document:
+        parts.append(str(document["sampling"]["temperature"] or "greedy"))
+    return "-".join(part.replace(" ", "-") for part in parts if part)
 
 
 def _quality(document: Document) -> str:

@@ -24,7 +24,7 @@ from peer_process import Answer, Contender, PeerFailed, leave_out, peer, residen
 from transformers import AutoTokenizer
 
 from draftd.daemon import machine, tuned
-from draftd.daemon.bench import Prompt, read_prompts
+from draftd.daemon.bench_files import Prompt, read_prompts
 from draftd.daemon.private import private_daemon
 from draftd.daemon.settings import Settings
 from draftd.daemon.settings import load as load_settings

@@ -31,7 +31,7 @@ from recording import Answer, Opened
 from replay import Clock, Replay, ReplayedDraft, told_by
 
 from draftd.daemon import loader
-from draftd.daemon.bench import read_prompts
+from draftd.daemon.bench_files import read_prompts
 from draftd.daemon.bench_table import geometric_mean, share_of_best
 from draftd.daemon.control import Mode
 from draftd.daemon.controller import Controller

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import documents
 
-from draftd.daemon.bench import read_prompts
+from draftd.daemon.bench_files import read_prompts
 from draftd.daemon.engine import Engine
 from draftd.daemon.loader import load
 from draftd.daemon.request import Request

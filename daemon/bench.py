@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -13,29 +12,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel, Field, ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
 from draftd.daemon import bench_latency, bench_ping, bench_quality, bench_table, machine
+from draftd.daemon.bench_files import Prompt, read_prompts, unwritable, write
 from draftd.daemon.bench_table import Measured, Result
 from draftd.daemon.private import private_daemon
 from draftd.daemon.settings import load
 from draftd.daemon.timed import Answer, ask
 from draftd.ipc.client import Client
 from draftd.ipc.errors import InvalidRequest
-from draftd.ipc.messages import Status, explain
+from draftd.ipc.messages import Status
 
 POLICY = r"auto|(suffix|model|chain):[0-9]{1,2}"
 OF_SPEEDS = ("prompts", "temperature", "seed", "speculate", "again", "repeat", "ping")  # --quality heeds none
-
-
-class Prompt(BaseModel):
-    """A line of the prompts file; of several turns the first is asked."""
-
-    question_id: int | str
-    category: str = Field(min_length=1)
-    turns: list[str] = Field(min_length=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +90,8 @@ def bench(
 
     A category that loses is printed as it is.
     """
-    if json_out is not None and not json_out.absolute().parent.is_dir():
-        raise InvalidRequest(f"--json {json_out}: there is no directory {json_out.absolute().parent}")
+    if json_out is not None and (fault := unwritable(json_out)):
+        raise InvalidRequest(f"--json: {fault}")
     if quality and (given := _given(context, OF_SPEEDS)):
         raise InvalidRequest(f"--quality asks its own questions, greedily and once: leave out {given}")
     if not quality and _given(context, ("form",)):
@@ -114,7 +105,7 @@ def bench(
             form or [],
             per_category,
             max_tokens,
-            lambda made: _write(json_out, made),
+            lambda made: write(json_out, made),
             console,
             notes,
         )
@@ -146,7 +137,7 @@ def bench(
     console.print(bench_latency.table(latencies))
     for line in summary(results, pings):
         console.print(line, highlight=False)
-    _write(json_out, document(status, sampling, by_policy, repeat, pings) | {"latency": latencies})
+    write(json_out, document(status, sampling, by_policy, repeat, pings) | {"latency": latencies})
 
 
 def _given(context: typer.Context, names: Sequence[str]) -> str:
@@ -154,36 +145,6 @@ def _given(context: typer.Context, names: Sequence[str]) -> str:
     sources = [(name, context.get_parameter_source(name)) for name in names]
     found = [f"--{name}" for name, source in sources if source is not None and source.name == "COMMANDLINE"]
     return ", ".join(found)
-
-
-def _write(path: Path | None, document: dict[str, Any]) -> None:
-    if path is not None:
-        path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
-
-
-def read_prompts(path: Path, per_category: int | None) -> list[Prompt]:
-    """The file's prompts, in its order; InvalidRequest names the file and the line that is wrong."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise InvalidRequest(f"cannot read the prompts file {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InvalidRequest(f"the prompts file {path} is not UTF-8 text") from None
-    found: list[Prompt] = []
-    count: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            prompt = Prompt.model_validate_json(line)
-        except ValidationError as error:
-            raise InvalidRequest(f"{path} line {number}: {explain(error)}") from None
-        count[prompt.category] = count.get(prompt.category, 0) + 1
-        if per_category is None or count[prompt.category] <= per_category:
-            found.append(prompt)
-    if not found:
-        raise InvalidRequest(f"the prompts file {path} holds no prompt")
-    return found
 
 
 def measure(

@@ -5,9 +5,10 @@ ipc/PROTOCOL.md is the authority, and a test holds this to it.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from draftd.ipc.errors import InvalidRequest
 from draftd.ipc.parts import (
@@ -29,6 +30,7 @@ from draftd.ipc.version import VERSION
 
 MAX_ID = 64  # characters of a request id
 MAX_FAULTS = 5  # wrong fields named in one sentence
+SPECULATE = re.compile(r"auto|off|(suffix|model|chain):[0-9]{1,2}")
 RequestId = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 TokenText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # a token id as a map's key
 # added to a logit: the least bans the token, and 32 bits hold the sum
@@ -107,7 +109,7 @@ class Generate(Prompt):
     logprobs: int | None = Field(default=None, ge=0, le=20)
     ignore_eos: bool = False  # go on past the model's own end
     # auto, off, or for benchmarks a source and how many tokens it drafts a round
-    speculate: bool | Annotated[str, Field(pattern=r"^(auto|off|(suffix|model|chain):[0-9]{1,2})$")] = True
+    speculate: bool | str = True
     # how drafts are checked: against the seed's own answer, or by dice, blocks or tokens at a time
     verify: Literal["coupled", "rejection", "rejection-token"] = "coupled"
     keep_alive: KeepAlive = None
@@ -115,6 +117,13 @@ class Generate(Prompt):
     deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)  # from the daemon's receipt
     credit: int | None = Field(default=None, ge=1, le=1_000_000)  # `tokens` messages; None: no limit
     resume: Resume | list[Resume] | None = None  # of several answers: one for each, in their order
+
+    @field_validator("speculate", mode="before")  # before, or each of the two types has its own complaint
+    @classmethod
+    def _known_policy(cls, value: Any) -> Any:
+        if isinstance(value, bool) or (isinstance(value, str) and SPECULATE.fullmatch(value)):
+            return value
+        raise ValueError("should be true, false, auto, off, or suffix:N, model:N or chain:N with N up to 99")
 
     @model_validator(mode="after")
     def _search_alone(self) -> Generate:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +13,11 @@ import pytest
 
 from draftd.daemon.bench_ping import PingReport
 from draftd.daemon.bench_scores import SCORES, Row
+from tests.bench.conftest import BENCH
+from tests.bench.test_report_peers import RESULTS
+from tests.bench.test_report_peers import document as beside
+from tests.bench.test_report_speeds import ASKED, MACHINE
+from tests.bench.test_report_speeds import document as own
 
 Program = Callable[[str], ModuleType]
 
@@ -176,22 +183,6 @@ def lengths(drawn: ElementTree.Element) -> list[float]:
     return [float(each.attrib["width"]) for each in found if each.attrib["height"] == "10"]
 
 
-def test_a_category_without_a_speed_is_left_out_of_the_means(program: Program) -> None:
-    found = {"off": {"a": 1.0, "b": None}, "auto": {"a": 2.0, "b": None}}
-    document = {"policies": found, "categories": [{"name": "a"}, {"name": "b"}]}
-    lines = program("report").policies(document)
-    assert lines[4:7] == [
-        "| a | 1.00x | 2.00x | 2.00 |",
-        "| b | - | - | - |",
-        "| **geometric mean** | 1.00x | 2.00x | 2.00 |",
-    ]
-    assert "no speed is known" in lines[-2]
-    del found["off"]["b"], found["auto"]["b"]
-    assert "no speed is known" not in str(
-        program("report").policies(document | {"categories": [{"name": "a"}]})
-    )
-
-
 def test_a_section_from_another_machine_says_so(program: Program) -> None:
     report = program("report")
     mine = {"cores": 2, "cpu": "A", "cpu_features": ["avx512_vnni"], "memory_bytes": 2**34, "python": "3.11"}
@@ -212,3 +203,83 @@ def test_a_file_without_figures_is_named(program: Program, tmp_path: Path, text:
         program("report").read(file)
     with pytest.raises(SystemExit, match=r"gone\.json"):
         program("report").read(tmp_path / "gone.json")
+
+
+@pytest.fixture
+def page(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A page to be written anew, with pictures of an earlier report and others."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    monkeypatch.setattr(program("report"), "DOCS", docs)
+    page = docs / "benchmarks.md"
+    page.write_text(
+        "# Benchmarks\n\n![by hand](above.svg)\n\n## Results\n\nold\n\n![speeds](peers1.svg)\n\n"
+        "![outside](../outside.svg)\n\n![a photograph](photo.png)\n\n![gone](gone.svg)\n",
+        "utf-8",
+    )
+    for name in ("above.svg", "peers1.svg", "unnamed.svg", "photo.png", "../outside.svg"):
+        (docs / name).write_text("old", "utf-8")
+    return page
+
+
+def report(program: Program, folder: Path, documents: list[dict[str, Any]]) -> None:
+    files = [folder / f"{number}.json" for number in range(len(documents))]
+    for file, document in zip(files, documents, strict=True):
+        file.write_text(json.dumps(document), "utf-8")
+    program("report").main(files)
+
+
+def test_pictures_are_named_by_what_they_show_and_those_shown_no_more_go(
+    program: Program, page: Path, tmp_path: Path
+) -> None:
+    sampled = {"max_tokens": 11, "temperature": 0.8}
+    run = beside(RESULTS, kind="side by side", machine=MACHINE)
+    report(program, tmp_path, [own(ASKED), run, run | {"sampling": sampled}, run])
+    text = page.read_text("utf-8")
+    assert text.startswith("# Benchmarks\n\n![by hand](above.svg)\n\n## Results\n\n2 cores (A; ")
+    shown = re.findall(r"\]\((.+)\)", text.partition("## Results")[2])
+    assert shown == [
+        "speedup.svg",
+        "side-by-side-tiny-llama_cpp-greedy.svg",
+        "side-by-side-tiny-llama_cpp-0.8.svg",
+        "side-by-side-tiny-llama_cpp-greedy-2.svg",  # the same asked again
+    ]
+    kept = {"above.svg", "unnamed.svg", "photo.png", "benchmarks.md"}
+    assert {file.name for file in page.parent.iterdir()} == {*shown, *kept}
+    assert (tmp_path / "outside.svg").exists()
+    report(program, tmp_path, [run])
+    assert {file.name for file in page.parent.iterdir()} == {shown[1], *kept}
+    assert ElementTree.fromstring((page.parent / shown[1]).read_text("utf-8")).tag.endswith("svg")
+
+
+def test_a_report_that_fails_leaves_page_and_pictures(program: Program, page: Path, tmp_path: Path) -> None:
+    before = page.read_text("utf-8")
+    with pytest.raises(KeyError):
+        report(program, tmp_path, [own(ASKED), {"kind": "roofline", "pair": "tiny", "machine": MACHINE}])
+    assert page.read_text("utf-8") == before
+    assert not (page.parent / "speedup.svg").exists()
+    assert (page.parent / "peers1.svg").exists()
+
+
+def test_the_results_begin_with_all_speeds_and_other_pages_find_theirs(
+    program: Program, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(program, tmp_path, [own(ASKED), beside(RESULTS, kind="side by side", machine=MACHINE)])
+    headings = re.findall(r"^### (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    title = "tiny, target in llama_cpp, greedy"
+    assert headings == ["Speeds in short", title, "Side by side: tiny, draftd's target in llama_cpp, greedy"]
+    monkeypatch.syspath_prepend(str(BENCH.parent / "docs"))
+    speedups = program("speedups")
+    monkeypatch.setattr(speedups, "PAGE", page)
+    (found,) = speedups.runs()
+    assert (found.title, found.speedup, found.mean) == (title, ASKED["auto"], 1.36)
+
+
+def test_pictures_of_limits_keep_their_names(program: Program) -> None:
+    name = program("report_plots").name
+    asked = {"pair": "tiny", "backend": "llama_cpp"}
+    assert name({"kind": "roofline"} | asked) == "roofline-tiny-llama_cpp"
+    assert name({"kind": "scaling", "apps": [1], "cores": [], "lengths": [1]} | asked) == (
+        "scaling-tiny-llama_cpp-apps-lengths"
+    )
+    assert name({"kind": "quality", "pair": "tiny", "dtype": "float32"}) == "quality-tiny-float32"

@@ -54,8 +54,8 @@ def cells(text: str, name: str) -> list[str]:
 
 def test_a_contender_has_its_speed_its_ratios_and_its_tokens_a_pass(program: Program) -> None:
     text = program("report_peers").section(document(RESULTS))
-    peers = program("report_peers")
-    heads = [peers.SPEED, peers.GAIN, peers.WHOLE, peers.WHOLE_GAIN, "per pass", "first ms", "MiB"]
+    figures = program("report_figures")
+    heads = [figures.SPEED, figures.GAIN, figures.WHOLE, figures.WHOLE_GAIN, "per pass", "first ms", "MiB"]
     assert cells(text, "contender")[1:] == [*heads, "over its own plain speed", "same"]
     assert cells(text, "draftd off")[1:] == [
         "2.00 (2.00 to 2.00)",
@@ -103,34 +103,37 @@ def test_every_quantity_is_told_by_category(program: Program) -> None:
 def test_a_speed_after_the_first_is_of_prompts_that_left_every_contender_more_to_say(
     program: Program,
 ) -> None:
-    peers = program("report_peers")
+    peers, figures = program("report_peers"), program("report_figures")
     results = [
         result("draftd off", "1", 2.0),
         result("draftd off", "2", 8.0),
         result("hf generate assisted", "1", 2.0, first_tokens=6),  # five in five seconds
         result("hf generate assisted", "2", 8.0, first_tokens=11),
     ]
-    found = peers.quantities(document(results), counted=False)
-    assert found[peers.SPEED] == {"draftd off": {"1": 2.0}, "hf generate assisted": {"1": 1.0}}
-    assert found[peers.WHOLE]["draftd off"] == found[peers.WHOLE]["hf generate assisted"]
-    assert set(found[peers.WHOLE]["draftd off"]) == {"1", "2"}
+    found = figures.quantities(document(results), counted=False)
+    assert found[figures.SPEED] == {"draftd off": {"1": 2.0}, "hf generate assisted": {"1": 1.0}}
+    assert found[figures.WHOLE]["draftd off"] == found[figures.WHOLE]["hf generate assisted"]
+    assert set(found[figures.WHOLE]["draftd off"]) == {"1", "2"}
     assert "over the 1 of 2 prompts to which every contender had more" in peers.section(document(results))
 
 
 def test_medians_are_of_each_quantitys_own(program: Program) -> None:
-    peers = program("report_peers")
+    figures = program("report_figures")
     times = [(9.0, 10.0), (1.0, 6.0), (5.0, 7.0)]  # the first after, and all
     turns = [result("draftd off", "1", 1.0, first_seconds=first, seconds=all_) for first, all_ in times]
-    found = peers.quantities(document(turns, repeat=3), counted=False)
-    assert found[peers.SPEED]["draftd off"] == {"1": 5.0}
-    assert found[peers.WHOLE]["draftd off"] == {"1": pytest.approx(11 / 7)}
+    found = figures.quantities(document(turns, repeat=3), counted=False)
+    assert found[figures.SPEED]["draftd off"] == {"1": 5.0}
+    assert found[figures.WHOLE]["draftd off"] == {"1": pytest.approx(11 / 7)}
     assert found["first ms"]["draftd off"] == {"1": 5000.0}
 
 
 def test_the_best_fixed_policy_is_chosen_for_each_prompt_and_auto_is_none(program: Program) -> None:
-    peers = program("report_peers")
+    peers, figures = program("report_peers"), program("report_figures")
     found = document(RESULTS)
-    assert peers.best_fixed(peers.by_question(found)) == {"1": pytest.approx(8.0), "2": pytest.approx(2.0)}
+    assert figures.best_fixed(figures.by_question(found)) == {
+        "1": pytest.approx(8.0),
+        "2": pytest.approx(2.0),
+    }
     text = peers.section(found)
     assert cells(text, "*draftd best fixed*")[1:6] == [
         "4.00 (2.00 to 8.00)",
@@ -180,7 +183,7 @@ def test_an_error_of_a_library_says_nothing_of_folders(program: Program) -> None
 
 
 def test_an_interval_holds_the_mean_and_widens_with_the_spread(program: Program) -> None:
-    bootstrap, mean = program("report_peers").bootstrap, program("report_peers").geometric_mean
+    bootstrap, mean = program("report_figures").bootstrap, program("report_peers").geometric_mean
     assert bootstrap([2.0] * 5, mean) == pytest.approx((2.0, 2.0))
     low, high = bootstrap([1.0, 2.0, 4.0], mean)
     assert 1.0 <= low < 2.0 < high <= 4.0

@@ -4,7 +4,6 @@ import io
 import json
 import math
 import os
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -12,7 +11,6 @@ from rich.console import Console
 from draftd.daemon import bench, bench_ping, bench_table, machine
 from draftd.daemon.bench_table import CONVERSATION, SPEC_BENCH, Result
 from draftd.daemon.timed import Answer
-from draftd.ipc.errors import InvalidRequest
 from draftd.ipc.messages import Status
 from draftd.ipc.parts import Stats
 
@@ -120,39 +118,6 @@ def test_ping_report() -> None:
     report = bench_ping.report(daemon, [50.25] * 200, [25.0] * 200)
     assert report.unix_median == 25.0
     assert report.ratio == pytest.approx(2.0)
-
-
-def test_prompts_by_category(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    lines = [{"question_id": n, "category": "ab"[n % 2], "turns": [f"q{n}", "later"]} for n in range(6)]
-    path.write_text("\n\n".join(json.dumps(line) for line in lines) + "\n")
-    assert [prompt.question_id for prompt in bench.read_prompts(path, None)] == list(range(6))
-    assert [prompt.turns[0] for prompt in bench.read_prompts(path, 2)] == ["q0", "q1", "q2", "q3"]
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b'{"question_id": 1, "category": "a", "turns": ["q"]}\n{"question_id": 2}\n', "line 2: category: "),
-        (b'{"question_id": 1, "category": "a", "turns": []}', "line 1: turns: "),
-        (b"not json\n", "line 1: "),
-        (b"\n\n", "holds no prompt"),
-        (b"\xff\xfe", "is not UTF-8 text"),
-    ],
-)
-def test_a_bad_prompts_file_is_named_with_its_line(tmp_path: Path, content: bytes, said: str) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(InvalidRequest) as raised:
-        bench.read_prompts(path, None)
-    assert str(path) in raised.value.message
-    assert said in raised.value.message
-    assert "\n" not in raised.value.message
-
-
-def test_a_missing_prompts_file(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"cannot read the prompts file .*No such file"):
-        bench.read_prompts(tmp_path / "none.jsonl", None)
 
 
 def test_the_document_is_json_even_where_nothing_could_be_measured() -> None:

@@ -151,3 +151,6 @@ def test_errors_are_one_sentence(tmp_path: Path, prompts: Path) -> None:
     unwritable = run("--prompts", prompts, "--json", tmp_path / "no" / "out.json")
     assert unwritable.returncode == 2
     assert "there is no directory" in unwritable.stderr
+    folder = run("--prompts", prompts, "--json", tmp_path)
+    assert folder.returncode == 2
+    assert f"--json: {tmp_path} is a directory" in folder.stderr

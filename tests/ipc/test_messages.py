@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from draftd.ipc import messages
+from draftd.ipc import messages, session
 from draftd.ipc.errors import CODES, DraftdError, InvalidRequest, Overloaded, from_code
 
 
@@ -40,6 +40,25 @@ def _explain(**fields: Any) -> str:
 )  # fmt: skip
 def test_explains_each_wrong_field(fields: dict[str, Any], sentence: str) -> None:
     assert sentence in _explain(**fields)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["model:999999", "model:", "model:4\n", "model:٤", "oracle:4", "AUTO", "", b"auto", 4, None, ["auto"]],
+)
+def test_a_policy_that_is_none_is_one_sentence(wrong: Any) -> None:
+    said = "speculate: should be true, false, auto, off, or suffix:N, model:N or chain:N with N up to 99"
+    assert _explain(prompt="a", speculate=wrong) == said
+    with pytest.raises(InvalidRequest) as caught:  # before anything is sent
+        session.check(messages.Generate, {"prompt": "a", "speculate": wrong})
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("policy", [True, False, "auto", "off", "suffix:99", "model:4", "chain:0"])
+def test_a_policy_is_taken_as_it_is(policy: bool | str) -> None:
+    message = messages.parse_client({"type": "generate", "id": "1", "prompt": "a", "speculate": policy})
+    assert isinstance(message, messages.Generate)
+    assert message.speculate == policy
 
 
 def test_names_no_more_than_a_few_faults() -> None:

@@ -1,0 +1,198 @@
+"""The report's section of one run of `draftd bench`, the runs' plot, and one table of all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import report_limits
+from bars import bars
+from documents import without_folders
+from report_peers import mode, table
+from simulated_gpu import BEHIND
+
+from draftd.daemon.bench_table import geometric_mean, share_of_best
+
+
+def summary(documents: Sequence[dict[str, Any]]) -> str:
+    """A line a run: what was asked, and the figures that stand for the whole of it."""
+    heads = ["pair", "backend", "temperature", "asked", "over the target alone", "worst category"]
+    heads += ["auto / best fixed", "asked again", "commit"]
+    return "\n".join(
+        [
+            "### Speeds in short",
+            "",
+            "Each run of `draftd bench` below, by geometric means over its categories. *asked*: prompts, and "
+            "the most tokens of an answer; *medians of N*: of N answers to a prompt the one of median speed "
+            "counts; *asked again*: the same prompt a second time, over the target alone; *-*: not part of "
+            "the run.",
+            "",
+            *table(heads, [line(each) for each in documents]),
+        ]
+    )
+
+
+def line(document: dict[str, Any]) -> list[str]:
+    """One run's cells."""
+    by_policy = document.get("policies", {})
+    drafted = known({found["name"]: found["speedup"] for found in document["categories"]})
+    again = known(by_policy.get("again", {}))
+    policy = next(iter(by_policy), "auto")  # whose figures those of the categories are
+    sampling = document["sampling"]
+    prompts = sum(found["prompts"] for found in document["categories"])
+    return [
+        document["pair"],
+        document["engine"]["backend"],
+        str(sampling["temperature"] or "greedy"),
+        f"{prompts} x {sampling['max_tokens']} tokens{medians(document)}",
+        figure(geometric_mean(drafted.values())) + (f" ({policy})" if policy != "auto" else ""),
+        worst(drafted),
+        figure(geometric_mean(shares(document).values()), ""),
+        figure(geometric_mean(again.values())),
+        document["machine"].get("commit") or "-",
+    ]
+
+
+def title(document: dict[str, Any]) -> str:
+    """What a run was of: pair, backend, sampling."""
+    return f"{document['pair']}, target in {document['engine']['backend']}, {mode(document)}"
+
+
+def names(document: dict[str, Any]) -> list[str]:
+    """The categories."""
+    return [found["name"] for found in document["categories"]]
+
+
+def medians(document: dict[str, Any]) -> str:
+    """The end of a sentence on what was asked, if it was asked more than once."""
+    return f", medians of {document['repeat']}" if document["repeat"] > 1 else ""
+
+
+def known(values: Mapping[str, float | None]) -> dict[str, float]:
+    """The categories that have a figure: where nothing came after the first token there is none."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def figure(value: float | None, unit: str = "x") -> str:
+    """Two decimals, or a dash for what is not known."""
+    return "-" if value is None or math.isnan(value) else f"{value:.2f}{unit}"
+
+
+def worst(values: Mapping[str, float], unit: str = "x") -> str:
+    """The least figure, and the category that has it."""
+    name = min(values, key=lambda each: values[each], default="")
+    return f"{figure(values.get(name), unit)} {name}".rstrip()
+
+
+def section(document: dict[str, Any]) -> str:
+    """One run: its command, its table, what it says of the daemon itself."""
+    engine = document["engine"]
+    lines = [
+        f"### {title(document)}",
+        "",
+        f"    {without_folders(document['command'])}",
+        "",
+        f"Target {engine['target']}, draft {engine['draft']}, {engine['threads']} threads; "
+        f"answers of {document['sampling']['max_tokens']} tokens at most{medians(document)}.",
+        "",
+        "| category | alone | drafted | speed-up | per pass | accepted | first ms | same |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for found in document["categories"]:
+        row = {name: math.nan if value is None else value for name, value in found.items()}
+        share = f" {row['accepted'] / row['drafted']:.0%}" if row["drafted"] else ""
+        lines.append(
+            f"| {row['name']} | {row['plain_speed']:.2f} | {row['drafted_speed']:.2f} "
+            f"| {row['speedup']:.2f}x | {row['accepted_length']:.2f} "
+            f"| {row['accepted']}/{row['drafted']}{share} "
+            f"| {row['drafted_first'] * 1000:.0f}/{row['plain_first'] * 1000:.0f} "
+            f"| {row['same_text']}/{row['prompts']} |"
+        )
+    count = len(document["categories"])
+    speedups = known({found["name"]: found["speedup"] for found in document["categories"]})
+    lines += [
+        f"| **geometric mean of {count}** | | | **{figure(document['geometric_mean_speedup'])}** | | | | |",
+        f"| *worst* | | | {worst(speedups)} | | | | |",
+        "",
+        f"Beside the time of the two models: {document['engine_overhead']:.1%} in the engine, "
+        f"{document['whole_overhead']:.1%} with queues, sockets and client.",
+    ]
+    if lost := [f"{name} {figure(value)}" for name, value in speedups.items() if value < 1.0]:
+        lines += ["", f"Lost, below the target alone: {', '.join(lost)}."]
+    if waits := document.get("latency"):
+        lines += report_limits.latency(waits)
+    if len(document.get("policies", {})) > 1:
+        lines += ["", *policies(document)]
+    if ping := document["ping"]:
+        lines += [
+            "",
+            f"Ping over {ping['count']}: median {ping['daemon_median'] * 1e6:.0f} µs, a bare ZeroMQ's "
+            f"in the same run {ping['bare_median'] * 1e6:.0f} µs: "
+            f"{ping['daemon_median'] / ping['bare_median']:.2f} times."
+            + (
+                f" A bare Unix socket's: {ping['unix_median'] * 1e6:.0f} µs." if "unix_median" in ping else ""
+            ),
+        ]
+    return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip()
+
+
+def policies(document: dict[str, Any]) -> list[str]:
+    """Speed over the target alone by category and policy; the controller against the best fixed one."""
+    columns = {policy: (known(each), "x") for policy, each in document["policies"].items()}
+    if found := shares(document):
+        columns["auto / best fixed"] = (found, "")
+    rows = [
+        [name, *(figure(values.get(name), unit) for values, unit in columns.values())]
+        for name in names(document)
+    ]
+    means = [figure(geometric_mean(values.values()), unit) for values, unit in columns.values()]
+    rows += [
+        ["**geometric mean**", *means],
+        ["*worst*", *(worst(values, unit) for values, unit in columns.values())],
+    ]
+    lines = ["By policy, speed over the target alone:", "", *table(["category", *columns], rows)]
+    if found:
+        lines += ["", against_best(found)]
+    if any(None in each.values() for each in document["policies"].values()):
+        lines += [
+            "",
+            "-: nothing came after the first token there, so that no speed is known; left out of the means.",
+        ]
+    return lines
+
+
+def shares(document: dict[str, Any]) -> dict[str, float]:
+    """By category the controller's speed over that of the best fixed policy; none unless both were asked."""
+    found = document.get("policies", {})
+    fixed = [policy for policy in found if policy not in ("auto", "again")]
+    if "auto" not in found or not fixed:
+        return {}
+    made = {}
+    for name in names(document):
+        speedups = {policy: found[policy][name] for policy in ("auto", *fixed)}
+        if None not in speedups.values():
+            made[name] = share_of_best(speedups, fixed)
+    return made
+
+
+def against_best(found: Mapping[str, float]) -> str:
+    """How many categories' shares are as they should be, and the others by name, the least first."""
+    below = sorted((share, name) for name, share in found.items() if share < BEHIND)
+    told = ", ".join(f"{name} {share:.3f}" for share, name in below)
+    return (
+        f"The controller over the best fixed policy: {BEHIND} or more in {len(found) - len(below)} of "
+        f"{len(found)} categories{f'; below: {told}' if below else ''}."
+    )
+
+
+def plot(documents: Sequence[dict[str, Any]]) -> str:
+    """Speed-up by category, a colour a run, as SVG."""
+    series = {
+        f"{title(each)}, answers a prompt: {each['repeat']}, geometric mean: "
+        f"{figure(each['geometric_mean_speedup'])}": [
+            math.nan if found["speedup"] is None else found["speedup"] for found in each["categories"]
+        ]
+        for each in documents
+    }
+    return bars("speed over the target alone", names(documents[0]), series, "x", mark=1.0)
