@@ -13,13 +13,15 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --qu
 options = --pair $(or $(PAIR),qwen2.5-coder) --json $(VENV)/$@$(if $(PAIR),-$(PAIR))$(if $(BACKEND),-$(BACKEND)).json
 backend = $(if $(BACKEND),DRAFTD_BACKEND=$(BACKEND))
 need-prompts = @test -n "$(PROMPTS)" || { echo 'make $@: say which prompts: make $@ PROMPTS=prompts.jsonl'; exit 2; }
+beside-peers = $(options) --backend $(or $(BACKEND),transformers) --prompts $(PROMPTS) \
+	--python llama_server=.venv-peers/bin/python --python openvino_genai_=.venv-peers/bin/python
 PACKAGES := ipc models drafts daemon
 FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES) daemon/page daemon/quality systemd)))
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict
 
-.PHONY: help demo screenshots recording test test-qwen test-systemd test-million lint bench bench-peers bench-simulated \
-	bench-verify bench-quality bench-roofline bench-scaling bench-prefill bench-hot-loop bench-suffix bench-report \
-	bench-check install clean FORCE
+.PHONY: help demo screenshots recording test test-qwen test-systemd test-million lint bench peers bench-peers bench-memory \
+	bench-simulated bench-verify bench-quality bench-roofline bench-scaling bench-prefill bench-hot-loop bench-suffix \
+	bench-report bench-check install clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -52,15 +54,20 @@ bench: install ## PROMPTS=file.jsonl PAIR=smollm2 ARGS="--per-category 2": speed
 	$(need-prompts)
 	@$(backend) $(BIN)/draftd bench --pair $(or $(PAIR),smollm2) --prompts $(PROMPTS) $(ARGS)
 
-bench-peers: install ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-coder: draftd beside its peers
-	$(need-prompts)
+peers: install ## the libraries that draftd is compared with, in .venv-peers and .venv
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	@for package in xllamacpp openvino-genai; do \
 		.venv-peers/bin/python -m pip install --quiet $$package || echo "no $$package here: its peer will be missing"; \
 	done
 	@$(PIP) --constraint $(VENV)/constraints.txt scikit-learn || echo "no scikit-learn here: hf generate will be missing"
-	@$(BIN)/python bench/side_by_side.py $(options) --backend $(or $(BACKEND),transformers) --prompts $(PROMPTS) \
-		--python llama_server=.venv-peers/bin/python --python openvino_genai_=.venv-peers/bin/python $(ARGS)
+
+bench-peers: peers ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-coder: draftd beside its peers
+	$(need-prompts)
+	@$(BIN)/python bench/side_by_side.py $(beside-peers) $(ARGS)
+
+bench-memory: peers ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-coder: what each form takes alone
+	$(need-prompts)
+	@$(BIN)/python bench/memory.py $(beside-peers) $(ARGS)
 
 bench-simulated: install ## PROMPTS=file.jsonl PAIR=qwen2.5-coder: the controller in places that this machine can't be
 	$(need-prompts)

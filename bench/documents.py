@@ -57,3 +57,9 @@ def tell(words: str) -> None:
 def without_folders(command: str) -> str:
     """A command line for a page: where its files lay says nothing."""
     return re.sub(r"""(?<=[\s="'(])/[^\s"']*/""", "", command)
+
+
+def libraries(document: dict[str, Any]) -> str:
+    """The versions of the peers' libraries, for the end of a caption; empty where a document has none."""
+    told = [f"{label} ({version})" for label, version in document.get("versions", {}).items()]
+    return f" Versions: {', '.join(told)}." if told else ""

@@ -31,18 +31,26 @@ class PeerFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Something that answers; `memory` reads the resident bytes of its processes."""
+    """Something that answers; `memory` reads the resident bytes of the process that holds its models."""
 
     name: str
     ask: Ask
     memory: Callable[[], int]
+    pids: tuple[int, ...]  # all its processes
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A peer that has begun; all of it is empty where it could not."""
+
+    contenders: list[Contender]  # the modes that were wanted, and that it has
+    offered: list[str]  # its modes, wanted or not
+    version: str  # of its library
 
 
 @contextmanager
-def peer(
-    name: str, python: str, settings: dict[str, Any], missing: dict[str, str]
-) -> Iterator[list[Contender]]:
-    """A peer's modes; `missing` gets the reason for each that there is not, or for the peer as a whole."""
+def peer(name: str, python: str, settings: dict[str, Any], missing: dict[str, str]) -> Iterator[Peer]:
+    """A peer with its modes; `missing` gets the reason for each that there is not, or for the whole peer."""
     label = spoken(name)
     with tempfile.TemporaryFile("w+") as aside:
         try:
@@ -55,7 +63,7 @@ def peer(
             )
         except OSError as error:
             leave_out(label, f"{python} can't be run ({error.strerror})", missing)
-            yield []
+            yield Peer([], [], "")
             return
         stdin, stdout = child.stdin, child.stdout
         assert stdin is not None
@@ -92,19 +100,20 @@ def peer(
             def answer(body: dict[str, Any]) -> Answer:
                 return exchange(body | {"mode": mode}, ANSWERING)
 
-            return Contender(f"{label} {mode}", answer, memory)
+            return Contender(f"{label} {mode}", answer, memory, (child.pid,))
 
         try:
-            modes: list[str] = []
+            found = Peer([], [], "")
             try:
                 told = exchange(settings, LOADING)
             except PeerFailed as error:
                 leave_out(label, str(error), missing)
             else:
-                modes = told["modes"]
                 for mode, reason in told["absent"].items():
                     leave_out(f"{label} {mode}", reason, missing)
-            yield [contender(mode) for mode in modes]
+                built = [contender(mode) for mode in told["modes"]]
+                found = Peer(built, told["offered"], told["version"])
+            yield found
         finally:
             with suppress(BrokenPipeError):  # a line that a dead peer never read
                 stdin.close()

@@ -1,4 +1,4 @@
-"""The report's sections of quality, roofline, scaling, the hot loop, prefill and the guard."""
+"""The report's sections of quality, roofline, scaling, the hot loop, prefill, memory and the guard."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import check
 import hot_loop
+import memory
 import prefill
 import roofline
 import scaling
@@ -91,6 +92,7 @@ KINDS: dict[str, tuple[str, Callable[[Document], list[str]]]] = {
     "hot loop": ("Where a round's time goes", hot_loop.lines),
     "suffix": ("What the suffix draft costs", suffix.lines),
     "prefill": ("The first token after a prefill", prefill.lines),
+    "memory": ("Memory of each form alone", memory.lines),
     "verify modes": ("Coupled against rejection", verify_modes.lines),
     "check": (
         "The guard against getting slower",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -33,9 +33,15 @@ def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
         raise ModuleNotFoundError("assisted generation at its best wants scikit-learn: pip install it")
     torch.set_num_threads(settings["threads"])
     tokenizer = AutoTokenizer.from_pretrained(settings["target"])
-    target = AutoModelForCausalLM.from_pretrained(settings["target"], dtype=torch.bfloat16).eval()
+
+    @cache
+    def target() -> Any:
+        """One for all modes, loaded with the first that is wanted."""
+        return AutoModelForCausalLM.from_pretrained(settings["target"], dtype=torch.bfloat16).eval()
 
     def mode(**options: Any) -> Mode:
+        model = target()
+
         def answer(request: Request) -> dict[str, Any]:
             torch.manual_seed(request["seed"])
             watch = Stopwatch()
@@ -49,7 +55,7 @@ def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
                     "top_p": 1.0,
                 }
             with torch.inference_mode():
-                output = target.generate(
+                output = model.generate(
                     **inputs,
                     max_new_tokens=request["max_tokens"],
                     streamer=Watch(watch),
@@ -78,4 +84,4 @@ def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
 
 
 if __name__ == "__main__":
-    serve(offer)
+    serve(offer, "transformers", "torch")

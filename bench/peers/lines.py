@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 Request = dict[str, Any]  # text (a templated prompt), messages, max_tokens, temperature, seed
@@ -21,11 +22,11 @@ Mode = Callable[[Request], Answer]
 Build = Callable[[], Mode]  # loads what this mode alone needs
 
 
-def serve(offer: Callable[[dict[str, Any]], Mapping[str, Build | str]]) -> None:
+def serve(offer: Callable[[dict[str, Any]], Mapping[str, Build | str]], *packages: str) -> None:
     """Offer modes by the first line's settings, build those that are wanted, then answer line by line.
 
     In place of a mode that the peer lacks `offer` gives the reason. A mode that can't be built, or that fails
-    at a request, says so for itself alone.
+    at a request, says so for itself alone. `packages`: the peer's library, whose versions are told.
     """
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not mix in
@@ -43,14 +44,15 @@ def serve(offer: Callable[[dict[str, Any]], Mapping[str, Build | str]]) -> None:
         if isinstance(build, str):
             absent[name] = build
         elif (left := memory_left()) < settings["mode_bytes"]:
-            absent[name] = f"only {left >> 20} MiB of memory were left: --only names fewer contenders"
+            absent[name] = f"only {left >> 20} MiB of memory were left: end programs, or name fewer by --only"
         else:
             try:
                 modes[name] = build()
             except Exception as error:
                 traceback.print_exc()
                 absent[name] = said(error)
-    print(json.dumps({"modes": list(modes), "absent": absent}), file=out)
+    told = {"modes": list(modes), "absent": absent, "offered": list(offered)}
+    print(json.dumps(told | {"version": ", ".join(map(released, packages))}), file=out)
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -59,6 +61,14 @@ def serve(offer: Callable[[dict[str, Any]], Mapping[str, Build | str]]) -> None:
             traceback.print_exc()
             answer = {"error": said(error)}
         print(json.dumps(answer), file=out)
+
+
+def released(package: str) -> str:
+    """A package with its version, as this interpreter has it."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"{package} of unknown version"
 
 
 def said(error: Exception) -> str:

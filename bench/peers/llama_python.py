@@ -66,4 +66,4 @@ def mode(settings: dict[str, Any], **options: Any) -> Mode:
 
 
 if __name__ == "__main__":
-    serve(offer)
+    serve(offer, "llama-cpp-python")

@@ -88,4 +88,4 @@ def mode(settings: dict[str, Any], kind: Any = None, draft: str = "", short: boo
 
 
 if __name__ == "__main__":
-    serve(offer)
+    serve(offer, "xllamacpp")

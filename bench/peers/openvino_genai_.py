@@ -115,4 +115,4 @@ def saved(gguf: Path, folder: Path, limits: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    serve(offer)
+    serve(offer, "openvino-genai")

@@ -47,6 +47,23 @@ def tiny_pair(tmp_path: Path, gguf_files: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
+def write_peer(
+    program: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], None]:
+    """Write a peer `a_peer`, beside the lines.py that there is, where peers are looked for."""
+    process = program("peer_process")
+    folder = tmp_path / "peers"
+    folder.mkdir()
+    (folder / "lines.py").write_text((process.PEERS / "lines.py").read_text("utf-8"), "utf-8")
+    monkeypatch.setattr(process, "PEERS", folder)
+
+    def write(text: str) -> None:
+        (folder / "a_peer.py").write_text(text, "utf-8")
+
+    return write
+
+
+@pytest.fixture
 def run_main(
     program: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., ModuleType]:

@@ -59,7 +59,7 @@ def test_every_program_ends_so() -> None:
     texts = {path.stem: path.read_text("utf-8") for path in BENCH.glob("*.py")}
     programs = {name: text for name, text in texts.items() if '__name__ == "__main__"' in text}
     programs.pop("report")  # reads its own files only
-    assert len(programs) == 9
+    assert len(programs) == 10
     assert [name for name, text in programs.items() if not text.endswith("    documents.run(main)\n")] == []
     done = subprocess.run(
         [sys.executable, str(BENCH / "verify_modes.py"), "/nowhere/prompts.jsonl"],
@@ -75,8 +75,8 @@ def test_every_program_ends_so() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("check", "hot_loop", "prefill", "roofline", "scaling", "side_by_side", "simulated_gpu", "suffix"),
-        "verify_modes",
+        *("check", "hot_loop", "memory", "prefill", "roofline", "scaling", "side_by_side", "simulated_gpu"),
+        *("suffix", "verify_modes"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_the_run(
@@ -104,6 +104,7 @@ def test_what_can_be_written(program: Program, tmp_path: Path, monkeypatch: pyte
     [
         ("side_by_side", "--repeat"),
         ("side_by_side", "--per-category"),
+        ("memory", "--context"),
         ("simulated_gpu", "--max-tokens"),
         ("verify_modes", "--length"),
         ("roofline", "--max-tokens"),

@@ -110,6 +110,18 @@ DOCUMENTS: list[dict[str, Any]] = [
             | dict.fromkeys(("lookup", "lookup_p99", "drafting", "drafting_p99"), 1e-5)
         ],
     },
+    {
+        "kind": "memory",
+        "backend": "llama_cpp",
+        "threads": 1,
+        "context": 256,
+        "slots": 4,
+        "max_tokens": 9,
+        "target_bytes": 10**6,
+        "versions": {"llama server": "xllamacpp 1"},
+        "missing": {"llama server draft model": "it has none"},
+        "forms": [{"name": "draftd", "peak_bytes": 10**7, "after_bytes": 10**6}],
+    },
     {"kind": "check", "ratios": {"a": 1.0}, "floors": {"a": 2.0}},
 ]
 

@@ -79,6 +79,15 @@ def test_a_contender_has_its_speed_its_ratios_and_its_tokens_a_pass(program: Pro
     assert "No counter of energy is readable here." in text
 
 
+def test_the_caption_has_the_versions_of_the_peers_libraries_where_they_are_known(program: Program) -> None:
+    section = program("report_peers").section
+    told = {"llama server": "xllamacpp 1.2", "hf generate": "transformers 5, torch 2"}
+    text = section(document(RESULTS, versions=told))
+    assert " Versions: llama server (xllamacpp 1.2), hf generate (transformers 5, torch 2).\n" in text
+    for older in (document(RESULTS), document(RESULTS, versions={})):
+        assert "Versions" not in section(older)
+
+
 def test_every_quantity_is_told_by_category(program: Program) -> None:
     results = [
         result("draftd off", "1", 2.0, rounds=11, joules=11.0, memory_bytes=2**21),

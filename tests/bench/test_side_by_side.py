@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -50,24 +51,21 @@ def offer(settings):
         "none": "it has none",
     }}
 
-serve(offer)
+serve(offer, "psutil", "no-such-library")
 """
 
 
 @pytest.fixture
 def stand_in(
-    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Program, write_peer: Callable[[str], None]
 ) -> Callable[..., tuple[Any, dict[str, str]]]:
     """stand_in(first): the peer whose `offer` begins with this; its context manager and the `missing`."""
     process = program("peer_process")
-    lines = process.PEERS / "lines.py"
-    (tmp_path / "lines.py").write_text(lines.read_text("utf-8"), "utf-8")
-    monkeypatch.setattr(process, "PEERS", tmp_path)
 
     def make(
         first: str = "pass", python: str = sys.executable, **settings: Any
     ) -> tuple[Any, dict[str, str]]:
-        (tmp_path / "a_peer.py").write_text(STAND_IN.format(first=first), "utf-8")
+        write_peer(STAND_IN.format(first=first))
         missing: dict[str, str] = {}
         asked = {"only": None, "mode_bytes": 0} | settings
         return process.peer("a_peer", python, asked, missing), missing
@@ -83,7 +81,7 @@ def test_a_mode_that_cannot_be_built_or_fails_takes_no_other_down(program: Progr
     failed = program("peer_process").PeerFailed
     running, missing = stand_in()
     with running as found:
-        modes = {each.name: each for each in found}
+        modes = {each.name: each for each in found.contenders}
         assert list(modes) == [f"a peer {name}" for name in ("plain", "other", "fails", "dies", "hangs")]
         assert missing == {"a peer broken": "RuntimeError: weights here", "a peer none": "it has none"}
         with pytest.raises(failed, match=r"^ValueError: nothing for a question$"):
@@ -110,7 +108,7 @@ def test_a_peer_that_cannot_begin_is_missing_with_its_reason(
 ) -> None:
     running, missing = stand_in(first, python)
     with running as found:
-        assert found == []
+        assert found.contenders == []
     assert missing == {"a peer": reason}
 
 
@@ -119,7 +117,8 @@ def test_a_peer_that_hangs_is_killed(
 ) -> None:
     process = program("peer_process")
     running, _ = stand_in(only=["plain", "hangs"])
-    with running as (plain, hangs):
+    with running as found:
+        plain, hangs = found.contenders
         monkeypatch.setattr(process, "ANSWERING", 0.5)
         for each in (hangs, plain):  # they are one process
             with pytest.raises(
@@ -129,7 +128,7 @@ def test_a_peer_that_hangs_is_killed(
     monkeypatch.setattr(process, "LOADING", 0.5)
     running, missing = stand_in("time.sleep(600)")
     with running as found:
-        assert found == []
+        assert found.contenders == []
     assert missing == {"a peer": "a peer gave no answer within 0.5 seconds and was killed"}
 
 
@@ -144,12 +143,23 @@ def test_an_interpreter_has_a_peers_name(
 def test_only_what_is_wanted_is_built_and_only_while_memory_lasts(stand_in: Made) -> None:
     running, missing = stand_in(only=["other", "broken"])
     with running as found:
-        assert [each.name for each in found] == ["a peer other"]
+        assert [each.name for each in found.contenders] == ["a peer other"]
     assert list(missing) == ["a peer broken"]
     running, missing = stand_in(only=["other"], mode_bytes=2**60)
     with running as found:
-        assert found == []
-    assert missing["a peer other"].endswith("MiB of memory were left: --only names fewer contenders")
+        assert found.contenders == []
+    assert missing["a peer other"].endswith("MiB of memory were left: end programs, or name fewer by --only")
+
+
+def test_what_a_peer_offers_and_its_librarys_version_are_told_though_nothing_is_wanted(
+    stand_in: Made,
+) -> None:
+    running, missing = stand_in(only=[])
+    with running as found:
+        assert found.contenders == []
+        assert found.offered == ["plain", "other", "broken", "fails", "dies", "hangs", "none"]
+        assert found.version == f"psutil {version('psutil')}, no-such-library of unknown version"
+    assert missing == {}
 
 
 def test_a_contender_that_fails_midway_is_out_and_the_others_go_on(program: Program) -> None:
@@ -165,7 +175,7 @@ def test_a_contender_that_fails_midway_is_out_and_the_others_go_on(program: Prog
 
         return answer
 
-    contenders = [process.Contender(name, answers(name), lambda: 2**20) for name in "abc"]
+    contenders = [process.Contender(name, answers(name), lambda: 2**20, ()) for name in "abc"]
     prompt = beside.Prompt(question_id=1, category="c", turns=["?"])
     missing: dict[str, str] = {}
     results = beside.measure(contenders, prompt, {}, 0, 3, missing)
@@ -197,11 +207,11 @@ def test_the_daemon_keeps_its_threads_while_peers_answer(
 def test_draftd_beside_a_real_peer_at_a_temperature(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beside, peers = program("side_by_side"), program("report_peers")
+    beside, shared, peers = (program(name) for name in ("side_by_side", "contenders", "report_peers"))
     for name, noise in (("target", 0.0), ("draft", 0.05)):
         write_gguf(write_tiny(tmp_path / name, noise=noise), tmp_path / f"{name}.gguf")
     # What a GGUF is converted to is what it was made from here.
-    monkeypatch.setattr(beside, "ensure_transformers", lambda gguf, *more: gguf.with_suffix(""))
+    monkeypatch.setattr(shared, "ensure_transformers", lambda gguf, *more: gguf.with_suffix(""))
     (tmp_path / "catalog.toml").write_text(
         f'[models.target]\npath = "{tmp_path}/target.gguf"\n[models.draft]\npath = "{tmp_path}/draft.gguf"\n'
         '[pairs.tiny]\ntarget = "target"\ndraft = "draft"\n',
@@ -218,17 +228,20 @@ def test_draftd_beside_a_real_peer_at_a_temperature(
     command += ["--max-tokens", "12", "--context", "256", "--threads", "1", "--temperature", "0.8"]
     command += ["--policies", "off", "model:4", "--json", str(out), "--only", *wanted, "llama server plain"]
     monkeypatch.setattr(sys, "argv", command)
-    monkeypatch.setitem(beside.OF_BACKEND, "llama_cpp", ("llama_python",))
+    monkeypatch.setitem(shared.OF_BACKEND, "llama_cpp", ("llama_python",))
     beside.main()
     document = json.loads(out.read_text("utf-8"))
     results = {result["contender"]: result for result in document["results"]}
     assert sorted(results) == sorted(wanted)
     assert document["missing"] == {"llama server plain": "nothing of this name is offered"}
+    assert document["versions"] == {"llama python": f"llama-cpp-python {version('llama-cpp-python')}"}
     off, drafting, plain, _ = (results[name] for name in wanted)
     assert off["text"] == drafting["text"] != plain["text"]  # by the seed; the peer's draws are its own
     assert (off["drafted"], drafting["drafted"] > 0) == (0, True)
     assert all(result["memory_bytes"] > 2**20 for result in document["results"])
     assert plain["rounds"] >= 1
-    rows = [line for line in peers.section(document).splitlines() if line.startswith("| ")]
+    text = peers.section(document)
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
     ends = [line.split(" | ")[-1].rstrip("| ") for line in rows[:5]]
     assert ends == ["same", "-", "1/1", "-", "other draws"]
+    assert f" Versions: llama python (llama-cpp-python {version('llama-cpp-python')})." in text

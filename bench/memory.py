@@ -1,0 +1,188 @@
+"""What each form of draftd and of its peers takes in memory, alone in a process of its own.
+
+    python bench/memory.py --backend transformers --prompts FILE.jsonl --json OUT.json
+
+One form after the other is started, asked the file's first prompt once, and ended. In bench/side_by_side.py,
+which asks in turns, all forms of a peer are in one process. `--python PEER=PATH` names the interpreter that
+has a peer's library (`make bench-memory` makes it).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import documents
+import psutil
+from contenders import (
+    OF_BACKEND,
+    daemon_settings,
+    draftd,
+    leave_out_unknown,
+    model_files,
+    parser,
+    peer_settings,
+    requests,
+)
+from peer_process import Contender, PeerFailed, leave_out, peer, spoken
+
+from draftd.daemon.bench import read_prompts
+from draftd.ipc.errors import DraftdError
+
+OWN = {  # draftd's forms: what a request asks for, and whether there is a draft in memory
+    "draftd, target alone": ("off", {"DRAFTD_SPECULATE": "false"}),
+    "draftd": ("auto", {"DRAFTD_SPECULATE": "true"}),
+}
+HEADS = ("form", "peak MiB", "after the answer MiB", "times the target's file")
+
+Form = dict[str, Any]  # name, peak_bytes (None: the system does not tell), after_bytes
+Keep = Callable[[Contender], None]
+
+
+def main() -> None:
+    options = parser(__doc__, max_tokens=32).parse_args()
+    prompt = read_prompts(options.prompts, 1)[0]
+    settings, variables = daemon_settings(options)
+    files = model_files(options.pair, settings)
+    (body,) = requests([prompt], files, options.max_tokens, temperature=0.0)
+    forms: list[Form] = []
+    versions: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    document = documents.begin(
+        "memory",
+        pair=options.pair,
+        backend=options.backend,
+        threads=options.threads,
+        context=options.context,
+        slots=settings.slots,
+        max_tokens=options.max_tokens,
+        target_bytes=Path(files["target_gguf"]).stat().st_size,
+        versions=versions,
+        missing=missing,
+        forms=forms,
+    )
+
+    def write() -> None:
+        options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+    def keep(contender: Contender) -> None:
+        forms.append(measure(contender, body))
+        write()  # after each form: what was measured is kept if a later one fails
+        documents.tell(f"{contender.name}: {mebibytes(forms[-1]['after_bytes'])} MiB after its answer")
+
+    for name, (policy, drafting) in OWN.items():
+        if not options.only or name in options.only:
+            try:
+                with draftd(options.pair, [policy], variables | drafting) as (contender,):
+                    keep(replace(contender, name=name))
+            except (DraftdError, PeerFailed) as error:
+                leave_out(name, str(error), missing)
+    pythons = dict(options.python)
+    for name in OF_BACKEND[options.backend]:
+        asked = peer_settings(name, files, options)
+        if asked["only"] != []:
+            python = pythons.get(name, sys.executable)
+            if version := each_alone(name, python, asked, missing, keep):
+                versions[spoken(name)] = version
+    leave_out_unknown(options.only, [form["name"] for form in forms], missing)
+    if not forms:
+        sys.exit("nothing was measured: no form is left")
+    write()
+    print("\n".join(lines(document)))
+
+
+def each_alone(name: str, python: str, asked: dict[str, Any], missing: dict[str, str], keep: Keep) -> str:
+    """Each wanted form of a peer in a process of its own; the version of the peer's library."""
+    with peer(name, python, asked | {"only": []}, missing) as found:  # nothing is built: what is there?
+        pass
+    for mode in found.offered:
+        if asked["only"] is not None and mode not in asked["only"]:
+            continue
+        form = f"{spoken(name)} {mode}"
+        gone: dict[str, str] = {}
+        try:
+            with peer(name, python, asked | {"only": [mode]}, gone) as alone:
+                for contender in alone.contenders:
+                    keep(contender)
+        except PeerFailed as error:
+            leave_out(form, str(error), missing)
+        for reason in gone.values():  # said of the peer where its process ended: here they are the same
+            missing[form] = reason
+    return found.version
+
+
+def measure(contender: Contender, body: dict[str, Any]) -> Form:
+    """A form's figures once it has answered; PeerFailed or a DraftdError if it does not."""
+    contender.ask(body)
+    after = held(contender.pids)
+    return {"name": contender.name, "peak_bytes": peak(contender.pids), "after_bytes": after}
+
+
+def held(pids: Sequence[int]) -> int:
+    """The resident bytes of processes together; PeerFailed if one of them has ended."""
+    try:
+        found = [psutil.Process(pid).memory_info().rss for pid in pids]
+    except psutil.NoSuchProcess:
+        found = [0]
+    if not all(found):  # one that nobody has waited for yet holds 0
+        raise PeerFailed("a process of it ended while it answered")
+    return sum(found)
+
+
+def peak(pids: Sequence[int], root: Path = Path("/proc")) -> int | None:
+    """The most bytes that were resident in each process, summed; None where the system does not tell.
+
+    Linux alone has it, as VmHWM of proc_pid_status(5) in KiB: psutil reads no peak there.
+    """
+    total = 0
+    for pid in pids:
+        try:
+            status = (root / str(pid) / "status").read_text("utf-8", "replace")
+        except OSError:
+            return None
+        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        if "VmHWM" not in fields:
+            return None
+        total += int(fields["VmHWM"].split()[0]) * 1024
+    return total
+
+
+def lines(document: dict[str, Any]) -> list[str]:
+    """How to read the table, a line a form, and what could not be had."""
+    size = document["target_bytes"]
+    forms = document["forms"]
+    unknown = any(form["peak_bytes"] is None for form in forms)
+    made = [
+        f"Each form alone, asked one prompt once ({document['max_tokens']} tokens at most), with "
+        f"{document['threads']} threads and a context of {document['context']} positions: draftd for "
+        f"{document['slots']} requests at once (its `slots`), the others for one. *peak*: the most that was "
+        "resident from the start to the answer's end, so with what loading took (Linux's VmHWM). *times*: "
+        f"that over the target's GGUF file of {mebibytes(size)} MiB. Mapped pages of files are resident "
+        "too. draftd is two processes, front and engine, and its figures are their sums: what both "
+        "share counts twice, and their peaks need not be of one moment."
+        + (" -: this system tells no peak; *times* is of the memory after the answer." if unknown else "")
+        + documents.libraries(document),
+        "",
+        f"| {' | '.join(HEADS)} |",
+        "|---" * len(HEADS) + "|",
+    ]
+    for form in forms:
+        after = form["after_bytes"]
+        most = after if form["peak_bytes"] is None else form["peak_bytes"]
+        told = "-" if form["peak_bytes"] is None else mebibytes(most)
+        made.append(f"| {form['name']} | {told} | {mebibytes(after)} | {most / size:.2f} |")
+    for label, reason in document["missing"].items():
+        made += ["", f"{label}: not measured ({documents.without_folders(reason)})."]
+    return [*made, ""]
+
+
+def mebibytes(count: int) -> str:
+    return f"{count / 2**20:.0f}"
+
+
+if __name__ == "__main__":
+    documents.run(main)
