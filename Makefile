@@ -20,12 +20,12 @@ FILES := $(sort $(wildcard $(addsuffix /*.*,$(PACKAGES) daemon/page daemon/quali
 EDITABLE := --no-build-isolation --config-settings editable_mode=strict
 
 .PHONY: help demo screenshots recording test test-qwen test-systemd test-million lint bench peers bench-peers bench-memory \
-	bench-simulated bench-verify bench-quality bench-roofline bench-scaling bench-prefill bench-hot-loop bench-suffix \
-	bench-report bench-check install clean FORCE
+	bench-simulated bench-simulated-apps bench-verify bench-quality bench-roofline bench-scaling bench-prefill \
+	bench-hot-loop bench-suffix bench-report bench-check install clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: install ## fetch a small pair (98 MB), start a daemon, ask it a question, show what drafting gained
 	@$(BIN)/python -m draftd.daemon.demo
@@ -72,6 +72,10 @@ bench-memory: peers ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-code
 bench-simulated: install ## PROMPTS=file.jsonl PAIR=qwen2.5-coder: the controller in places that this machine can't be
 	$(need-prompts)
 	@$(backend) $(BIN)/python bench/simulated_gpu.py $(options) --prompts $(PROMPTS) $(ARGS)
+
+bench-simulated-apps: install ## PROMPTS=file.jsonl PAIR=qwen2.5-coder: the same with several apps at once
+	$(need-prompts)
+	@$(backend) $(BIN)/python bench/simulated_apps.py $(options) --prompts $(PROMPTS) $(ARGS)
 
 bench-verify: install ## PROMPTS=file.jsonl PAIR=qwen2.5-coder: what coupling and rejection accept
 	$(need-prompts)

@@ -30,7 +30,7 @@ from contenders import (
 )
 from peer_process import Contender, PeerFailed, leave_out, peer, spoken
 
-from draftd.daemon.bench import read_prompts
+from draftd.daemon.bench_files import read_prompts
 from draftd.ipc.errors import DraftdError
 
 OWN = {  # draftd's forms: what a request asks for, and whether there is a draft in memory

@@ -1,4 +1,4 @@
-"""The places of bench/simulated_gpu.py: what a pass and a drafted token would take there, and who says so."""
+"""The simulated places: what a pass and a drafted token would take there, and who says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What bench/simulated_gpu.py replays: the real target's answers with their logits, and the draft's choices.
+"""What the simulating programs replay: the real target's answers with their logits, and the draft's choices.
 
 Recorded once by the real models, kept in a file, replayed for every place and policy. The draft's choice
 behind a text is greedy, so it depends on the text alone, and on what it read of that: each is asked for once.

@@ -1,22 +1,33 @@
-"""The simulated parts of bench/simulated_gpu.py: a clock, a target and a draft that replay a recording."""
+"""What the simulating programs run: a clock, a target and a draft that replay answers, and the engine."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
+from numpy.typing import NDArray
 from places import Place
-from recording import Answer, Opened, choice
+from recording import Answer, Chosen, Opened, choice
 from stateless import Stateless
 
 from draftd.daemon import drafting as drafting_module
 from draftd.daemon import engine as engine_module
-from draftd.drafts.base import Context, Proposal, common_prefix
-from draftd.drafts.llama_cpp import Read
+from draftd.daemon.control import Mode
+from draftd.daemon.controller import Controller
+from draftd.daemon.drafting import Drafting
+from draftd.daemon.engine import Engine
+from draftd.daemon.request import Request
+from draftd.drafts.base import Choose, Context, Proposal
+from draftd.drafts.llama_cpp import Feed, LlamaDraft
+from draftd.drafts.suffix import SuffixDraft
 from draftd.models.base import Rows, Span
+from draftd.models.sampling import Sampling
 
 
 class Clock:
@@ -50,13 +61,12 @@ def told_by(clock: Clock) -> Iterator[None]:
 
 
 class Replay(Stateless):
-    """models/base.py's Target over one recorded answer: the row at a position is the recorded one."""
+    """models/base.py's Target over recorded answers, one a slot: at each position the row recorded there."""
 
-    slots = 1
-
-    def __init__(self, answer: Answer, clock: Clock, place: Place) -> None:
-        self.rows, self.prompt, self.clock, self.place = answer.rows, len(answer.prompt), clock, place
-        self.vocab, self.context = self.rows.shape[1], self.prompt + len(self.rows) + 1
+    def __init__(self, answers: Sequence[Answer], clock: Clock, place: Place) -> None:
+        self.answers, self.clock, self.place = answers, clock, place
+        self.slots, self.vocab = len(answers), answers[0].rows.shape[1]
+        self.context = 1 + max(len(each.prompt) + len(each.rows) for each in answers)
 
     def forward(self, spans: Sequence[Span]) -> list[Rows]:
         began = self.clock.perf_counter()
@@ -66,49 +76,116 @@ class Replay(Stateless):
         return rows
 
     def _rows(self, span: Span) -> Rows:
+        answer = self.answers[span.slot]
         # of the tokens that are predicted
-        first = span.start + len(span.tokens) - span.rows + 1 - self.prompt
+        first = span.start + len(span.tokens) - span.rows + 1 - len(answer.prompt)
         # A row behind a wrong draft, or behind the recorded end, is never looked at: any will do.
-        wanted = np.clip(np.arange(first, first + span.rows), 0, len(self.rows) - 1)
-        return self.rows[wanted]
+        wanted = np.clip(np.arange(first, first + span.rows), 0, len(answer.rows) - 1)
+        return answer.rows[wanted]
 
 
-class ReplayedDraft(Stateless):
-    """drafts/base.py's Draft over one recorded answer, that asks the real one for what was not yet drafted.
+class ReplayedModel(Stateless):
+    """drafts/llama_cpp.py's Model: a pass takes the place's time, and what its rows say is not used."""
 
-    It takes the place's time to feed and draft; our own sampler beside it takes the time it takes.
+    context = sys.maxsize  # what was recorded fitted
+
+    def __init__(self, answers: Sequence[Answer], clock: Clock, place: Place) -> None:
+        self.rows, self.clock, self.place = answers[0].rows[:1], clock, place
+        self.vocab = self.rows.shape[1]
+
+    def forward(self, spans: Sequence[Feed]) -> list[Rows]:
+        more = sum(len(span.tokens) for span in spans) - 1
+        moment = self.clock.perf_counter()
+        self.clock.set(moment + (self.place.draft_ms + self.place.read_ms * more) / 1000)
+        return [self.rows for _ in spans]
+
+
+class ReplayedDraft(LlamaDraft):
+    """The draft as it is but for its choices: those recorded, one answer a slot, else the real one is asked.
+
+    Its passes take the place's time; its own lines and our sampler take the time they take.
     """
 
-    def __init__(self, answer: Answer, opened: Opened, clock: Clock, place: Place) -> None:
-        self.answer, self.opened, self.clock, self.place = answer, opened, clock, place
-        self.read = Read()  # what it is through with
+    def __init__(self, answers: Sequence[Answer], opened: Opened, clock: Clock, place: Place) -> None:
+        super().__init__(ReplayedModel(answers, clock, place))
+        self.answers, self.opened, self.clock = answers, opened, clock
 
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
-        (context,) = contexts
-        proposal = Proposal(drawn=True)
-        tokens = list(context.tokens)
-        self.read = self.read.before(tokens, context.reading)
-        unread = tuple(edge for stretch in self.read.unread for edge in stretch)
-        fed = len(tokens) - len(self.read.tokens)
-        self._take(self.clock.perf_counter(), self.place.read_ms * (fed - 1))
-        while len(proposal.tokens) < context.limit:
+        return super().propose([replace(each, choose=self._recorded(each)) for each in contexts])
+
+    def _recorded(self, context: Context) -> Choose:
+        """What stands for the request's sampler: takes its time, and gives what was chosen there."""
+        answer, tokens = self.answers[context.slot], list(context.tokens)
+
+        def choose(row: NDArray[np.float32], position: int) -> Chosen:
+            context.choose(row, position)  # for its time alone
             began = self.clock.perf_counter()
-            token, confidence = choice(self.answer, self.opened, context.slot, tokens, unread)
-            self._take(began, self.place.draft_ms)
-            context.choose(self.answer.rows[0], len(tokens))  # for its time alone
-            self.read.tokens = list(tokens)
-            tokens.append(token)
-            proposal.tokens.append(token)
-            proposal.confidence.append(confidence)
-            if not context.proceed(proposal.confidence):
-                break
-        return [proposal]
+            unread = tuple(edge for stretch in self._read[context.slot].unread for edge in stretch)
+            chosen = choice(answer, self.opened, context.slot, tokens, unread)
+            tokens.append(chosen[0])
+            self.clock.set(began)
+            return chosen
 
-    def _take(self, began: float, milliseconds: float) -> None:
-        self.clock.set(began + milliseconds / 1000)
+        return choose
 
-    def unseen(self, slot: int, tokens: Sequence[int]) -> int:
-        return len(tokens) - common_prefix(self.read.tokens, tokens)
 
-    def forget(self, slot: int) -> None:
-        self.read = Read()
+@dataclass(slots=True)
+class Stream:
+    """One answer as its app sees it come, in simulated seconds."""
+
+    asked: float
+    came: list[float] = field(default_factory=list)  # when each emission did; the first is of one token
+
+    @property
+    def first(self) -> float:
+        """Until the first token."""
+        return self.came[0] - self.asked
+
+    @property
+    def rest(self) -> float:
+        """From the first token to the last."""
+        return self.came[-1] - self.came[0]
+
+    def gaps(self, since: float = 0.0) -> list[float]:
+        """From one emission to the next, of those that ended after `since`."""
+        return [after - before for before, after in pairwise(self.came) if after > since]
+
+
+def streams(
+    place: Place, mode: Mode, answers: Sequence[Answer], opened: Opened, controller: Controller, late: int = 0
+) -> list[Stream]:
+    """Answers that are all asked for at once, as they come from an engine with a slot for each.
+
+    With `late` the last is asked for when each of the others has so many tokens, or its end. Prompts are
+    computed anew. Ends with a sentence where an answer differs from the recorded one.
+    """
+    requests = [request(key, answer, mode) for key, answer in enumerate(answers)]
+    clock = Clock()
+    with told_by(clock):
+        drafting = Drafting(ReplayedDraft(answers, opened, clock, place), SuffixDraft(), controller)
+        # Who comes first gets the first of the empty slots, so each request's slot replays its own answer.
+        engine = Engine(Replay(answers, clock, place), drafting)
+        asked = requests[:-1] if late else requests
+        for each in asked:
+            engine.add(each)
+        found = [Stream(clock.perf_counter()) for _ in asked]
+        while engine.busy or len(found) < len(requests):
+            if len(found) < len(requests) and all(
+                len(each.tokens) >= min(each.prompt + late, each.end) for each in asked
+            ):
+                engine.add(requests[-1])
+                found.append(Stream(clock.perf_counter()))
+            emissions = engine.step()
+            now = clock.perf_counter()
+            for emission in emissions:
+                found[emission.request.key].came.append(now)
+    for each, answer in zip(requests, answers, strict=True):
+        if each.tokens[each.prompt :] != answer.tokens:
+            raise SystemExit(f"the replayed answer of {answer.category} differs from the recorded one")
+    return found
+
+
+def request(key: int, answer: Answer, mode: Mode) -> Request:
+    """For just the tokens of a recorded answer, with nothing of earlier requests."""
+    prompt, end = len(answer.prompt), len(answer.prompt) + len(answer.rows)
+    return Request(key, list(answer.prompt), prompt, end, Sampling(), frozenset(), mode=mode, reuse=False)

@@ -11,6 +11,7 @@ import memory
 import prefill
 import roofline
 import scaling
+import simulated_apps
 import simulated_gpu
 import suffix
 import verify_modes
@@ -89,6 +90,7 @@ KINDS: dict[str, tuple[str, Callable[[Document], list[str]]]] = {
     "roofline": ("What the machine allows", roofline.lines),
     "scaling": ("Scaling", scaling.tables),
     "simulated": ("SIMULATED, pairs that this machine can't hold", simulated_gpu.lines),
+    "simulated apps": ("SIMULATED, several apps in such places", simulated_apps.lines),
     "hot loop": ("Where a round's time goes", hot_loop.lines),
     "suffix": ("What the suffix draft costs", suffix.lines),
     "prefill": ("The first token after a prefill", prefill.lines),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import roofline
+import simulated_apps
 import simulated_gpu
 from bars import bars
 
@@ -69,9 +70,21 @@ def _simulated(document: Document) -> str:
     return bars("SIMULATED: speed over the target alone", places, series, "x", mark=1.0)
 
 
+def _simulated_apps(document: Document) -> str:
+    found: dict[str, dict[str, float]] = {}
+    for row in document["rows"]:
+        if row["policy"] != "off":
+            name = f"{row['machine']}, apps: {row['apps']}"
+            found.setdefault(name, {})[row["policy"]] = simulated_apps.gain(document, row)[0]
+    policies = next(iter(found.values()))
+    series = {policy: [each[policy] for each in found.values()] for policy in policies}
+    return bars("SIMULATED: tokens a second of all apps over the target alone", list(found), series, "x", 1.0)
+
+
 PLOTS: dict[str, Callable[[Document], str]] = {
     "quality": _quality,
     "roofline": _roofline,
     "scaling": _scaling,
     "simulated": _simulated,
+    "simulated apps": _simulated_apps,
 }

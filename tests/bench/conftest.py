@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 
+from draftd.drafts.base import Draft
 from tests.tiny import write_tiny
 from tests.tiny_gguf import write_gguf
 
@@ -76,3 +80,32 @@ def run_main(
         return module
 
     return run
+
+
+@pytest.fixture
+def answer(program: Callable[[str], ModuleType]) -> Any:
+    """A prompt of three tokens, an answer of 4, 5, 6, and what the draft chose behind some texts."""
+    rows = np.zeros((3, 9), np.float32)
+    rows[[0, 1, 2], [4, 5, 6]] = 1.0
+    made: Any = program("recording").Answer("a", [1, 2, 3], rows)
+    made.drafted = {((), (4,)): (5, 0.9), ((), (4, 5)): (7, 0.8), ((), (4, 5, 7)): (8, 0.7)}
+    return made
+
+
+@pytest.fixture
+def place(program: Callable[[str], ModuleType]) -> Any:
+    """A simulated place of long passes."""
+    times = {"pass_ms": 1e6, "row_ms": 1e4, "draft_ms": 1e5, "read_ms": 1e4}  # no hiccup here is as long
+    return replace(program("places").PLACES[0], name="here", **times)
+
+
+def nobody() -> Draft:
+    """The real draft of a recording that has all."""
+    raise AssertionError("not recorded")
+
+
+def counted(program: Callable[[str], ModuleType], prompt: int, tokens: int) -> Any:
+    """An answer of 1, 2, 3 and so on, for a prompt of so many tokens; nothing was drafted yet."""
+    rows = np.zeros((tokens, 200), np.float32)
+    rows[np.arange(tokens), np.arange(tokens) + 1] = 1.0
+    return program("recording").Answer("a", list(range(prompt)), rows)

@@ -75,8 +75,8 @@ def test_every_program_ends_so() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("check", "hot_loop", "memory", "prefill", "roofline", "scaling", "side_by_side", "simulated_gpu"),
-        *("suffix", "verify_modes"),
+        *("check", "hot_loop", "memory", "prefill", "roofline", "scaling", "side_by_side", "simulated_apps"),
+        *("simulated_gpu", "suffix", "verify_modes"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_the_run(
@@ -106,6 +106,7 @@ def test_what_can_be_written(program: Program, tmp_path: Path, monkeypatch: pyte
         ("side_by_side", "--per-category"),
         ("memory", "--context"),
         ("simulated_gpu", "--max-tokens"),
+        ("simulated_apps", "--apps"),
         ("verify_modes", "--length"),
         ("roofline", "--max-tokens"),
         ("prefill", "--repetitions"),

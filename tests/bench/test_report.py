@@ -76,6 +76,23 @@ DOCUMENTS: list[dict[str, Any]] = [
         "cores": [{"cores": 1, "policy": each, "speed": 2.0} for each in TWO],
     },
     {
+        "kind": "simulated apps",
+        "models": "target, draft",
+        "inputs": [
+            {"name": "a big <one>", "basis": "maker", "source": "its maker", "drafting": "assumed"}
+            | dict.fromkeys(("pass_ms", "row_ms", "draft_ms", "read_ms"), 1.0)
+        ],
+        "answers": [["qa", 9]],
+        "late_prompt": 7,
+        "rows": [
+            {"machine": "a big <one>", "apps": apps, "policy": policy, "throughput": 9.0, "fairness": 1.0}
+            | {"speeds": [9.0] * apps, "first_seconds": [1.0] * apps, "gap_p95": 1.0, "gap_worst": 2.0}
+            | {"late": {"first_seconds": 1.0, "longest_gap": None} if apps > 1 else None}
+            for apps in (1, 2)
+            for policy in TWO
+        ],
+    },
+    {
         "kind": "prefill",
         "backend": "llama_cpp",
         "asked": [
@@ -171,6 +188,8 @@ SIMULATED = {
     ],
 }
 
+APPS = next(each for each in DOCUMENTS if each["kind"] == "simulated apps")
+
 
 @pytest.mark.parametrize(("document", "figures"), [(DOCUMENTS[0], 6), (DOCUMENTS[1], 3), (DOCUMENTS[2], 5)])
 def test_a_picture_has_a_bar_for_each_figure(
@@ -182,11 +201,12 @@ def test_a_picture_has_a_bar_for_each_figure(
     assert len(lengths(drawn)) == figures
 
 
-def test_a_simulation_says_so_in_its_picture(program: Program) -> None:
-    drawn = program("report_plots").PLOTS["simulated"](SIMULATED | {"pair": "tiny"})
+@pytest.mark.parametrize(("document", "named"), [(SIMULATED, "a big <one>"), (APPS, "a big <one>, apps: 2")])
+def test_a_simulation_says_so_in_its_picture(program: Program, document: dict[str, Any], named: str) -> None:
+    drawn = program("report_plots").PLOTS[document["kind"]](document | {"pair": "tiny"})
     texts = [each.text for each in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
     assert str(texts[0]).startswith("SIMULATED")
-    assert "a big <one>" in texts
+    assert named in texts
 
 
 def lengths(drawn: ElementTree.Element) -> list[float]:
