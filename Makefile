@@ -1,6 +1,6 @@
 # `make help` lists what there is. Everything is installed in .venv, once; stamps in it say what is done.
 # Variables: PYTHON=python3.12, CC= CXX= (llama.cpp's compiler), CUDA=0 or 1, ARGS="-k name" for the tests;
-# those of the benchmarks are with each: PAIR, BACKEND, PROMPTS, ARGS (the program's own options).
+# those of the benchmarks are with each: PAIR, BACKEND, PROMPTS, OUT, ARGS (the program's own options).
 
 PYTHON ?= python3
 # Most tests wait for a daemon: one more at a time than there are cores.
@@ -8,6 +8,7 @@ WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, 1 + len(os.sched_getaff
 CUDA ?= $(if $(shell command -v nvidia-smi),1,0)
 VENV := .venv
 BIN := $(VENV)/bin
+INT4 := .venv-int4
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 # What the programs of bench/ have in common; a --json in ARGS comes later, and so counts.
 options = --pair $(or $(PAIR),qwen2.5-coder) --json $(VENV)/$@$(if $(PAIR),-$(PAIR))$(if $(BACKEND),-$(BACKEND)).json
@@ -21,11 +22,11 @@ EDITABLE := --no-build-isolation --config-settings editable_mode=strict
 
 .PHONY: help demo screenshots recording test test-qwen test-systemd test-million lint bench peers bench-peers bench-memory \
 	bench-simulated bench-simulated-apps bench-verify bench-quality bench-roofline bench-scaling bench-prefill \
-	bench-hot-loop bench-suffix bench-report bench-check install clean FORCE
+	bench-hot-loop bench-suffix bench-int4 bench-report bench-check install clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: install ## fetch a small pair (98 MB), start a daemon, ask it a question, show what drafting gained
 	@$(BIN)/python -m draftd.daemon.demo
@@ -68,6 +69,10 @@ bench-peers: peers ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-coder
 bench-memory: peers ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-coder: what each form takes alone
 	$(need-prompts)
 	@$(BIN)/python bench/memory.py $(beside-peers) $(ARGS)
+
+bench-int4: install $(INT4)/made ## PAIR=qwen2.5-coder: OpenVINO's int4 models in OUT, for ARGS="--int4 OUT" of bench-peers
+	@$(BIN)/python bench/int4.py --pair $(or $(PAIR),qwen2.5-coder) --optimum $(INT4)/bin/optimum-cli \
+		$(or $(OUT),$(VENV)/$@-$(or $(PAIR),qwen2.5-coder))
 
 bench-simulated: install ## PROMPTS=file.jsonl PAIR=qwen2.5-coder: the controller in places that this machine can't be
 	$(need-prompts)
@@ -139,6 +144,15 @@ $(VENV)/made:
 # With a GPU torch is not held at the CPU build; the other pins hold everywhere.
 $(VENV)/constraints.txt: constraints-cpu.txt $(VENV)/made
 	@if [ "$(CUDA)" = 1 ]; then sed '/^torch==/d' $<; else cat $<; fi >$@
+
+# An environment of its own: optimum-intel wants an older transformers. A torchvision of another build than
+# torch's would keep that from loading, and a model of text needs none.
+$(INT4)/made: | install
+	@test -x $(INT4)/bin/python || $(PYTHON) -m venv $(INT4)
+	@sed -n '/^torch==/p' $(VENV)/constraints.txt >$(INT4)/constraints.txt
+	@$(INT4)/bin/python -m pip install --quiet --constraint $(INT4)/constraints.txt 'optimum-intel[openvino]'
+	@$(INT4)/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
 
 # Another compiler or CPU than last time gives another key, and so another wheel.
 $(VENV)/llama: $(VENV)/made FORCE

@@ -10,7 +10,7 @@ import hot_loop
 import memory
 import prefill
 import roofline
-import scaling
+import scaling_tables
 import simulated_apps
 import simulated_gpu
 import suffix
@@ -88,7 +88,7 @@ def latency(found: dict[str, bench_latency.Latency]) -> list[str]:
 KINDS: dict[str, tuple[str, Callable[[Document], list[str]]]] = {
     "quality": ("Quality", quality),
     "roofline": ("What the machine allows", roofline.lines),
-    "scaling": ("Scaling", scaling.tables),
+    "scaling": ("Scaling", scaling_tables.tables),
     "simulated": ("SIMULATED, pairs that this machine can't hold", simulated_gpu.lines),
     "simulated apps": ("SIMULATED, several apps in such places", simulated_apps.lines),
     "hot loop": ("Where a round's time goes", hot_loop.lines),

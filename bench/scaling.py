@@ -2,8 +2,9 @@
 
 --parts chooses among them. --json keeps the figures for bench/report.py as they come; what the file holds of
 other parts stays, so that they can be measured one after the other. A part that fails is told of, and the
-rest goes on. Of each answer the tokens after the first count. Fairness is Jain's index over the apps'
-speeds: 1 if all are equal, 1/n if one has it all.
+rest goes on. --repeat measures each so often, with and without drafting in turns, and what is told are the
+medians. Of each answer the tokens after the first count. Fairness is Jain's index over the apps' speeds: 1 if
+all are equal, 1/n if one has it all.
 """
 
 from __future__ import annotations
@@ -11,24 +12,31 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from math import inf
+from operator import itemgetter
 from pathlib import Path
+from statistics import median
 from threading import Barrier, BrokenBarrierError
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import documents
 from fair import STEADY, order
+from scaling_tables import PARTS, POLICIES, Row, tables
 
 from draftd.daemon import machine
 from draftd.daemon.bench_table import speed
 from draftd.daemon.private import private_daemon
 from draftd.daemon.timed import Answer, ask
 from draftd.ipc import Client
-from draftd.ipc.errors import DraftdError
+from draftd.ipc.errors import ContextOverflow, DraftdError
 
+T = TypeVar("T")
 TEXT = Path(__file__).parents[1] / "docs" / "architecture.md"
 QUESTIONS = (
     "Write a Python function that reverses a list.",
@@ -40,9 +48,6 @@ QUESTIONS = (
     "Why do leaves turn yellow in autumn?",
     "Give three reasons to learn a foreign language.",
 )
-PARTS = ("apps", "contexts", "lengths", "cores")
-POLICIES = ("off", "auto")
-Row = dict[str, Any]  # of a table: what was measured under which circumstances
 
 
 def main() -> None:
@@ -56,6 +61,7 @@ def main() -> None:
     parser.add_argument("--contexts", nargs="+", type=documents.count, default=[256, 1024, 2048, 4096, 8000])
     parser.add_argument("--lengths", nargs="+", type=documents.count, default=[1, 2, 4, 8, 16])
     parser.add_argument("--max-tokens", type=documents.count, default=48)
+    parser.add_argument("--repeat", type=documents.count, default=1, help="the medians of so many turns")
     parser.add_argument("--json", type=documents.new_file)
     options = parser.parse_args()
     document = begin(options)
@@ -123,26 +129,55 @@ def question(client: Client, text: str, max_tokens: int, policy: str) -> Answer:
     return ask(client, messages=messages, max_tokens=max_tokens, ignore_eos=True, seed=1, speculate=policy)
 
 
+def continued(client: Client, text: str, max_tokens: int, policy: str) -> Answer:
+    """What follows a text, just so many tokens of it."""
+    return ask(client, prompt=text, max_tokens=max_tokens, ignore_eos=True, seed=1, speculate=policy)
+
+
+def in_turns(
+    repeat: int, policies: Sequence[str], measures: Mapping[int, Callable[[str], T]]
+) -> dict[str, list[list[T]]]:
+    """What each of the measures gave by policy and turn; none always follows the same policy.
+
+    `measures`: by a number that its orders are made from.
+    """
+    found: dict[str, list[list[T]]] = {policy: [[] for _ in range(repeat)] for policy in policies}
+    for turn in range(repeat):
+        for number, measure in measures.items():
+            for policy in order(policies, number, turn):
+                found[policy][turn].append(measure(policy))
+    return found
+
+
+def medians(turns: Sequence[dict[str, float]]) -> Row:
+    """Each figure's median over the turns, and what each turn gave."""
+    row: Row = {name: median(turn[name] for turn in turns) for name in turns[0]}
+    return row | {"turns": turns}
+
+
+def counts(turns: Sequence[Sequence[Answer]]) -> Row:
+    """What was drafted and accepted in all turns together."""
+    made = [answer.stats for turn in turns for answer in turn]
+    return {"accepted": sum(each.accepted for each in made), "drafted": sum(each.drafted for each in made)}
+
+
 def by_apps(options: argparse.Namespace) -> Iterator[Row]:
     """So many apps that ask at once, each on a connection of its own; with and without drafting."""
     with daemon(options, slots=max(options.apps)) as endpoint:
         for count in options.apps:
-            for policy in POLICIES:
-                answers, seconds = together(endpoint, count, options.max_tokens, policy)
-                speeds = [speed([answer]) for answer in answers]
-                yield {
-                    "apps": count,
-                    "policy": policy,
-                    "throughput": sum(answer.tokens for answer in answers) / seconds,
-                    "fairness": jain(speeds),
-                    "speeds": speeds,
-                    "first_seconds": [answer.first_seconds for answer in answers],
-                    "seconds": [answer.seconds for answer in answers],
-                }
+            asked = {count: partial(together, endpoint, count, options.max_tokens)}
+            for policy, turns in in_turns(options.repeat, POLICIES, asked).items():
+                yield {"apps": count, "policy": policy} | of_apps([turn for (turn,) in turns])
 
 
-def together(endpoint: str, count: int, max_tokens: int, policy: str) -> tuple[list[Answer], float]:
-    """Each app's answer, and the seconds from the first question to the last answer."""
+def of_apps(turns: Sequence[Row]) -> Row:
+    """What all apps got, as medians, and what each got in the turn that was the middle one for all."""
+    middle = sorted(turns, key=itemgetter("throughput"))[len(turns) // 2]
+    return middle | medians([{name: turn[name] for name in ("throughput", "fairness")} for turn in turns])
+
+
+def together(endpoint: str, count: int, max_tokens: int, policy: str) -> Row:
+    """What all apps got, from the first question to the last answer, and each of them."""
     ready = Barrier(count + 1)
 
     def app(number: int) -> Answer:
@@ -156,7 +191,15 @@ def together(endpoint: str, count: int, max_tokens: int, policy: str) -> tuple[l
         ready.wait(60)
         began = perf_counter()
         answers = [each.result() for each in asked]
-        return answers, perf_counter() - began
+        seconds = perf_counter() - began
+    speeds = [speed([answer]) for answer in answers]
+    return {
+        "throughput": sum(answer.tokens for answer in answers) / seconds,
+        "fairness": jain(speeds),
+        "speeds": speeds,
+        "first_seconds": [answer.first_seconds for answer in answers],
+        "seconds": [answer.seconds for answer in answers],
+    }
 
 
 def jain(values: Sequence[float]) -> float:
@@ -165,54 +208,65 @@ def jain(values: Sequence[float]) -> float:
 
 
 def by_context(options: argparse.Namespace) -> Iterator[Row]:
-    """One answer behind prompts of about so many tokens."""
+    """One answer behind prompts of so many tokens."""
     words = TEXT.read_text("utf-8").split()
-    words *= 1 + max(options.contexts) // len(words)
+    text = " ".join(words * (1 + max(options.contexts) // len(words)))
     with (
         daemon(options, slots=1, context=max(options.contexts) + options.max_tokens + 64) as endpoint,
         Client(endpoint, name="scaling") as client,
     ):
         room = client.status().engine["context"] - options.max_tokens
         for length in options.contexts:
-            text = prompt(client, words, min(length, room))
-            for policy in POLICIES:
-                given = {"prompt": text, "max_tokens": options.max_tokens, "ignore_eos": True, "seed": 1}
-                answer = ask(client, **given, speculate=policy)
+            given = prompt(client, text, min(length, room))
+            asked = {length: partial(continued, client, given, options.max_tokens)}
+            for policy, turns in in_turns(options.repeat, POLICIES, asked).items():
+                answers = [answer for (answer,) in turns]
                 yield {
                     "context": length,
                     "policy": policy,
-                    "prompt_tokens": answer.prompt_tokens,
-                    "speed": speed([answer]),
-                    "first_seconds": answer.first_seconds,
-                    "accepted": answer.stats.accepted,
-                    "drafted": answer.stats.drafted,
+                    "prompt_tokens": answers[0].prompt_tokens,
+                    **medians(
+                        [{"speed": speed([each]), "first_seconds": each.first_seconds} for each in answers]
+                    ),
+                    **counts(turns),
                 }
 
 
-def prompt(client: Client, words: Sequence[str], tokens: int) -> str:
-    """A text of nearly so many tokens: words are added as a first look at their tokens suggests."""
-    sample = words[: min(100, max(4, tokens // 10))]
-    each = client.complete(prompt=" ".join(sample), max_tokens=1).usage.prompt_tokens / len(sample)
-    return " ".join(words[: int(0.9 * tokens / each)])
+def prompt(client: Client, text: str, tokens: int) -> str:
+    """The beginning of a text that has so many tokens, or the next fewer that a cut of it has."""
+    sizes = range(len(text) + 1)
+    return text[: bisect_right(sizes, tokens, lo=1, key=lambda size: tokens_of(client, text[:size])) - 1]
+
+
+def tokens_of(client: Client, text: str) -> float:
+    """How many tokens a prompt has; infinite if they leave no room for an answer.
+
+    Of an answer that has ended the daemon computes nothing more: it says this alone.
+    """
+    try:
+        return client.complete(prompt=text, resume={"finish_reason": "length"}).usage.prompt_tokens
+    except ContextOverflow:
+        return inf
 
 
 def by_length(options: argparse.Namespace) -> Iterator[Row]:
     """The model drafting fixed lengths, and the controller, over the same questions in turns."""
     policies = ["off", *(f"model:{length}" for length in options.lengths), "auto"]
-    answers: dict[str, list[Answer]] = {policy: [] for policy in policies}
     with daemon(options, slots=1) as endpoint, Client(endpoint, name="scaling") as client:
-        for turn, text in enumerate(QUESTIONS[:4]):
-            for policy in order(policies, turn):
-                answers[policy].append(question(client, text, options.max_tokens, policy))
-    for policy, made in answers.items():
-        yield {
-            "policy": policy,
-            "speed": speed(made),
-            "speedup": speed(made) / speed(answers["off"]),
-            "tokens_a_pass": sum(each.made for each in made) / sum(each.stats.rounds for each in made),
-            "accepted": sum(each.stats.accepted for each in made),
-            "drafted": sum(each.stats.drafted for each in made),
+        asked = {
+            number: partial(question, client, text, options.max_tokens)
+            for number, text in enumerate(QUESTIONS[:4])
         }
+        made = in_turns(options.repeat, policies, asked)
+    alone = median(speed(turn) for turn in made["off"])
+    for policy, turns in made.items():
+        row = medians([{"speed": speed(turn), "tokens_a_pass": tokens_a_pass(turn)} for turn in turns])
+        yield {"policy": policy, "speedup": row["speed"] / alone} | row | counts(turns)
+
+
+def tokens_a_pass(answers: Sequence[Answer]) -> float:
+    """Tokens that a pass of the target gave."""
+    return sum(each.made for each in answers) / sum(each.stats.rounds for each in answers)
 
 
 def by_cores(options: argparse.Namespace) -> Iterator[Row]:
@@ -221,9 +275,12 @@ def by_cores(options: argparse.Namespace) -> Iterator[Row]:
         if cores & (cores - 1) and cores != machine.cores():
             continue  # powers of two, and all there are
         with daemon(options, slots=1, threads=cores) as endpoint, Client(endpoint, name="scaling") as client:
-            for policy in POLICIES:
-                made = [question(client, text, options.max_tokens, policy) for text in QUESTIONS[:2]]
-                yield {"cores": cores, "policy": policy, "speed": speed(made)}
+            asked = {
+                number: partial(question, client, text, options.max_tokens)
+                for number, text in enumerate(QUESTIONS[:2], cores)
+            }
+            for policy, turns in in_turns(options.repeat, POLICIES, asked).items():
+                yield {"cores": cores, "policy": policy} | medians([{"speed": speed(turn)} for turn in turns])
 
 
 MEASURES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
@@ -232,68 +289,6 @@ MEASURES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "lengths": by_length,
     "cores": by_cores,
 }
-
-
-def tables(document: dict[str, Any], parts: Sequence[str] = PARTS) -> list[str]:
-    """A table for each part that was measured, in Markdown."""
-    made: list[str] = []
-    if "apps" in parts and (rows := document.get("apps")):
-        made += [
-            "",
-            "Apps that ask at once, each a question of its own:",
-            "",
-            "| apps | policy | tokens a second, all | Jain's index | each one's tokens a second "
-            "| each one's first token, ms | each one's whole answer, s |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for row in rows:
-            each = [
-                ", ".join(f"{value:.1f}" for value in row["speeds"]),
-                ", ".join(f"{1000 * value:.0f}" for value in row["first_seconds"]),
-                ", ".join(f"{value:.1f}" for value in row["seconds"]),
-            ]
-            made.append(
-                f"| {row['apps']} | {row['policy']} | {row['throughput']:.1f} | {row['fairness']:.3f} "
-                f"| {' | '.join(each)} |"
-            )
-    if "contexts" in parts and (rows := document.get("contexts")):
-        made += beside("contexts", "prompt tokens", "prompt_tokens", rows, first=True)
-    if "lengths" in parts and (rows := document.get("lengths")):
-        made += [
-            "",
-            "Draft lengths, the same questions in turns:",
-            "",
-            "| policy | tokens a second | over the target alone | tokens a pass | accepted of drafted |",
-            "|---|---|---|---|---|",
-        ]
-        for row in rows:
-            made.append(
-                f"| {row['policy']} | {row['speed']:.2f} | {row['speedup']:.2f}x "
-                f"| {row['tokens_a_pass']:.2f} | {row['accepted']}/{row['drafted']} |"
-            )
-    if "cores" in parts and (rows := document.get("cores")):
-        made += beside("cores", "cores", "cores", rows)
-    return made
-
-
-def beside(title: str, head: str, key: str, rows: Sequence[dict[str, Any]], first: bool = False) -> list[str]:
-    """Speeds of both policies side by side, by what changes."""
-    by_key: dict[int, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        by_key.setdefault(row[key], {})[row["policy"]] = row
-    more = ("first ms alone", "first ms drafting") if first else ()
-    heads = [head, "alone", "drafting", "speed-up", *more]
-    made = ["", f"By {title}, tokens a second:", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for value, found in by_key.items():
-        if len(found) < len(POLICIES):
-            continue  # the run ended between the two
-        off, auto = found["off"], found["auto"]
-        cells = [str(value), f"{off['speed']:.2f}", f"{auto['speed']:.2f}"]
-        cells.append(f"{auto['speed'] / off['speed']:.2f}x")
-        if first:
-            cells += [f"{1000 * each['first_seconds']:.0f}" for each in (off, auto)]
-        made.append(f"| {' | '.join(cells)} |")
-    return made
 
 
 if __name__ == "__main__":

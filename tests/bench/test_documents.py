@@ -112,6 +112,7 @@ def test_what_can_be_written(program: Program, tmp_path: Path, monkeypatch: pyte
         ("prefill", "--repetitions"),
         ("hot_loop", "--repeat"),
         ("scaling", "--apps"),
+        ("scaling", "--repeat"),
     ],
 )
 def test_a_count_is_at_least_one(

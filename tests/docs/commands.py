@@ -15,7 +15,7 @@ from draftd.daemon.cli import app
 from tests.docs.pages import ROOT, SHELL, blocks, prose
 
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
-TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, re.MULTILINE))
 VARIABLES = set(re.findall(r"\$\((?:or \$\(|if \$\()?([A-Z]+)\b", MAKEFILE))
 ASSIGNMENT = re.compile(r"[A-Z_]+=.*", re.DOTALL)
 INLINE = re.compile(r"`((?:[A-Z_]+=\S+ )*(?:draftd|make|python) [^`]+)`")
