@@ -37,20 +37,23 @@ from draftd.daemon.timed import ask
 from draftd.drafts.suffix import SuffixDraft
 from draftd.ipc import Client
 from draftd.models.noise import Noise
+from draftd.models.rejection import Rejection
 from draftd.models.sampling import Sampling
 
 PROMPT = 400  # tokens of the text that stand there already
 SCALE = 2.0  # the spread of all logits but the wanted token's
 EXCLUDED = ("target", "draft")  # prepared logits: what they take is no part of ours
-MODES: dict[str, tuple[Mode, Sampling]] = {
-    "off, greedy": ("off", Sampling()),
-    "off, 0.8": ("off", Sampling(0.8, seed=1)),
-    "model:8, greedy": (("model", 8), Sampling()),
-    "model:8, 0.8": (("model", 8), Sampling(0.8, seed=1)),
-    "model:8, 0.8, top-p 0.95": (("model", 8), Sampling(0.8, top_p=0.95, seed=1)),
-    "suffix:8, greedy": (("suffix", 8), Sampling()),
-    "auto, greedy": ("auto", Sampling()),
-    "auto, 0.8": ("auto", Sampling(0.8, seed=1)),
+MODES: dict[str, tuple[Mode, Sampling, Rejection | None]] = {
+    "off, greedy": ("off", Sampling(), None),
+    "off, 0.8": ("off", Sampling(0.8, seed=1), None),
+    "model:8, greedy": (("model", 8), Sampling(), None),
+    "model:8, 0.8": (("model", 8), Sampling(0.8, seed=1), None),
+    "model:8, 0.8, top-p 0.95": (("model", 8), Sampling(0.8, top_p=0.95, seed=1), None),
+    "model:8, 0.8, rejection": (("model", 8), Sampling(0.8, seed=1), "rejection"),
+    "model:8, 0.8, top-p 0.95, rejection": (("model", 8), Sampling(0.8, top_p=0.95, seed=1), "rejection"),
+    "suffix:8, greedy": (("suffix", 8), Sampling(), None),
+    "auto, greedy": ("auto", Sampling(), None),
+    "auto, 0.8": ("auto", Sampling(0.8, seed=1), None),
 }
 
 
@@ -105,15 +108,17 @@ def own_code(vocabulary: int, tokens: int, repeat: int) -> dict[str, dict[str, f
     """Processor seconds of a round by mode and part, medians over answers; `tokens` is what a round gave."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in MODES}
     for _ in range(repeat):
-        for name, (mode, sampling) in MODES.items():
-            found[name].append(answer(vocabulary, tokens, mode, sampling))
+        for name, mode in MODES.items():
+            found[name].append(answer(vocabulary, tokens, *mode))
     return {
         name: {part: statistics.median(each.get(part, 0.0) for each in answers) for part in answers[0]}
         for name, answers in found.items()
     }
 
 
-def answer(vocabulary: int, tokens: int, mode: Mode, sampling: Sampling) -> dict[str, float]:
+def answer(
+    vocabulary: int, tokens: int, mode: Mode, sampling: Sampling, rejection: Rejection | None = None
+) -> dict[str, float]:
     """One answer's seconds of a round by part; the prompt's pass is left out."""
     random = np.random.default_rng(0)
     rows = (SCALE * random.standard_normal((17, vocabulary))).astype(np.float32)
@@ -122,7 +127,7 @@ def answer(vocabulary: int, tokens: int, mode: Mode, sampling: Sampling) -> dict
     drafting = Drafting(PreparedDraft(rows[:1].copy(), text), SuffixDraft(), Controller())
     engine = Engine(Prepared(rows, text), drafting)
     request = Request(0, text[:PROMPT], PROMPT, PROMPT + tokens, sampling, frozenset(), mode=mode)
-    request.reuse = False
+    request.reuse, request.rejection = False, rejection
     engine.add(request)
     engine.step()
     rounds, before = 0, len(request.tokens)
@@ -150,9 +155,11 @@ def watched(watch: Stopwatch, engine: Engine) -> Iterator[None]:
         ("draft's choice", drafting_module, "tops_of"),
         ("draft's choice", drafting_module, "choose"),
         ("draft's choice", drafting_module, "confidence"),
+        ("draft's choice", drafting_module, "law_of"),
         ("noise", Noise, "__init__"),
         ("noise", Noise, "at"),
         ("verification", engine_module, "verify"),
+        ("verification", engine_module, "verify_rejection"),
         ("target", engine.target, "forward"),
         ("draft", engine.drafting.model, "propose"),
     ]

@@ -199,10 +199,10 @@ def caption(document: dict[str, Any], counted: bool) -> str:
         f"prompt's reading, over the {counts} of {asks} prompts to which every contender had more to say "
         f"then. *{WHOLE}*: all tokens over the time from the request to the end, so with the prompt's "
         f"reading. {ended(document, asks)}*per pass*: tokens that a pass of the target gave, where the "
-        "library tells. *MiB*: resident memory, after each answer, of the process that holds all forms of its "
-        "library named here (of draftd: front and engine); what one form takes is under *Memory of each form "
-        f"alone* (`bench/memory.py`). {equal}. *best fixed*: for each prompt the fastest of draftd's fixed "
-        "policies above, known only in hindsight."
+        "library tells. *MiB*: resident memory, after each answer, of the process that holds all forms of "
+        "its library named here (of draftd: front and engine); what one form takes is under *Memory of each "
+        f"form alone* (`bench/memory.py`). {equal}. *best fixed*: for each prompt the fastest of draftd's "
+        "fixed policies above, known only in hindsight."
         + ("" if counted else " No counter of energy is readable here.")
         + libraries(document)
     )

@@ -18,6 +18,7 @@ Ids = TypeVar("Ids", int, NDArray[np.int64])  # one or many
 SIZE = 128  # tokens of a group; the last ones' may lie behind the vocabulary's end
 STRIDE = 1024  # between two tokens of a group
 REGION = SIZE * STRIDE
+_PLACES = np.arange(SIZE) * STRIDE  # of a group's tokens, from its first on
 
 
 def count_groups(vocab: int) -> int:
@@ -33,6 +34,12 @@ def group_of(tokens: Ids) -> Ids:
 def first_of(groups: Ids) -> Ids:
     """Each group's first token; the others follow at distances of STRIDE."""  # [n] -> [n]
     return (groups >> 10 << 17) + (groups & STRIDE - 1)
+
+
+def tokens_of(groups: NDArray[np.int64], vocab: int) -> NDArray[np.int64]:
+    """All tokens of these groups that the vocabulary has."""  # [n] -> [at most 128 n]
+    found = (first_of(groups)[:, None] + _PLACES).reshape(-1)
+    return found[found < vocab]
 
 
 def tops_of(row: Row) -> Row:

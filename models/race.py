@@ -10,11 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from draftd.models.groups import SIZE, STRIDE, Row, first_of
+from draftd.models.groups import Row, group_of, tokens_of
 from draftd.models.noise import Noise
 
 MARGIN = 1e-9  # of scores: more than rounding moves them
-_PLACES = np.arange(SIZE) * STRIDE
 
 
 def winner(row: Row, tops: Row, best: int, temperature: float, noise: Noise, floor: np.float32) -> int:
@@ -37,9 +36,6 @@ def _contenders(
 ) -> NDArray[np.int64]:
     """The tokens at or above `floor` that may score `reached`."""
     groups = np.flatnonzero(tops / np.float64(temperature) + noise.bound >= reached)
-    tokens: NDArray[np.int64] = first_of(groups)[:, None] + _PLACES  # [groups, SIZE]
-    there = tokens < len(row)
-    bound = np.broadcast_to(noise.bound[groups][:, None], tokens.shape)[there]
-    tokens = tokens[there]
-    logits = row[tokens]
+    tokens = tokens_of(groups, len(row))
+    logits, bound = row[tokens], noise.bound[group_of(tokens)]
     return tokens[(logits >= floor) & (logits / np.float64(temperature) + bound >= reached)]

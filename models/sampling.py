@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from draftd.models.groups import REGION, STRIDE, Row, first_of, tops_of
+from draftd.models.groups import REGION, STRIDE, Row, first_of, tokens_of, tops_of
 from draftd.models.noise import noise_of
 from draftd.models.race import winner
 
 COLDEST = 1e-6  # 32 bits can't divide by much less
+ROUNDING = 1e-4  # of sums of probabilities that are made of 32-bit logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,9 @@ def choose(row: Row, sampling: Sampling, position: int, tops: Row | None = None)
     noise = noise_of(sampling.seed, position, len(row))
     row_left, floor = _top_k_min_p(row, sampling, tops)
     token = winner(row, tops, best, temperature, noise, floor)
-    if token == best or top_p >= 1.0 or _surely_inside(row_left, row[token], temperature, top_p):
+    if token == best or top_p >= 1.0:
+        return token
+    if row_left is row and _surely_inside(row, tops, row[token], temperature, top_p):
         return token
     return winner(row, tops, best, temperature, noise, max(floor, _top_p(row_left, temperature, top_p)))
 
@@ -100,13 +103,17 @@ def _top_p(left: Row, temperature: float, top_p: float) -> np.float32:
     return np.float32(ordered[min(int(np.searchsorted(mass, top_p * total)), len(ordered) - 1)])
 
 
-def _surely_inside(left: Row, logit: np.float32, temperature: float, top_p: float) -> bool:
-    """Is this one of the logits that top-p keeps? True only if single precision is enough to say so."""
-    weights = _weights(left, left.max(), temperature)
-    total = float(np.einsum("i->", weights))
-    above = float(np.einsum("i,i->", weights, (left > logit).astype(np.float32)))
-    slack = len(left) * 2.0**-24 * total  # of a sum of so many, in any order
-    return above + slack < top_p * (total - slack)
+def _surely_inside(row: Row, tops: Row, logit: np.float32, temperature: float, top_p: float) -> bool:
+    """Is this one of the logits that top-p keeps? True only if a look at few tokens is enough to say so.
+
+    It is if the better ones hold less than top_p. They share groups with few others, and what the other
+    groups hold is at least their largest.
+    """
+    top, there = tops.max(), tops > logit
+    near = row[tokens_of(np.flatnonzero(there), len(row))]
+    above = float(_weights(near[near > logit], top, temperature).sum(dtype=np.float64))
+    below = float(_weights(tops[~there], top, temperature).sum(dtype=np.float64))
+    return above < (top_p - ROUNDING) * (above + below)
 
 
 def _weights(logits: Row, top: np.float32, temperature: float) -> Row:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from draftd.models.groups import SIZE, STRIDE, count_groups, first_of, group_of, tops_of
+from draftd.models import sampling as sampling_module
+from draftd.models.groups import SIZE, STRIDE, count_groups, first_of, group_of, tokens_of, tops_of
 from draftd.models.noise import Noise
 from draftd.models.sampling import Sampling, certainty, choose, confidence, keep
 
@@ -103,6 +104,18 @@ def test_choice_is_the_argmax_over_the_kept_set(
     assert choose(row, sampling, position) == wanted
 
 
+def test_most_winners_are_inside_top_p_without_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = np.random.default_rng(0).standard_normal(151_936).astype(np.float32)
+    row[:20] = 16.0 - 0.5 * np.arange(20)  # hold nearly all there is
+    sorts = []
+    whole = sampling_module._top_p
+    monkeypatch.setattr(sampling_module, "_top_p", lambda *given: sorts.append(1) or whole(*given))
+    sampling = Sampling(0.8, top_p=0.95, seed=1)
+    others = [token for position in range(200) if (token := choose(row, sampling, position)) != 0]
+    assert len(others) > 50
+    assert len(sorts) < 30  # where the winner was one of the last twentieth, or near its edge
+
+
 def test_greedy_is_the_argmax_and_ignores_the_seed() -> None:
     row = np.array([0.0, 3.0, 1.0], np.float32)
     assert {choose(row, Sampling(seed=seed), 5) for seed in range(20)} == {1}
@@ -163,6 +176,8 @@ def test_groups_are_a_partition_with_the_largest_of_each(vocab: int) -> None:
     wanted = np.full(count_groups(vocab), -np.inf, np.float32)
     np.maximum.at(wanted, groups, row)
     assert np.array_equal(tops_of(row), wanted)
+    assert np.array_equal(np.sort(tokens_of(np.arange(count_groups(vocab)), vocab)), tokens)
+    assert np.array_equal(np.sort(tokens_of(groups[-1:], vocab)), tokens[groups == groups[-1]])
 
 
 def test_confidence_is_the_softmax() -> None:
