@@ -1,9 +1,10 @@
-"""A real `draftd serve` over tiny models: two processes, real sockets, no download."""
+"""Daemons for the tests: real ones over tiny models, without a download, and a scripted one; a tiny pair."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,9 +15,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from draftd.daemon import settings as configuration
+from draftd.daemon.settings import Settings
 from draftd.ipc import Client
 from draftd.ipc.errors import Unreachable
 from draftd.ipc.messages import Status
+from draftd.models.catalog import Pair, load_catalog
+from tests.daemon.desk import Desk, desk
+from tests.daemon.gateways import gateway
+from tests.ipc.scripted import ScriptedDaemon
 from tests.tiny import write_tiny
 from tests.tiny_gguf import write_gguf
 
@@ -116,6 +123,57 @@ def shared(tmp_path_factory: pytest.TempPathFactory, tiny_files: Path) -> Iterat
     """One daemon for the tests of a file that leave it as they found it."""
     with serving(tmp_path_factory.mktemp("shared"), tiny_files) as start:
         yield start("--slots", "2")
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[ScriptedDaemon]:
+    """One that says what a test wrote for it; files that want a real one have their own by this name."""
+    with ScriptedDaemon(tmp_path / "d.sock") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tiny_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state directory of `tiny`: what a file has measured of the machine is kept for its other tests."""
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture
+def tiny(
+    tmp_path: Path, tiny_files: Path, tiny_state: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Pair, Settings]:
+    """A pair in llama.cpp: an fp32 draft of the target's own weights, so every recipe agrees less."""
+    for name in [name for name in os.environ if name.startswith("DRAFTD_")]:
+        monkeypatch.delenv(name)
+    shutil.copy(tiny_files / "same.gguf", tmp_path / "draft.gguf")
+    (tmp_path / "catalog.toml").write_text(
+        f'[models.big]\npath = "{tiny_files / "same.gguf"}"\n[models.small]\npath = "{tmp_path}/draft.gguf"\n'
+        '[pairs.tiny]\ntarget = "big"\ndraft = "small"\nbackend = "llama_cpp"\n'
+        '[pairs.alone]\ntarget = "big"\nbackend = "llama_cpp"\n'
+    )
+    given = {"catalog": "catalog.toml", "config": "none.toml", "cache_dir": "cache"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"DRAFTD_{name.upper()}", str(tmp_path / value))
+    monkeypatch.setenv("DRAFTD_STATE_DIR", str(tiny_state))
+    monkeypatch.setenv("DRAFTD_THREADS", "1")
+    monkeypatch.setenv("DRAFTD_PAIR", "tiny")
+    monkeypatch.setenv("COLUMNS", "200")
+    return load_catalog().pair("tiny"), configuration.load()
+
+
+@pytest.fixture(scope="module")
+def base(shared: Daemon) -> Iterator[str]:
+    """The address of a gateway to the daemon of a file."""
+    shared.wait_ready()
+    with gateway(shared.endpoint) as address:
+        yield address
+
+
+@pytest.fixture
+def front(tmp_path: Path) -> Iterator[Desk]:
+    """A front without an engine, of two slots and one place to wait."""
+    with desk(tmp_path, slots=2, queue=1, credit_wait=60.0) as made:
+        yield made
 
 
 @contextlib.contextmanager

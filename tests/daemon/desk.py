@@ -150,3 +150,8 @@ def desk(directory: Path, address: str = "", **settings: Any) -> Iterator[Desk]:
         yield made
     finally:
         made.close()
+
+
+def cancelled(desk: Desk) -> list[int]:
+    """The keys that the engine was told to give up."""
+    return [body["key"] for body in desk.told if body["type"] == "cancel"]

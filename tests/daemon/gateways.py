@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+
 
 @contextlib.contextmanager
 def gateway(endpoint: str, *options: str, listen: str | None = None) -> Iterator[str]:

@@ -53,6 +53,16 @@ def answer(message: messages.ClientMessage, say: Say) -> None:
             say(done(message.id))
 
 
+def first_tokens_only(message: messages.ClientMessage, say: Say) -> None:
+    """An answer that begins, and ends only when it is cancelled."""
+    if isinstance(message, messages.Generate):
+        say(tokens(message.id, "Hello", [1], [False], [5]))
+    elif isinstance(message, messages.Cancel):
+        say(done(message.id, "cancelled"))
+    else:
+        answer(message, say)
+
+
 def tokens(
     request: str, text: str, ids: list[int], drafted: list[bool], lengths: list[int]
 ) -> messages.Tokens:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,24 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from draftd.ipc.errors import (
-    ContextOverflow,
-    CorruptModel,
-    DraftdError,
-    InvalidConfig,
-    InvalidRequest,
-    ModelNotFound,
-    UnsupportedModel,
-)
 from draftd.models.base import Rows, Span
-from draftd.models.transformers import TransformersTarget, group_by_width
-from draftd.models.transformers_load import longest_context
+from draftd.models.transformers import TransformersTarget
+from tests.models.targets import TARGET, close, tokens
 from tests.tiny import FAMILIES, fill, write_tiny
 
 CASES = [*FAMILIES, "qwen2 tied", "gemma2"]  # gemma2 runs on eager attention, which adds its mask
-TARGET = {"slots": 4, "context": 128, "dtype": "float32", "device": "cpu", "threads": 1}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -56,11 +45,6 @@ def target(path: Path) -> Iterator[TransformersTarget]:
     target.close()
 
 
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("qwen2"))
-
-
 def write_case(case: str, path: Path) -> Path:
     if case == "gemma2":
         save(path, "gemma2", sliding_window=16, query_pre_attn_scalar=32)
@@ -85,15 +69,6 @@ def save(path: Path, family: str, **options: Any) -> None:
     model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     fill(model, seed=0)
     model.save_pretrained(path)
-
-
-def tokens(count: int, seed: int = 0) -> list[int]:
-    return random.Random(seed).choices(range(256), k=count)
-
-
-def close(found: Rows, expected: Rows) -> None:
-    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
-    assert found.argmax(-1).tolist() == expected.argmax(-1).tolist()
 
 
 def test_token_by_token_equals_the_full_forward(
@@ -212,24 +187,6 @@ def test_random_traffic_equals_the_full_forward(
         assert list(target.lengths) == [len(one) for one in held]
 
 
-@pytest.mark.parametrize("slots", [1, 2])
-def test_bfloat16_in_a_small_context(qwen: Path, slots: int) -> None:
-    target = TransformersTarget.load(qwen, slots=slots, context=10, dtype="bfloat16", device="cpu")
-    assert list(target.lengths) == [0] * slots
-    (rows,) = target.forward([Span(0, 0, tokens(10), 3)])
-    assert rows.dtype == np.float32
-    assert rows.shape == (3, 272)
-
-
-def test_a_device_map_places_the_layers(qwen: Path) -> None:
-    prompt = tokens(12)
-    (expected,) = TransformersTarget.load(qwen, **TARGET).forward([Span(0, 0, prompt, 12)])  # type: ignore[arg-type]
-    for device_map in ({"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}):
-        target = TransformersTarget.load(qwen, **TARGET, device_map=device_map)  # type: ignore[arg-type]
-        (rows,) = target.forward([Span(0, 0, prompt, 12)])
-        close(rows, expected)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
 def test_cuda_equals_the_cpu(case: str, tmp_path: Path) -> None:
@@ -244,163 +201,3 @@ def test_cuda_equals_the_cpu(case: str, tmp_path: Path) -> None:
         for found, expected in zip(on_gpu.forward(spans), on_cpu.forward(spans), strict=True):
             np.testing.assert_allclose(found, expected, atol=2e-3, rtol=2e-3)
     on_gpu.close()
-
-
-def test_the_context_is_the_smaller_of_what_is_asked_and_known(tmp_path: Path) -> None:
-    path = write_tiny(tmp_path, context=48)
-    target = TransformersTarget.load(path, slots=1, context=4096, dtype="float32", device="cpu")
-    assert target.context == 48
-    target.forward([Span(0, 0, tokens(48), 1)])
-    with pytest.raises(ContextOverflow, match="needs 49 positions, the context has 48"):
-        target.forward([Span(0, 48, [1], 1)])
-    assert target.lengths == [48]
-
-
-def test_padding_keeps_within_learnt_positions(tmp_path: Path) -> None:
-    path = write_tiny(tmp_path, "gpt2", context=32)
-    target = TransformersTarget.load(path, **(TARGET | {"context": 32}))  # type: ignore[arg-type]
-    target.forward([Span(0, 0, tokens(31), 0)])
-    (expected,) = target.forward([Span(0, 31, [5], 1)])
-    found, _ = target.forward([Span(0, 31, [5], 1), Span(1, 0, tokens(9), 1)])
-    close(found, expected)
-
-
-def test_a_rope_that_changes_with_length_limits_the_context() -> None:
-    rope = {"rope_type": "longrope", "original_max_position_embeddings": 512, "rope_theta": 1e4}
-    rope |= {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16, "factor": 4.0}
-    config = Qwen2Config(
-        hidden_size=64, num_attention_heads=2, max_position_embeddings=2048, rope_parameters=rope
-    )
-    assert longest_context(config) == 512
-
-
-@pytest.mark.parametrize(
-    ("spans", "error", "words"),
-    [
-        ([Span(4, 0, [1], 1)], ValueError, "slot 4"),
-        ([Span(0, 0, [1], 1), Span(0, 0, [2], 1)], ValueError, "given twice"),
-        ([Span(0, 1, [1], 1)], ValueError, "can't go on at 1"),
-        ([Span(0, 0, [], 0)], ValueError, "0 tokens"),
-        ([Span(0, 0, [1], 2)], ValueError, "not 2 rows"),
-        ([Span(0, 0, [272], 1)], InvalidRequest, "vocabulary of 272"),
-        ([Span(0, 0, [-1], 1)], InvalidRequest, "vocabulary of 272"),
-        ([Span(0, 0, [1] * 129, 1)], ContextOverflow, "needs 129 positions"),
-    ],
-)
-def test_impossible_spans_are_refused_and_change_nothing(
-    qwen: Path, spans: list[Span], error: type[Exception], words: str
-) -> None:
-    target = TransformersTarget.load(qwen, **TARGET)  # type: ignore[arg-type]
-    with pytest.raises(error, match=words):
-        target.forward(spans)
-    assert target.lengths == [0, 0, 0, 0]
-    assert target.forward([]) == []
-
-
-def test_a_long_chunk_runs_apart_from_narrow_steps() -> None:
-    def widths(*given: int) -> list[list[int]]:
-        spans = [Span(slot, 0, [0] * width, 1) for slot, width in enumerate(given)]
-        return [[len(span.tokens) for span in group] for group in group_by_width(spans)]
-
-    assert widths() == []
-    assert widths(9, 1, 5) == [[9, 1, 5]]
-    assert widths(9, 512, 1, 9) == [[512], [9, 1, 9]]
-    assert widths(400, 9, 512, 400) == [[512], [400, 400], [9]]
-
-
-SMALL = {"vocab_size": 272, "hidden_size": 64}
-MAMBA = {"state_size": 4, "vocab_size": 272, "hidden_size": 32, "num_hidden_layers": 2}
-
-
-@pytest.mark.parametrize(
-    ("family", "options", "reason"),
-    [
-        ("mamba", MAMBA, "recurrent state"),
-        ("rwkv", {"vocab_size": 272, "hidden_size": 32, "num_hidden_layers": 2}, "recurrent state"),
-        ("jamba", {"vocab_size": 272, "hidden_size": 32, "num_hidden_layers": 2}, "can't be rolled back"),
-        ("lfm2", {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}, "type conv"),
-        ("t5", {"vocab_size": 272, "d_model": 32}, "encoder-decoder"),
-        ("vit", {}, "not a causal language model"),
-    ],
-)
-def test_models_without_rollback_are_refused_by_their_configuration(
-    tmp_path: Path, family: str, options: dict[str, Any], reason: str
-) -> None:
-    AutoConfig.for_model(family, **options).save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"never read")
-    with pytest.raises(UnsupportedModel, match=reason):
-        TransformersTarget.load(tmp_path, slots=1, context=64)
-
-
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [
-        ("bloom", {"vocab_size": 272, "hidden_size": 32, "n_head": 2, "n_layer": 2}),  # makes its own mask
-        ("gpt_neo", {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 2} | SMALL),
-        ("bert", {"vocab_size": 272, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}),
-    ],
-)
-def test_models_that_fail_the_rollback_at_load_are_refused(
-    tmp_path: Path, family: str, options: dict[str, Any]
-) -> None:
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options))  # type: ignore[no-untyped-call]
-    fill(model, seed=0)
-    model.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModel, match=r"can't be a target: .*(slot cache|after a rollback)"):
-        TransformersTarget.load(tmp_path, **TARGET)  # type: ignore[arg-type]
-
-
-def _remove(name: str) -> Callable[[Path], None]:
-    return lambda path: (path / name).unlink()
-
-
-def _truncate(path: Path) -> None:
-    weights = path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-
-
-def _deepen(path: Path) -> None:
-    """Ask for a layer that the file has no weights of."""
-    config = json.loads((path / "config.json").read_text())
-    config |= {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
-    (path / "config.json").write_text(json.dumps(config))
-
-
-def _rename(path: Path) -> None:
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"model_type": "nonesuch"}))
-
-
-@pytest.mark.parametrize(
-    ("harm", "error", "words"),
-    [
-        (_remove("config.json"), ModelNotFound, "config.json is not there"),
-        (_remove("model.safetensors"), ModelNotFound, "holds no weights"),
-        (_truncate, CorruptModel, "can't be read"),
-        (_deepen, CorruptModel, "lacks 12 weights"),
-        (_rename, UnsupportedModel, "nonesuch"),
-        (lambda path: (path / "config.json").write_text("{"), CorruptModel, "config.json"),
-    ],
-)
-def test_a_damaged_directory_is_refused_with_the_reason(
-    tmp_path: Path, harm: Callable[[Path], None], error: type[DraftdError], words: str
-) -> None:
-    write_tiny(tmp_path)
-    harm(tmp_path)
-    with pytest.raises(error, match=words):
-        TransformersTarget.load(tmp_path, **TARGET)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("options", [{"dtype": "int3"}, {"device": "abacus"}, {"device": "cuda:99"}])
-def test_wrong_settings_are_named(qwen: Path, options: dict[str, str]) -> None:
-    with pytest.raises(InvalidConfig, match=next(iter(options.values()))):
-        TransformersTarget.load(qwen, **(TARGET | options))  # type: ignore[arg-type]
-
-
-def test_loading_reports_its_progress(qwen: Path) -> None:
-    told: list[tuple[float, str]] = []
-    TransformersTarget.load(qwen, **TARGET, report=lambda *what: told.append(what))  # type: ignore[arg-type]
-    shares = [share for share, _ in told]
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-    assert len(shares) > 10

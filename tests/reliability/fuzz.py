@@ -29,7 +29,7 @@ from draftd.ipc.errors import CODES, DraftdError
 from draftd.ipc.version import VERSION
 from tests.daemon.conftest import Daemon, serving
 from tests.daemon.desk import buried
-from tests.reliability.kills import make_files
+from tests.reliability.daemons import make_files
 from tests.reliability.record import here, record
 
 PER_EXAMPLE = 40  # frames on one connection, before it goes

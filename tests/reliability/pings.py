@@ -18,7 +18,7 @@ import psutil
 
 from draftd.daemon.bench_ping import BLOCK, p99
 from draftd.ipc import Client
-from tests.reliability.kills import serving_pair
+from tests.reliability.daemons import serving_pair
 from tests.reliability.record import here, record
 
 # A reader of its own, as an app is: one request after the other until it is ended.

@@ -26,8 +26,9 @@ from draftd.ipc.codec import decode, encode
 from draftd.ipc.errors import DraftdError, Overloaded, Unreachable
 from draftd.ipc.messages import Done, Error, Generate, Hello, parse_daemon
 from tests.daemon.conftest import Daemon, serving
-from tests.reliability.kills import Answer, ask, make_files, questions
+from tests.reliability.daemons import make_files
 from tests.reliability.record import here, record
+from tests.reliability.streams import Answer, ask, questions
 
 CLIENTS = 8
 FLOOD = 24  # requests at once from one client: more than slots and queue take

@@ -7,8 +7,9 @@ import pytest
 from draftd.ipc import Client
 from tests.daemon.conftest import Serve
 from tests.reliability.fuzz import Fuzz, coverage_led, run
-from tests.reliability.kills import CAUSES, kill_often, questions
+from tests.reliability.killing import CAUSES, kill_often
 from tests.reliability.soak import soak
+from tests.reliability.streams import questions
 
 MIB = 2**20
 

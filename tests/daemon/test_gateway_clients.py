@@ -1,0 +1,98 @@
+"""Clients of the gateway that leave, break off or send what is none, and a queue that is full."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from draftd.daemon.gateway_guard import Guard
+from tests.daemon.conftest import Daemon, Serve
+from tests.daemon.gateways import ASK, gateway
+
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+def test_a_client_that_leaves_cancels(base: str, shared: Daemon) -> None:
+    body = ASK | {"max_tokens": 400, "stream": True, "stop": ["never said"], "temperature": 1}
+    with httpx.stream("POST", f"{base}/v1/chat/completions", json=body) as reply:
+        next(reply.iter_lines())
+    idle = shared.wait_for(lambda status: not status.requests["running"])
+    assert idle.state == "ready"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"\x00\xff\x16\x03\x01\r\n\r\n",
+        b"GET /v1/mod",
+        b"GET /v1/models HTTP/9.9\r\n\r\n",
+        POST + b"Content-Length: 99\r\n\r\n{",
+        POST + b"Content-Length: -1\r\n\r\n{}",
+        POST + b"Content-Length: 5\r\n\r\n" + b"x" * 500,
+        POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
+        POST + b"Content-Length: 99999999999\r\n\r\n{",
+        POST + b"X: " + b"x" * 200_000,
+    ],
+    ids=lambda sent: sent[-20:].hex() or "nothing",
+)
+def test_a_broken_client_harms_nobody(base: str, sent: bytes) -> None:
+    host, port = base.removeprefix("http://").split(":")
+    broken = socket.create_connection((host, int(port)), timeout=30)
+    with broken, contextlib.suppress(OSError):  # it may be refused before it has said all
+        broken.sendall(sent)
+        broken.shutdown(socket.SHUT_WR)
+        answer = broken.recv(4096)
+        assert not answer or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), answer
+    assert httpx.get(f"{base}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "content", [b"{not json", b"[]", b"\xff", b"[" * 100_000, b"null", b'{"messages": 1}']
+)
+def test_a_body_that_is_none(base: str, content: bytes) -> None:
+    reply = httpx.post(f"{base}/v1/chat/completions", content=content)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_no_more_of_a_body_is_kept_than_a_prompt_needs(base: str) -> None:
+    def body() -> Iterator[bytes]:
+        for _ in range(20):
+            yield b" " * 1_000_000
+
+    async def app(*_: object) -> None: ...
+
+    told = Guard(app).refusal({"host": "localhost", "content-length": "17000000"}, "/")
+    assert told is not None
+    assert told[0] == 413
+    # of a length that was not told
+    reply = httpx.post(f"{base}/v1/chat/completions", content=body(), timeout=60)
+    assert reply.status_code == 400
+
+
+def test_a_client_that_leaves_before_its_answer_cancels(base: str, shared: Daemon) -> None:
+    host, port = base.removeprefix("http://").split(":")
+    body = json.dumps(ASK | {"max_tokens": 400, "logit_bias": {"256": -100, "258": -100}}).encode()
+    with socket.create_connection((host, int(port))) as leaving:
+        leaving.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        shared.wait_for(lambda status: status.requests["running"] == 1)
+    shared.wait_for(lambda status: not status.requests["running"])
+
+
+def test_a_full_queue_is_503_with_retry_after(serve: Serve) -> None:
+    daemon = serve("--slots", "1", queue="0", context="8192")
+    daemon.wait_ready()
+    with gateway(daemon.endpoint) as base:
+        with daemon.client() as busy:
+            running = busy.generate(prompt="x", max_tokens=8000, ignore_eos=True)
+            next(running)
+            refused = httpx.post(f"{base}/v1/chat/completions", json=ASK)
+            running.close()
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) >= 1

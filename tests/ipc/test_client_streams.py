@@ -1,0 +1,95 @@
+"""Streams of both clients: left, closed, paced by credit and kept by a lease."""
+
+from __future__ import annotations
+
+import pytest
+
+from draftd.ipc import Client, link, messages, progress
+from draftd.ipc.errors import Cancelled
+from draftd.ipc.messages import Generate, Hello
+from tests.ipc import scripted
+from tests.ipc.conftest import Connect
+from tests.ipc.scripted import Say, ScriptedDaemon, first_tokens_only
+
+
+def test_leaving_a_loop_cancels(daemon: ScriptedDaemon, connect: Connect) -> None:
+    daemon.script = first_tokens_only
+    client = connect(daemon.endpoint)
+    for event in client.generate(prompt="Hi"):
+        assert event.text == "Hello"
+        break
+    assert daemon.wait_for(messages.Cancel).id == event.id
+    client.ping()  # the late `done` is dropped and the connection goes on
+
+
+def test_a_stream_never_started_asks_nothing(daemon: ScriptedDaemon, connect: Connect) -> None:
+    client = connect(daemon.endpoint)
+    client.ping()
+    client.generate(prompt="Hi").close()
+    client.ping()
+    assert Generate not in [type(message) for message in list(daemon.heard.queue)]
+
+
+def test_closing_the_client_cancels_what_runs(daemon: ScriptedDaemon, connect: Connect) -> None:
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if not isinstance(message, messages.Cancel):  # its `done` could overtake the closing
+            first_tokens_only(message, say)
+
+    daemon.script = script
+    client = connect(daemon.endpoint)
+    stream = client.generate(prompt="Hi")
+    request = next(stream).id
+    if isinstance(client, Client):
+        client.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            client.ping()
+    else:
+        client._runner.run(client._client.close())
+    assert daemon.wait_for(messages.Cancel).id == request
+    with pytest.raises(Cancelled):
+        next(stream)
+
+
+def test_credit_is_given_as_the_app_reads(daemon: ScriptedDaemon, connect: Connect) -> None:
+    asked: list[Generate] = []
+    given: list[int] = []
+
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if isinstance(message, Generate):
+            asked.append(message)
+        if isinstance(message, messages.Credit):
+            given.append(message.credit)
+        if isinstance(message, Generate | messages.Credit):
+            credit = message.credit or 0
+            for index in range(credit):
+                say(scripted.tokens(asked[0].id, "x", [index], [False], [1]))
+            if len(given) == 5:
+                say(scripted.done(asked[0].id))
+        else:
+            scripted.answer(message, say)
+
+    daemon.script = script
+    reply = connect(daemon.endpoint).complete(prompt="Hi", credit=4)
+    assert given[:5] == [2, 2, 2, 2, 2]
+    assert len(reply.tokens) == 4 + 2 * 5
+
+
+def test_the_usual_credit_and_none(daemon: ScriptedDaemon, connect: Connect) -> None:
+    client = connect(daemon.endpoint)
+    client.complete(prompt="Hi")
+    assert daemon.wait_for(Generate).credit == progress.CREDIT
+    client.complete(prompt="Hi", credit=None)
+    assert daemon.wait_for(Generate).credit is None
+
+
+def test_the_lease_is_renewed_while_the_app_computes(
+    daemon: ScriptedDaemon, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "PING_EVERY", 0.02)
+    daemon.script = first_tokens_only
+    stream = connect(daemon.endpoint).generate(prompt="Hi")
+    next(stream)
+    assert daemon.wait_for(Hello).lease_ms == link.LEASE_MS
+    for _ in range(3):  # this thread reads nothing, and turns no loop
+        daemon.wait_for(messages.Ping)
+    stream.close()

@@ -1,0 +1,81 @@
+"""Client alone: threads that share one, and signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from draftd.ipc import Client, messages
+from draftd.ipc.errors import Cancelled
+from tests.ipc.scripted import ScriptedDaemon, first_tokens_only
+
+
+def test_threads_share_a_client(daemon: ScriptedDaemon) -> None:
+    def work() -> None:
+        for _ in range(50):
+            assert client.complete(prompt="Hi").text == "Hello, Wörld!"
+            client.ping()
+        finished.append(1)
+
+    finished: list[int] = []
+    with Client(daemon.endpoint) as client:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert len(finished) == 4
+
+
+def _until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_a_thread_that_waits_does_not_hold_up_another(daemon: ScriptedDaemon) -> None:
+    daemon.script = first_tokens_only
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            client.complete(prompt="Hi")
+        except Cancelled as error:
+            caught.append(error)
+
+    with Client(daemon.endpoint) as client:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        _until(
+            lambda: client._connection is not None and client._connection._busy and daemon.heard.qsize() > 1
+        )
+        for _ in range(20):
+            assert client.ping() < 2
+        start = time.monotonic()
+    assert time.monotonic() - start < 2  # the closing wakes the thread at the socket
+    thread.join(5)
+    assert len(caught) == 1
+
+
+def test_a_signal_ends_the_wait_and_cancels(daemon: ScriptedDaemon) -> None:
+    daemon.script = first_tokens_only
+    program = (
+        "import sys; from draftd.ipc import Client\n"
+        "with Client(sys.argv[1]) as client:\n"
+        "    for event in client.generate(prompt='Hi'): print(event.text, flush=True)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, daemon.endpoint], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"Hello\n"
+    os.kill(child.pid, signal.SIGINT)
+    _, errors = child.communicate(timeout=10)
+    assert b"KeyboardInterrupt" in errors
+    daemon.wait_for(messages.Cancel)

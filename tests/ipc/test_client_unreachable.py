@@ -1,0 +1,113 @@
+"""What both clients say where no daemon answers, and how long they wait for one that is silent."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from draftd.ipc import link, messages
+from draftd.ipc.errors import Unreachable
+from draftd.ipc.messages import Generate, Hello
+from tests.ipc import scripted
+from tests.ipc.conftest import Connect
+from tests.ipc.scripted import Say, ScriptedDaemon
+
+
+def test_no_daemon_is_said_at_once(tmp_path: Path, connect: Connect) -> None:
+    endpoint = f"ipc://{tmp_path}/none.sock"
+    start = time.monotonic()
+    with pytest.raises(Unreachable) as caught:
+        connect(endpoint).ping()
+    assert str(caught.value) == f"no daemon answers at {endpoint}; start it with `draftd serve`"
+    assert time.monotonic() - start < 2
+
+
+def test_a_socket_of_somebody_else(tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    with pytest.raises(Unreachable, match="no permission to reach"):
+        connect(f"ipc://{tmp_path}/d.sock").ping()
+    monkeypatch.undo()
+
+
+def test_a_stale_socket_file_is_no_daemon(tmp_path: Path, connect: Connect) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "d.sock"))
+    start = time.monotonic()
+    with pytest.raises(Unreachable, match="no daemon answers"):
+        connect(f"ipc://{tmp_path}/d.sock").ping()
+    assert time.monotonic() - start < 2
+
+
+def test_something_else_at_the_socket(tmp_path: Path, connect: Connect) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "d.sock"))
+        other.listen()
+        with pytest.raises(Unreachable, match="no daemon answers"):
+            connect(f"ipc://{tmp_path}/d.sock", timeout=0.2).ping()
+
+
+def test_a_daemon_that_turns_connections_away(tmp_path: Path, connect: Connect) -> None:
+    def turn_away() -> None:
+        while True:
+            try:
+                gate.accept()[0].close()
+            except OSError:  # shut down
+                return
+
+    with socket.socket(socket.AF_UNIX) as gate:
+        gate.bind(str(tmp_path / "d.sock"))
+        gate.listen()
+        thread = threading.Thread(target=turn_away)
+        thread.start()
+        try:
+            with pytest.raises(Unreachable, match="takes no further connections; its log says why"):
+                connect(f"ipc://{tmp_path}/d.sock").ping()
+        finally:
+            gate.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+
+def test_a_daemon_that_never_answers(daemon: ScriptedDaemon, connect: Connect) -> None:
+    daemon.script = lambda message, say: None
+    with pytest.raises(Unreachable, match="has not answered"):
+        connect(daemon.endpoint, timeout=0.2).ping()
+
+
+def test_a_stuck_daemon_is_noticed(
+    daemon: ScriptedDaemon, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "PING_EVERY", 0.05)
+    monkeypatch.setattr(link, "SILENCE", 0.3)
+    daemon.script = lambda message, say: scripted.answer(message, say) if isinstance(message, Hello) else None
+    with pytest.raises(Unreachable, match="has not answered"):
+        connect(daemon.endpoint, patience=0).complete(prompt="Hi")
+    daemon.wait_for(messages.Ping)
+
+
+def test_a_slow_daemon_is_waited_for(
+    daemon: ScriptedDaemon, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "PING_EVERY", 0.05)
+    monkeypatch.setattr(link, "SILENCE", 0.2)
+    asked: list[Any] = []
+    pings: list[int] = []
+
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if isinstance(message, Generate):
+            asked.append(message)
+        elif isinstance(message, messages.Ping) and len(pings) < 10:  # half a second, longer than SILENCE
+            pings.append(1)
+            say(messages.Pong(id=message.id))
+        else:
+            scripted.answer(asked[0] if asked else message, say)
+
+    daemon.script = script
+    assert connect(daemon.endpoint).complete(prompt="Hi").text == "Hello, Wörld!"

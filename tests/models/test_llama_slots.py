@@ -1,0 +1,110 @@
+"""What slots of the llama.cpp target hold: rolled back, padded, written over, copied, saved."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from draftd.models.base import Span
+from draftd.models.llama_cpp import LlamaTarget
+from tests.models.llama_rows import CONTEXT, close, fresh, text
+
+
+def test_every_rollback_equals_a_fresh_prefill(target: LlamaTarget) -> None:
+    dice = random.Random(1)
+    held: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for step in range(60):
+        slot = dice.randrange(3)
+        tokens = held[slot]
+        new = text(dice.randint(1, 6), step)
+        if len(tokens) + len(new) > 60:
+            tokens.clear()
+            target.truncate(slot, 0)
+        row = target.forward([Span(slot, len(tokens), new, 1)])[0].copy()
+        tokens += new
+        assert close(target, row, fresh(target, tokens)), f"step {step}"
+        keep = dice.randint(0, len(tokens))
+        del tokens[keep:]
+        target.truncate(slot, keep)
+
+
+@pytest.mark.parametrize(("fed", "padded"), [(3, 4), (12, 12), (13, 16), (15, 16), (29, 32)])
+def test_a_padded_pass_leaves_nothing_behind(target: LlamaTarget, fed: int, padded: int) -> None:
+    """A quantised model is fed whole tiles; what follows must not see the tokens that fill them."""
+    tokens = text(fed + 2)
+    target._tiled = True  # for the other models too: what they compute is the same
+    first = target.forward([Span(0, 0, tokens[:fed], fed)])[0].copy()
+    assert target._batch.struct.n_tokens == padded
+    assert close(target, first, fresh(target, tokens[:fed], fed, slot=1))
+    assert close(target, target.forward([Span(0, fed, tokens[fed:], 1)])[0].copy(), fresh(target, tokens))
+    full = text(CONTEXT)
+    target.forward([Span(1, 0, full[: CONTEXT - fed], 0)])
+    last = target.forward([Span(1, CONTEXT - fed, full[CONTEXT - fed :], 1)])[0].copy()
+    assert target._batch.struct.n_tokens == fed  # there was no room for more
+    assert close(target, last, fresh(target, full))
+
+
+def test_a_rollback_far_beyond_the_window(folder: Path) -> None:
+    target = LlamaTarget.load(folder / "window.gguf", slots=2, context=1000, threads=1)
+    tokens = text(1000)
+    target.forward([Span(0, 0, tokens, 0)])
+    target.truncate(0, 100)
+    row = target.forward([Span(0, 100, [5], 1)])[0].copy()
+    assert close(target, row, fresh(target, [*tokens[:100], 5], slot=1))
+    target.close()
+
+
+def test_a_span_may_write_over_what_was_there(target: LlamaTarget) -> None:
+    target.forward([Span(0, 0, text(10), 0)])
+    row = target.forward([Span(0, 4, [7, 8], 1)])[0].copy()
+    assert close(target, row, fresh(target, [*text(10)[:4], 7, 8]))
+
+
+@pytest.mark.parametrize("length", [1, 13, 30])
+def test_copy_prefix(target: LlamaTarget, length: int) -> None:
+    tokens = text(30)
+    target.forward([Span(0, 0, tokens, 0), Span(1, 0, text(12, 9), 0)])
+    target.copy_prefix(0, 1, length)
+    target.truncate(0, length // 2)  # and the two are independent from now on
+    row = target.forward([Span(1, length, [5], 1)])[0].copy()
+    assert close(target, row, fresh(target, [*tokens[:length], 5]))
+    row = target.forward([Span(0, length // 2, [6], 1)])[0].copy()
+    assert close(target, row, fresh(target, [*tokens[: length // 2], 6]))
+
+
+@pytest.mark.parametrize("length", [1, 13, 30])
+def test_a_saved_slot_gives_the_same_rows_in_another(target: LlamaTarget, length: int) -> None:
+    tokens = text(30)
+    target.forward([Span(0, 0, [*tokens, 7, 8], 0), Span(1, 0, text(12, 9), 0)])
+    target.truncate(0, 30)  # what was rolled back is not saved
+    state = target.save_slot(0)
+    if "window" in target.path.name:
+        assert state is None, "llama.cpp saves no more of it than the window"
+        return
+    assert state is not None
+    expected = target.forward([Span(0, length, [5], 1)])[0].copy()
+    target.truncate(0, 0)
+    target.load_slot(1, state, length)
+    row = target.forward([Span(1, length, [5], 1)])[0].copy()
+    assert np.array_equal(row, expected)
+
+
+def test_a_state_that_cannot_be_this_models_is_refused(target: LlamaTarget) -> None:
+    target.forward([Span(0, 0, text(30), 0)])
+    if (state := target.save_slot(0)) is None:
+        return  # a model with a window saves nothing
+    for wrong, length in ((state[: len(state) // 2], 10), (np.zeros(64, np.uint8), 1), (state, 31)):
+        with pytest.raises(ValueError, match=r"llama\.cpp refused the state"):
+            target.load_slot(1, wrong, length)
+        row = target.forward([Span(1, 0, text(9), 1)])[0].copy()
+        assert close(target, row, fresh(target, text(9)))
+        target.truncate(1, 0)
+
+
+def test_copy_prefix_of_more_than_there_is(target: LlamaTarget) -> None:
+    target.forward([Span(0, 0, [1, 2, 3], 0)])
+    with pytest.raises(ValueError, match="holds 3 positions, not 4"):
+        target.copy_prefix(0, 1, 4)
