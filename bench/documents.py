@@ -59,6 +59,12 @@ def without_folders(command: str) -> str:
     return re.sub(r"""(?<=[\s="'(])/[^\s"']*/""", "", command)
 
 
+def ended(document: dict[str, Any], answered: int) -> str:
+    """A word on prompts that a run did not come to."""
+    asked = document.get("asked", answered)
+    return f"**The run was ended after {answered} of {asked} prompts.** " if answered < asked else ""
+
+
 def libraries(document: dict[str, Any]) -> str:
     """The versions of the peers' libraries, for the end of a caption; empty where a document has none."""
     told = [f"{label} ({version})" for label, version in document.get("versions", {}).items()]

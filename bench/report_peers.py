@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bars import bars
-from documents import libraries, without_folders
+from documents import ended, libraries, without_folders
 from report_figures import (
     GAIN,
     SPEED,
@@ -206,12 +206,6 @@ def caption(document: dict[str, Any], counted: bool) -> str:
         + ("" if counted else " No counter of energy is readable here.")
         + libraries(document)
     )
-
-
-def ended(document: dict[str, Any], answered: int) -> str:
-    """A word on prompts that a run did not come to."""
-    asked = document.get("asked", answered)
-    return f"**The run was ended after {answered} of {asked} prompts.** " if answered < asked else ""
 
 
 def plot(document: dict[str, Any]) -> str:

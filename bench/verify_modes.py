@@ -6,31 +6,38 @@ python bench/verify_modes.py prompts.jsonl --pair qwen2.5-coder --temperature 0.
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import documents
 
-from draftd.daemon.bench_files import read_prompts
+from draftd.daemon.bench_files import read_prompts, write
 from draftd.daemon.engine import Engine
 from draftd.daemon.loader import load
-from draftd.daemon.request import Request
+from draftd.daemon.request import Request, Tally, Verify
 from draftd.daemon.settings import load as load_settings
 from draftd.models.rejection import Rejection
 from draftd.models.sampling import Sampling
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
     """What became of one mode's drafts at one temperature, all prompts together."""
 
     temperature: float
-    verify: str
-    drafted: int
-    accepted: int
-    rounds: int
+    verify: Verify
+    drafted: int = 0
+    accepted: int = 0
+    rounds: int = 0
+
+    def add(self, tally: Tally) -> None:
+        """Count one prompt's answer."""
+        self.drafted += tally.drafted
+        self.accepted += tally.accepted
+        self.rounds += tally.rounds
 
     @property
     def line(self) -> str:
@@ -43,6 +50,7 @@ class Found:
 
 
 TEMPERATURES = (0.8, 1.2)
+MODES: tuple[Verify, ...] = ("coupled", *get_args(Rejection)[::-1])
 HEAD = ("| temperature | verify | accepted | share | tokens a pass |", "|---|---|---|---|---|")
 
 
@@ -59,62 +67,60 @@ def main() -> None:
     parser.add_argument("--json", type=documents.new_file)
     options = parser.parse_args()
     prompts = read_prompts(options.prompts, options.per_category)
-    settings = load_settings().model_copy(update={"pair": options.pair, "context": 1024})
-    loaded = load(settings, lambda fraction, stage: None)
-    questions = [loaded.tokenizer.chat([{"role": "user", "content": prompt.turns[0]}]) for prompt in prompts]
-    document = documents.begin(
-        "verify modes",
-        pair=options.pair,
-        backend=loaded.info["backend"],
-        draft=loaded.info["draft"],
-        prompts=len(questions),
-        max_tokens=options.max_tokens,
-        length=options.length,
-    )
-    made: list[Found] = []
-    print(*HEAD, sep="\n", flush=True)
-    for degree in options.temperature or TEMPERATURES:
-        for how in ("coupled", *get_args(Rejection)[::-1]):
-            engine = Engine(loaded.target, loaded.drafting)
+    found = [Found(degree, how) for degree in options.temperature or TEMPERATURES for how in MODES]
+    with ExitStack() as stack:
+        settings = load_settings().model_copy(update={"pair": options.pair, "history": False})
+        loaded = load(settings, lambda fraction, stage: None)
+        stack.callback(loaded.target.close)
+        stack.callback(loaded.drafting.set_model, None)
+        engine = Engine(loaded.target, loaded.drafting)
+        document = documents.begin(
+            "verify modes",
+            pair=options.pair,
+            backend=loaded.info["backend"],
+            draft=loaded.info["draft"],
+            asked=len(prompts),
+            max_tokens=options.max_tokens,
+            length=options.length,
+        )
+        for number, prompt in enumerate(prompts):
+            question = loaded.tokenizer.chat([{"role": "user", "content": prompt.turns[0]}])
             requests = [
                 Request(
                     key=key,
                     tokens=list(question),
                     prompt=len(question),
                     end=len(question) + options.max_tokens,
-                    sampling=Sampling(degree, seed=key),
+                    sampling=Sampling(each.temperature, seed=number),
                     stop_ids=loaded.tokenizer.stop_ids,
                     mode=("model", options.length),
-                    verify=how,
-                    reuse=False,
+                    verify=each.verify,
                 )
-                for key, question in enumerate(questions)
+                for key, each in enumerate(found)
             ]
-            for request in requests:
-                engine.add(request)
-            while engine.busy:
-                engine.step()
-            tallies = [request.tally for request in requests]
-            made.append(
-                Found(
-                    degree,
-                    how,
-                    sum(tally.drafted for tally in tallies),
-                    sum(tally.accepted for tally in tallies),
-                    sum(tally.rounds for tally in tallies),
-                )
-            )
-            print(made[-1].line, flush=True)
-    if options.json:
-        document["found"] = [asdict(each) for each in made]
-        options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            answer(engine, requests)
+            for each, request in zip(found, requests, strict=True):
+                each.add(request.tally)
+            document |= {"prompts": number + 1, "found": [asdict(each) for each in found]}
+            write(options.json, document)  # after each prompt: what was asked is kept if a later one fails
+            documents.tell(f"{number + 1} of {len(prompts)}: {prompt.category}")
+    print(*lines(document), sep="\n")
+
+
+def answer(engine: Engine, requests: Sequence[Request]) -> None:
+    """One prompt in all modes at once, as many as there are slots: the first computes it for all."""
+    for request in requests:
+        engine.add(request)
+    while engine.busy:
+        engine.step()
 
 
 def lines(document: dict[str, Any]) -> list[str]:
     """The table of a report, and what was asked."""
+    count = document["prompts"]
     return [
-        f"{document['prompts']} prompts, {document['max_tokens']} tokens each, up to {document['length']} "
-        f"drafted a round by {document['draft']}; nothing is timed.",
+        f"{documents.ended(document, count)}{count} prompts, {document['max_tokens']} tokens each, up to "
+        f"{document['length']} drafted a round by {document['draft']}; nothing is timed.",
         "",
         *HEAD,
         *(Found(**each).line for each in document["found"]),

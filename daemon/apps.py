@@ -105,6 +105,11 @@ class Apps:
         known = self._known.get(client)
         return known.name if known else ""
 
+    def user(self, client: bytes) -> str:
+        """Who runs an app, in the words of `Peers.check`; "" before its `hello`."""
+        known = self._known.get(client)
+        return known.user if known else ""
+
     def owner(self, client: bytes) -> str:
         """Whose text and caches a connection's are, its user's under its name; "" for an app without one."""
         known = self._known.get(client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 import time
 from pathlib import Path
 from typing import Annotated
@@ -35,9 +36,12 @@ def show(
     """What is kept on disk: conversations that apps asked to be kept, and files of history."""
     chosen = settings.load(config)
     found = sorted(conversations.kept(chosen.state_dir), key=lambda entry: -entry.used)
+    several = len({entry.user for entry in found}) > 1
     for entry in found:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        typer.echo(f"{used}  {entry.size / 1e6:8.1f} MB  {entry.tokens:6} tokens  {entry.app}: {entry.name}")
+        held = f"{entry.size / 1e6:8.1f} MB  {entry.tokens:6} tokens"
+        whose = f"  ({_user(entry.user)})" if several else ""
+        typer.echo(f"{used}  {held}  {entry.app}: {entry.name}{whose}")
     files, size = suffix_store.kept(chosen.state_dir)
     total = sum(entry.size for entry in found) / 1e6
     typer.echo(
@@ -68,3 +72,13 @@ def clear(
         count = forget.clear(chosen.state_dir, learnt)
         where = "no daemon is running" if isinstance(error, Unreachable) else "the daemon has no engine"
     typer.echo(f"removed {count} files of {chosen.state_dir}; {where}")
+
+
+def _user(user: str) -> str:
+    """A user for people: by name, over TCP the key."""
+    if not user.isdecimal():
+        return f"key {user}"
+    try:
+        return pwd.getpwuid(int(user)).pw_name
+    except KeyError:
+        return f"user {user}"

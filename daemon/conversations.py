@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from draftd.models.digest import replace_file
 
@@ -33,12 +33,22 @@ PREFIX = struct.Struct("<8sII32s")
 FOLDER = "conversations"  # in the state directory
 SUFFIX = ".kv"
 LONGEST_HEADER = 1 << 16
+OWN = str(os.getuid())  # the daemon's own user
+
+
+class Conversation(NamedTuple):
+    """Which one: apps of one name share none if they are of different users."""
+
+    user: str  # who runs the app: a number, over TCP a key (peers.py)
+    app: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A kept conversation."""
 
+    user: str
     app: str
     name: str
     tokens: int
@@ -65,14 +75,16 @@ class Conversations:
     def identity(self) -> str:
         return self._make_identity()
 
-    def path(self, app: str, name: str) -> Path:
-        """Its name tells nothing about app and conversation."""
-        words = json.dumps([self.identity, app, name]).encode()
+    def path(self, which: Conversation) -> Path:
+        """Its name tells nothing about user, app and conversation."""
+        # The own user's are named as all were before users were told apart, so that what was kept is found.
+        known = which[1:] if which.user == OWN else which
+        words = json.dumps([self.identity, *known]).encode()
         return self.folder / (hashlib.blake2b(words, digest_size=16).hexdigest() + SUFFIX)
 
-    def tokens(self, app: str, name: str) -> list[int]:
+    def tokens(self, which: Conversation) -> list[int]:
         """What a file claims to hold, unchecked: whether `load` is worth its time. Empty without a file."""
-        path = self.path(app, name)
+        path = self.path(which)
         try:
             with path.open("rb") as file:
                 header = _header(file.read(PREFIX.size + LONGEST_HEADER))[1]
@@ -83,10 +95,10 @@ class Conversations:
         except (OSError, Refused):
             return []  # `load` says why, when it is asked
 
-    def load(self, app: str, name: str) -> tuple[list[int], bytearray] | None:
+    def load(self, which: Conversation) -> tuple[list[int], bytearray] | None:
         """The tokens and the state that were saved last; None, with a warning if there is a file."""
         self.settle()
-        path = self.path(app, name)
+        path = self.path(which)
         try:
             data = path.read_bytes()
             digest, header = _header(data)
@@ -94,7 +106,7 @@ class Conversations:
                 raise Refused("its bytes are not those that were written")
             if header["identity"] != self.identity:
                 raise Refused("it is of another model, or of another version of what runs it")
-            if [header["app"], header["conversation"]] != [app, name]:
+            if (header.get("user", OWN), header["app"], header["conversation"]) != which:
                 raise Refused("it is of another conversation")
             begin = PREFIX.size + header["length"]
             end = begin + 4 * header["tokens"]
@@ -110,10 +122,10 @@ class Conversations:
             )
         return None
 
-    def save(self, app: str, name: str, tokens: list[int], state: bytes | memoryview) -> None:
+    def save(self, which: Conversation, tokens: list[int], state: bytes | memoryview) -> None:
         """Replace what is kept of a conversation; a disk that can't take it costs a warning."""
         self.settle()  # at most one state waits in memory
-        self._writing = self._thread.submit(self._write, self.path(app, name), app, name, tokens, state)
+        self._writing = self._thread.submit(self._write, self.path(which), which, tokens, state)
 
     def settle(self) -> None:
         """Wait until what was saved is on disk."""
@@ -125,8 +137,14 @@ class Conversations:
         self.settle()
         self._thread.shutdown()
 
-    def _write(self, path: Path, app: str, name: str, tokens: list[int], state: bytes | memoryview) -> None:
-        fields = {"identity": self.identity, "app": app, "conversation": name, "tokens": len(tokens)}
+    def _write(self, path: Path, which: Conversation, tokens: list[int], state: bytes | memoryview) -> None:
+        fields = {
+            "identity": self.identity,
+            "user": which.user,
+            "app": which.app,
+            "conversation": which.name,
+            "tokens": len(tokens),
+        }
         header = json.dumps(fields).encode()
         ids = array("i", tokens).tobytes()
         size = PREFIX.size + len(header) + len(ids) + len(state)
@@ -163,7 +181,9 @@ def kept(state_dir: Path) -> Iterator[Entry]:
             with path.open("rb") as file:
                 header = _header(file.read(PREFIX.size + LONGEST_HEADER))[1]
             status = path.stat()
-            names = str(header["app"]), str(header["conversation"])
+            # One that names no user is of before they were told apart: its owner may have it.
+            user = str(header.get("user", status.st_uid))
+            names = user, str(header["app"]), str(header["conversation"])
             yield Entry(*names, header["tokens"], status.st_size, status.st_mtime, path)
 
 

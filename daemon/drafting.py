@@ -195,7 +195,7 @@ class Drafting:
             if request.rejection is None:
                 token = choose(row, request.sampling, position, tops)
             else:
-                law = law_of(row, request.sampling)
+                law = law_of(row, request.sampling, tops)
                 token = self.dice.draw(law)
                 drafted.drawn.append(law)
             probability = confidence(row, token, tops)

@@ -124,6 +124,7 @@ class Jobs:
         owner, connection = self.apps.owner(client), client.hex()
         return {
             "client": connection,
+            "user": self.apps.user(client),
             "app": self.apps.name(client),
             "scope": "all apps" if self.settings.share_history else owner,
             "cache_owner": "" if self.settings.share_prefixes else f"app {owner}" if owner else connection,

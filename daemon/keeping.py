@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from draftd.daemon.conversations import Conversations
+from draftd.daemon.conversations import Conversation, Conversations
 from draftd.daemon.engine import Engine
 from draftd.daemon.places import WORTH_A_COPY
 from draftd.daemon.request import Parked, Request
@@ -33,16 +33,16 @@ class Keeping:
         self.limit = settings.conversations_mb * MEGABYTE
         self.conversations = Conversations(settings.state_dir, self.limit, lambda: identity(settings, info))
 
-    def load(self, request: Request, app: str, name: str | None) -> None:
+    def load(self, request: Request, body: dict[str, Any]) -> None:
         """Take from disk what a request's conversation had, if that is more than what is in memory."""
-        if name is None or not self.limit:
+        if body["conversation"] is None or not self.limit:
             return
-        if not app:
+        if not body["app"]:
             raise InvalidRequest("a conversation belongs to an app: say hello with a name in `client`")
-        request.conversation = app, name
-        claimed = common_prefix(self.conversations.tokens(app, name), request.tokens)
+        request.conversation = which = Conversation(body["user"], body["app"], body["conversation"])
+        claimed = common_prefix(self.conversations.tokens(which), request.tokens)
         if request.reuse and claimed >= self.engine.shared(request) + WORTH_A_COPY:
-            found = self.conversations.load(app, name)
+            found = self.conversations.load(which)
             if found is not None:
                 tokens, state = found
                 request.parked = Parked(tokens, np.frombuffer(state, np.uint8))
@@ -52,7 +52,7 @@ class Keeping:
         if request.refused:
             log.warning("a saved cache was refused and computed again: %s", request.refused)
         if request.conversation is not None and (cache := self.engine.cache(request)) is not None:
-            self.conversations.save(*request.conversation, cache.tokens, cache.state.data)
+            self.conversations.save(request.conversation, cache.tokens, cache.state.data)
 
 
 def identity(settings: Settings, info: dict[str, Any]) -> str:

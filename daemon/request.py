@@ -9,6 +9,7 @@ from typing import Literal
 
 from draftd.daemon.beams import Beams
 from draftd.daemon.control import Control, Mode
+from draftd.daemon.conversations import Conversation
 from draftd.models.base import State
 from draftd.models.processors import Processors
 from draftd.models.rejection import Rejection
@@ -90,7 +91,7 @@ class Request:
     cache_only: bool = False  # nothing is generated: the slot is made ready for a request to come
     parked: Parked | None = None  # what to start from if no slot holds more
     refused: str = ""  # why what was parked could not be used
-    conversation: tuple[str, str] | None = None  # the app and its name for what is kept on disk
+    conversation: Conversation | None = None  # under what it is kept on disk
     begun: bool = False  # it has had a slot
     slot: int = -1
     started: float | None = None  # monotonic seconds, when it first got a slot

@@ -199,13 +199,13 @@ class Worker:
         text = Answer(self.loaded.tokenizer.stream(), body["stop"], self.asked.calls(body))
         text.resume(emitted, body["characters"][index])
         if index == 0 and request.cache_owner == body["cache_owner"]:
-            self.keeping.load(request, body["app"], body["conversation"])  # it goes on with the first answer
+            self.keeping.load(request, body)  # it goes on with the first answer
         return Choice(job, index, request, text, found=len(emitted) if request.beams else 0)
 
     def prefill(self, body: dict[str, Any]) -> None:
         """Compute a prompt that is still being typed."""
         request = self.asked.prefill(body)
-        self.keeping.load(request, body["app"], body["conversation"])
+        self.keeping.load(request, body)
         self.prefills[request.key] = request
         self.engine.add(request)
 

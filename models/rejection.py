@@ -55,14 +55,17 @@ class Law:
         return len(self.weights) if self.tokens is None else int(self.tokens[-1]) + 1
 
 
-def law_of(row: Row, sampling: Sampling) -> Law:
-    """What a row is sampled from, all of it in double precision; greedy: its first maximum."""
+def law_of(row: Row, sampling: Sampling, tops: Row | None = None) -> Law:
+    """What a row is sampled from, all of it in double precision; greedy: its first maximum.
+
+    `tops` is `tops_of(row)`, where that is known.
+    """
     best = int(row.argmax())
     if sampling.temperature <= 0.0 or not np.isfinite(row[best]):
         return one_hot(best)
     tokens = None
     if sampling.top_k or sampling.top_p < 1.0 or sampling.min_p > 0.0:
-        tokens = keep(row, sampling)
+        tokens = keep(row, sampling, tops)
     weights = (row if tokens is None else row[tokens]).astype(np.float64)
     weights -= weights.max()
     weights /= sampling.temperature

@@ -57,9 +57,9 @@ def choose(row: Row, sampling: Sampling, position: int, tops: Row | None = None)
     return winner(row, tops, best, temperature, noise, max(floor, _top_p(row_left, temperature, top_p)))
 
 
-def keep(row: Row, sampling: Sampling) -> NDArray[np.int64]:
-    """The tokens that top-k, top-p and min-p leave, ascending."""  # [kept]
-    row_left, floor = _top_k_min_p(row, sampling, tops_of(row))
+def keep(row: Row, sampling: Sampling, tops: Row | None = None) -> NDArray[np.int64]:
+    """The tokens that top-k, top-p and min-p leave, ascending; `tops` as in `choose`."""  # [kept]
+    row_left, floor = _top_k_min_p(row, sampling, tops_of(row) if tops is None else tops)
     if sampling.top_p < 1.0:
         floor = max(floor, _top_p(row_left, sampling.temperature, sampling.top_p))
     return np.flatnonzero(row >= floor)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import stat
+import struct
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 
 import pytest
 
 from draftd.daemon import conversations
-from draftd.daemon.conversations import Conversations
+from draftd.daemon.conversations import OWN, Conversation, Conversations
+from draftd.daemon.engine import Engine
+from draftd.daemon.keeping import Keeping
+from draftd.daemon.request import Request
+from draftd.daemon.settings import Settings
 from draftd.ipc import Client
 from draftd.ipc.errors import InvalidRequest
+from draftd.models.sampling import Sampling
 from tests.daemon.conftest import Daemon, Serve
+from tests.daemon.desk import desk
+from tests.fakes import TableTarget
 
 STATE = bytes(range(256)) * 4
 PROMPT = "Once upon a time a daemon kept what it had computed, and"
@@ -26,23 +37,27 @@ def store(tmp_path: Path) -> Conversations:
     return Conversations(tmp_path, 10_000, lambda: "a model")
 
 
-def save(store: Conversations, name: str, tokens: list[int], state: bytes = STATE) -> Path:
-    store.save("app", name, tokens, state)
+def which(name: str, app: str = "app", user: str = OWN) -> Conversation:
+    return Conversation(user, app, name)
+
+
+def save(store: Conversations, name: str, tokens: list[int], state: bytes = STATE, user: str = OWN) -> Path:
+    store.save(which(name, user=user), tokens, state)
     store.settle()
-    return store.path("app", name)
+    return store.path(which(name, user=user))
 
 
 def test_what_is_saved_comes_back(store: Conversations) -> None:
     path = save(store, "chat", [1, 2, 300_000])
-    assert store.tokens("app", "chat") == [1, 2, 300_000]
-    assert store.load("app", "chat") == ([1, 2, 300_000], bytearray(STATE))
+    assert store.tokens(which("chat")) == [1, 2, 300_000]
+    assert store.load(which("chat")) == ([1, 2, 300_000], bytearray(STATE))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     save(store, "chat", [4], STATE[:8])
-    assert store.load("app", "chat") == ([4], bytearray(STATE[:8]))
+    assert store.load(which("chat")) == ([4], bytearray(STATE[:8]))
     assert [entry.name for entry in conversations.kept(path.parents[1])] == ["chat"]
-    assert store.load("app", "other") is None
-    assert store.load("other app", "chat") is None
+    assert store.load(which("other")) is None
+    assert store.load(which("chat", "other app")) is None
 
 
 @pytest.mark.parametrize("place", [0, 8, 12, 16, 48, 60, 150, 400, -1])
@@ -54,7 +69,7 @@ def test_a_changed_byte_is_refused(
     data[place] ^= 0x10
     path.write_bytes(data)
     with caplog.at_level(logging.WARNING):
-        assert store.load("app", "chat") is None
+        assert store.load(which("chat")) is None
     assert "refused and computed again" in caplog.text
 
 
@@ -64,9 +79,9 @@ def test_a_file_cut_short_is_refused(
 ) -> None:
     path = save(store, "chat", [1, 2, 3])
     path.write_bytes(path.read_bytes()[:length])
-    assert store.load("app", "chat") is None
+    assert store.load(which("chat")) is None
     assert "refused" in caplog.text
-    store.tokens("app", "chat")  # raises nothing, whatever it finds
+    store.tokens(which("chat"))  # raises nothing, whatever it finds
     list(conversations.kept(path.parents[1]))
 
 
@@ -75,13 +90,101 @@ def test_a_file_of_another_model_or_conversation_is_refused(
 ) -> None:
     path = save(store, "chat", [1, 2, 3])
     other = Conversations(path.parents[1], 10_000, lambda: "another model")
-    assert other.load("app", "chat") is None, "it has a file of its own"
-    path.rename(other.path("app", "chat"))
-    assert other.load("app", "chat") is None
+    assert other.load(which("chat")) is None, "it has a file of its own"
+    path.rename(other.path(which("chat")))
+    assert other.load(which("chat")) is None
     assert "of another model" in caplog.text
-    os.rename(other.path("app", "chat"), store.path("app", "mail"))
-    assert store.load("app", "mail") is None
+    os.rename(other.path(which("chat")), store.path(which("mail")))
+    assert store.load(which("mail")) is None
     assert "of another conversation" in caplog.text
+
+
+def test_two_users_apps_of_one_name_share_no_conversation(
+    store: Conversations, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    users = {OWN: [1, 2], "12345": [3], "a key of forty letters": [4]}
+    paths = {user: save(store, "chat", tokens, user=user) for user, tokens in users.items()}
+    assert store.load(which("chat", user="54321")) is None
+    assert store.tokens(which("chat", user="54321")) == []
+    for user, tokens in users.items():
+        assert store.tokens(which("chat", user=user)) == tokens
+        assert store.load(which("chat", user=user)) == (tokens, bytearray(STATE))
+    kept = {(entry.user, entry.app, entry.name) for entry in conversations.kept(tmp_path)}
+    assert kept == {(user, "app", "chat") for user in users}
+    assert caplog.text == ""
+    paths["12345"].rename(paths[OWN])
+    assert store.load(which("chat")) is None
+    assert "of another conversation" in caplog.text
+
+
+def test_what_was_kept_before_users_were_told_apart_is_the_daemons_own_users(
+    store: Conversations, tmp_path: Path
+) -> None:
+    header = json.dumps({"identity": "a model", "app": "app", "conversation": "chat", "tokens": 2}).encode()
+    rest = header + array("i", [7, 8]).tobytes() + STATE
+    digest = hashlib.blake2b(rest, digest_size=32).digest()
+    words = json.dumps(["a model", "app", "chat"]).encode()
+    old = tmp_path / "conversations" / f"{hashlib.blake2b(words, digest_size=16).hexdigest()}.kv"
+    old.parent.mkdir()
+    old.write_bytes(struct.pack("<8sII32s", b"draftdkv", 1, len(header), digest) + rest)
+    (entry,) = conversations.kept(tmp_path)
+    assert (entry.user, entry.app, entry.name, entry.tokens) == (OWN, "app", "chat", 2)
+    assert store.load(which("chat", user="12345")) is None
+    assert store.load(which("chat")) == ([7, 8], bytearray(STATE))
+    assert save(store, "chat", [9]) == old, "it is replaced, not left beside the new one"
+
+
+def test_a_request_starts_from_what_its_own_users_app_left(tmp_path: Path) -> None:
+    engine = Engine(TableTarget())
+    keeping = Keeping(Settings.model_validate({"state_dir": tmp_path}), {}, engine)
+    keeping.conversations = Conversations(tmp_path, 10_000, lambda: "a model")
+    prompt = [1, 2, 3] * 10
+
+    def ask(user: str) -> Request:
+        request = Request(0, list(prompt), len(prompt), len(prompt) + 4, Sampling(), frozenset())
+        keeping.load(request, {"user": user, "app": "editor", "conversation": "tale"})
+        return request
+
+    first = ask("1")
+    engine.add(first)
+    while engine.busy:
+        engine.step()
+    keeping.save(first)
+    keeping.conversations.settle()
+    engine.forget()
+    assert ask("2").parked is None
+    again = ask("1").parked
+    assert again is not None
+    assert again.tokens[: len(prompt)] == prompt
+
+
+def test_the_engine_is_told_whose_app_a_conversation_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with desk(tmp_path, share_history=True, share_prefixes=True) as front:
+
+        def whose() -> list[str]:
+            app = front.app()
+            front.ask(app, "hello", client="editor")
+            front.generate(app, conversation="tale")
+            return [front.told[-1][name] for name in ("user", "app", "conversation")]
+
+        assert whose() == [OWN, "editor", "tale"]
+        monkeypatch.setattr(front.front.peers, "check", lambda client, frame: "12345")
+        assert whose() == ["12345", "editor", "tale"], "whatever else is shared"
+
+
+def test_a_list_names_users_where_there_are_several(tmp_path: Path) -> None:
+    store = Conversations(tmp_path / "state", 10_000, lambda: "a model")
+    save(store, "chat", [1], user="0")
+    assert "  app: chat\n" in cache(tmp_path, "list")
+    for user in ("4000000000", "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"):
+        save(store, "chat", [1], user=user)
+    listed = cache(tmp_path, "list")
+    assert "  app: chat  (root)\n" in listed
+    assert "  app: chat  (user 4000000000)\n" in listed
+    assert "  app: chat  (key Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID)\n" in listed
+    assert "3 conversations" in listed
 
 
 def test_the_ones_used_longest_ago_make_room(
@@ -90,7 +193,7 @@ def test_the_ones_used_longest_ago_make_room(
     for age, name in enumerate(["old", "used", "middle"]):
         path = save(store, name, [1], STATE * 2)
         os.utime(path, (1e9 + age, 1e9 + age))
-    store.load("app", "used")
+    store.load(which("used"))
     for name in ("new", "newest"):
         save(store, name, [1], STATE * 2)
     assert {entry.name for entry in conversations.kept(tmp_path)} == {"used", "new", "newest", "middle"}
@@ -107,7 +210,7 @@ def test_a_disk_that_cannot_take_it_costs_a_warning(
     (tmp_path / conversations.FOLDER).write_text("in the way")
     save(store, "chat", [1])
     assert "cannot keep a conversation" in caplog.text
-    assert store.load("app", "chat") is None
+    assert store.load(which("chat")) is None
 
 
 def test_what_a_crash_left_behind_is_removed(store: Conversations) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftd.daemon import control
-from draftd.daemon.drafting import Drafting
+from draftd.daemon.drafting import Drafted, Drafting
 from draftd.daemon.engine import Engine
 from draftd.daemon.plan import Plan
 from draftd.daemon.request import Request
@@ -212,6 +212,18 @@ def test_a_long_prompt_does_not_stall_a_generating_request() -> None:
         engine.step()
     assert len(short.tokens) == 11
     assert len(long.tokens) == 640, "ten chunks of 64: not done yet"
+
+
+def test_a_drafted_tokens_row_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = TableTarget().row([5, 1])
+    for verify in ("coupled", "rejection"):
+        one = request(0, [5, 1], 9, Sampling(0.8, top_k=3, top_p=0.9), verify=verify)
+        context = Drafting()._context(one, Drafted(Plan("model", 4)))
+        with monkeypatch.context() as patched:
+            patched.delattr("draftd.models.sampling.tops_of")  # what `pick` has looked for serves all
+            token, confidence = context.choose(row.copy(), 2)
+        assert token in row.argsort()[-3:]
+        assert 0.0 < confidence < 1.0
 
 
 def test_a_repeated_request_replays_its_answer_in_few_passes() -> None:

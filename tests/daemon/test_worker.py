@@ -62,6 +62,7 @@ GENERATE: dict[str, Any] = {
     "client": "",
     "cache_owner": "",
     "scope": "",
+    "user": "",
     "app": "",
     "conversation": None,
     "received": 0.0,
@@ -234,8 +235,8 @@ def test_a_fault_of_ours_ends_one_request_and_not_the_engine(
     assert "ZeroDivisionError" in error["message"]
 
 
-PREFILL = {name: GENERATE[name] for name in ("messages", "prompt", "tokens", "client", "cache_owner", "app")}
-PREFILL |= {"type": "prefill", "key": 2, "conversation": None}
+PREFILL = {name: GENERATE[name] for name in ("messages", "prompt", "tokens", "client", "cache_owner")}
+PREFILL |= {"type": "prefill", "key": 2, "user": "", "app": "", "conversation": None}
 
 
 def test_a_fault_of_ours_ends_one_prefill_and_not_the_engine(

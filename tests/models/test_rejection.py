@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftd.models import rejection, verify
+from draftd.models.groups import tops_of
 from draftd.models.processors import Penalties, Processors
 from draftd.models.rejection import Dice, Law, law_of, one_hot, verify_block, verify_rejection, verify_tokens
 from draftd.models.sampling import Sampling
@@ -251,6 +253,19 @@ def test_a_law_is_the_softmax_of_what_the_chain_keeps(seed: int, vocab: int, sam
     assert law.weights == pytest.approx(weights / weights.sum(), rel=1e-9)
     assert sum(law.of(token) for token in range(vocab)) == pytest.approx(1.0)
     assert law.of(vocab) == 0.0
+
+
+@pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.05}])
+def test_a_law_looks_for_no_largest_logits_that_are_known(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = (np.random.default_rng(1).standard_normal(3000) * 3).astype(np.float32)
+    wanted, tops = law_of(row, Sampling(0.8, **options)), tops_of(row)
+    monkeypatch.delattr("draftd.models.sampling.tops_of")
+    law = law_of(row, Sampling(0.8, **options), tops)
+    assert law.tokens is not None
+    assert np.array_equal(law.tokens, wanted.tokens)
+    assert np.array_equal(law.weights, wanted.weights)
 
 
 def test_a_row_without_numbers_is_the_choice_that_coupling_makes() -> None:
