@@ -87,9 +87,9 @@ def own_code() -> dict[str, float]:
     """The engine's own code of a round at a wide vocabulary: a fixed work's time over its time."""
     found: dict[str, list[float]] = {name: [] for name in hot_loop.MODES}
     for _ in range(REPEAT):
-        for name, (mode, sampling) in hot_loop.MODES.items():
+        for name, mode in hot_loop.MODES.items():
             before = yardstick()
-            own = hot_loop.total(hot_loop.answer(VOCABULARY, 40, mode, sampling))
+            own = hot_loop.total(hot_loop.answer(VOCABULARY, 40, *mode))
             found[name].append((before + yardstick()) / 2 / own)
     return {
         f"a fixed work / a round's own code, {name}": statistics.median(each) for name, each in found.items()

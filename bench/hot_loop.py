@@ -31,29 +31,28 @@ from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
 from draftd.daemon.plan import Plan
 from draftd.daemon.private import private_daemon
-from draftd.daemon.request import Request
+from draftd.daemon.request import Request, Verify
 from draftd.daemon.scheduler import Scheduler
 from draftd.daemon.timed import ask
 from draftd.drafts.suffix import SuffixDraft
 from draftd.ipc import Client
 from draftd.models.noise import Noise
-from draftd.models.rejection import Rejection
 from draftd.models.sampling import Sampling
 
 PROMPT = 400  # tokens of the text that stand there already
 SCALE = 2.0  # the spread of all logits but the wanted token's
 EXCLUDED = ("target", "draft")  # prepared logits: what they take is no part of ours
-MODES: dict[str, tuple[Mode, Sampling, Rejection | None]] = {
-    "off, greedy": ("off", Sampling(), None),
-    "off, 0.8": ("off", Sampling(0.8, seed=1), None),
-    "model:8, greedy": (("model", 8), Sampling(), None),
-    "model:8, 0.8": (("model", 8), Sampling(0.8, seed=1), None),
-    "model:8, 0.8, top-p 0.95": (("model", 8), Sampling(0.8, top_p=0.95, seed=1), None),
+MODES: dict[str, tuple[Mode, Sampling, Verify]] = {
+    "off, greedy": ("off", Sampling(), "coupled"),
+    "off, 0.8": ("off", Sampling(0.8, seed=1), "coupled"),
+    "model:8, greedy": (("model", 8), Sampling(), "coupled"),
+    "model:8, 0.8": (("model", 8), Sampling(0.8, seed=1), "coupled"),
+    "model:8, 0.8, top-p 0.95": (("model", 8), Sampling(0.8, top_p=0.95, seed=1), "coupled"),
     "model:8, 0.8, rejection": (("model", 8), Sampling(0.8, seed=1), "rejection"),
     "model:8, 0.8, top-p 0.95, rejection": (("model", 8), Sampling(0.8, top_p=0.95, seed=1), "rejection"),
-    "suffix:8, greedy": (("suffix", 8), Sampling(), None),
-    "auto, greedy": ("auto", Sampling(), None),
-    "auto, 0.8": ("auto", Sampling(0.8, seed=1), None),
+    "suffix:8, greedy": (("suffix", 8), Sampling(), "coupled"),
+    "auto, greedy": ("auto", Sampling(), "coupled"),
+    "auto, 0.8": ("auto", Sampling(0.8, seed=1), "coupled"),
 }
 
 
@@ -117,7 +116,7 @@ def own_code(vocabulary: int, tokens: int, repeat: int) -> dict[str, dict[str, f
 
 
 def answer(
-    vocabulary: int, tokens: int, mode: Mode, sampling: Sampling, rejection: Rejection | None = None
+    vocabulary: int, tokens: int, mode: Mode, sampling: Sampling, verify: Verify = "coupled"
 ) -> dict[str, float]:
     """One answer's seconds of a round by part; the prompt's pass is left out."""
     random = np.random.default_rng(0)
@@ -126,8 +125,17 @@ def answer(
     watch = Stopwatch()
     drafting = Drafting(PreparedDraft(rows[:1].copy(), text), SuffixDraft(), Controller())
     engine = Engine(Prepared(rows, text), drafting)
-    request = Request(0, text[:PROMPT], PROMPT, PROMPT + tokens, sampling, frozenset(), mode=mode)
-    request.reuse, request.rejection = False, rejection
+    request = Request(
+        key=0,
+        tokens=text[:PROMPT],
+        prompt=PROMPT,
+        end=PROMPT + tokens,
+        sampling=sampling,
+        stop_ids=frozenset(),
+        mode=mode,
+        verify=verify,
+        reuse=False,
+    )
     engine.add(request)
     engine.step()
     rounds, before = 0, len(request.tokens)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from math import inf
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
@@ -238,15 +237,15 @@ def prompt(client: Client, text: str, tokens: int) -> str:
     return text[: bisect_right(sizes, tokens, lo=1, key=lambda size: tokens_of(client, text[:size])) - 1]
 
 
-def tokens_of(client: Client, text: str) -> float:
-    """How many tokens a prompt has; infinite if they leave no room for an answer.
+def tokens_of(client: Client, text: str) -> int:
+    """How many tokens a prompt has; more than any other if they leave no room for an answer.
 
     Of an answer that has ended the daemon computes nothing more: it says this alone.
     """
     try:
         return client.complete(prompt=text, resume={"finish_reason": "length"}).usage.prompt_tokens
     except ContextOverflow:
-        return inf
+        return sys.maxsize
 
 
 def by_length(options: argparse.Namespace) -> Iterator[Row]:

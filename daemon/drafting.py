@@ -89,7 +89,7 @@ class Drafting:
             if first or request.mode == "off" or request.end - len(request.tokens) < 2:
                 continue
             self._plan(request, drafted, batch)
-            if drafted.plan.source in ("model", "chain"):
+            if drafted.plan.source in ("model", "chain") and not _ended(request, drafted.made.tokens):
                 contexts.append(self._context(request, drafted))
                 extended.append((request, drafted))
         if contexts and self.model is not None:
@@ -167,7 +167,7 @@ class Drafting:
             (found,) = self.suffix.propose(
                 [Context(request.slot, request.tokens, limit, _no_choice, lambda _: True, scope)]
             )
-            found = _fitting(request, found)
+            found = _useful(request, found)
         others = [work.request for work in batch if work.request is not request]
         drafted.found = found.tokens
         drafted.plan = control.plan(
@@ -204,7 +204,7 @@ class Drafting:
             return token, probability
 
         def proceed(confidences: Sequence[float]) -> bool:
-            return plan.proceed([*before, *confidences])
+            return not _ended(request, picked) and plan.proceed([*before, *confidences])
 
         tokens = request.tokens + drafted.made.tokens if before else request.tokens
         most = plan.limit - len(before)
@@ -217,19 +217,25 @@ class Drafting:
         self.model_seconds += time.perf_counter() - began
         for (request, drafted), proposal in zip(extended, proposals, strict=True):
             more = proposal
-            if not proposal.drawn:  # not chosen by `pick`, so what the grammar forbids may be among it
-                more = _fitting(request, proposal, behind=drafted.made.tokens)
+            if not proposal.drawn:  # not chosen by `pick`, so what is of no use may be among it
+                more = _useful(request, proposal, behind=drafted.made.tokens)
                 drafted.drawn.clear()
             drafted.made.tokens += more.tokens
             drafted.made.confidence += more.confidence
             drafted.model_seconds = self.model_seconds / len(extended)
 
 
-def _fitting(request: Request, proposal: Proposal, behind: Sequence[int] = ()) -> Proposal:
-    """What of a proposal, which goes on from drafted tokens that fit, the request's grammar admits."""
-    if request.processors is None:
-        return proposal
-    count = request.processors.fitting([*behind, *proposal.tokens]) - len(behind)
+def _ended(request: Request, drafted: Sequence[int]) -> bool:
+    """Would the last of the drafted tokens end the answer? What would follow it is no use."""
+    return bool(drafted) and drafted[-1] in request.stop_ids
+
+
+def _useful(request: Request, proposal: Proposal, behind: Sequence[int] = ()) -> Proposal:
+    """A proposal, which goes on from drafted tokens, up to the answer's end and as its grammar admits."""
+    ends = (index for index, token in enumerate(proposal.tokens, 1) if token in request.stop_ids)
+    count = next(ends, len(proposal.tokens))
+    if request.processors is not None:
+        count = request.processors.fitting([*behind, *proposal.tokens[:count]]) - len(behind)
     return Proposal(proposal.tokens[:count], proposal.confidence[:count])
 
 

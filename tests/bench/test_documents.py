@@ -59,7 +59,7 @@ def test_every_program_ends_so() -> None:
     texts = {path.stem: path.read_text("utf-8") for path in BENCH.glob("*.py")}
     programs = {name: text for name, text in texts.items() if '__name__ == "__main__"' in text}
     programs.pop("report")  # reads its own files only
-    assert len(programs) == 10
+    assert len(programs) == 12
     assert [name for name, text in programs.items() if not text.endswith("    documents.run(main)\n")] == []
     done = subprocess.run(
         [sys.executable, str(BENCH / "verify_modes.py"), "/nowhere/prompts.jsonl"],

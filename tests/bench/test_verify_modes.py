@@ -23,7 +23,17 @@ def given(folder: Path) -> list[str | Path]:
         for number, each in enumerate("aba")
     ]
     prompts.write_text("\n".join(map(json.dumps, lines)))
-    asked = [prompts, "--pair", "tiny", "--temperature", "0.9", "--max-tokens", "12", "--length", "3"]
+    asked: list[str | Path] = [
+        prompts,
+        "--pair",
+        "tiny",
+        "--temperature",
+        "0.9",
+        "--max-tokens",
+        "12",
+        "--length",
+        "3",
+    ]
     return [*asked, "--json", folder / "out.json"]
 
 

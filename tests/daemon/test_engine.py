@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from draftd.daemon import control
 from draftd.daemon.drafting import Drafted, Drafting
 from draftd.daemon.engine import Engine
-from draftd.daemon.plan import Plan
+from draftd.daemon.plan import Plan, Source
 from draftd.daemon.request import Request
 from draftd.drafts.llama_cpp import LlamaDraft
 from draftd.drafts.suffix import SuffixDraft
@@ -150,6 +150,22 @@ def test_a_stop_token_inside_an_accepted_block_ends_the_answer_there(length: int
             finish = emission.finish
     assert one.tokens[2:] == expected
     assert finish == "stop"
+
+
+@pytest.mark.parametrize("source", ["model", "suffix", "chain"])
+def test_nothing_is_drafted_behind_a_token_that_would_end_the_answer(source: Source) -> None:
+    sampling = Sampling(1.0, seed=11)
+    tokens = plain([1, 2], 60, sampling)
+    stop = tokens[12]
+    length = tokens.index(stop) + 1
+    drafting = Drafting(TableDraft(TableTarget()), SuffixDraft())
+    earlier = request(0, [1, 2], 60, sampling, scope="app")
+    generate(Engine(TableTarget(), drafting), [earlier])
+    drafting.remember(earlier)
+    one = request(1, [1, 2], 60, sampling, stop_ids=frozenset({stop}), mode=(source, 32), scope="app")
+    generate(Engine(TableTarget(), drafting), [one])
+    assert one.tokens[2:] == tokens[: length - 1]
+    assert 0 < one.tally.drafted < length  # the first token is the prompt's
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -264,6 +264,7 @@ def test_a_law_looks_for_no_largest_logits_that_are_known(
     monkeypatch.delattr("draftd.models.sampling.tops_of")
     law = law_of(row, Sampling(0.8, **options), tops)
     assert law.tokens is not None
+    assert wanted.tokens is not None
     assert np.array_equal(law.tokens, wanted.tokens)
     assert np.array_equal(law.weights, wanted.weights)
 

@@ -109,7 +109,12 @@ def test_most_winners_are_inside_top_p_without_a_sort(monkeypatch: pytest.Monkey
     row[:20] = 16.0 - 0.5 * np.arange(20)  # hold nearly all there is
     sorts = []
     whole = sampling_module._top_p
-    monkeypatch.setattr(sampling_module, "_top_p", lambda *given: sorts.append(1) or whole(*given))
+
+    def counted(left: NDArray[np.float32], temperature: float, top_p: float) -> np.float32:
+        sorts.append(top_p)
+        return whole(left, temperature, top_p)
+
+    monkeypatch.setattr(sampling_module, "_top_p", counted)
     sampling = Sampling(0.8, top_p=0.95, seed=1)
     others = [token for position in range(200) if (token := choose(row, sampling, position)) != 0]
     assert len(others) > 50
