@@ -33,10 +33,11 @@ from draftd.daemon.bench_table import speed
 from draftd.daemon.private import private_daemon
 from draftd.daemon.timed import Answer, ask
 from draftd.ipc import Client
-from draftd.ipc.errors import ContextOverflow, DraftdError
+from draftd.ipc.errors import ContextOverflow, DraftdError, InvalidRequest
 
 T = TypeVar("T")
-TEXT = Path(__file__).parents[1] / "docs" / "architecture.md"
+ROOT = Path(__file__).parents[1]
+TEXTS = (ROOT / "docs" / "architecture.md", ROOT / "ipc" / "PROTOCOL.md")  # of contexts: nothing comes twice
 QUESTIONS = (
     "Write a Python function that reverses a list.",
     "Explain how rain forms.",
@@ -208,8 +209,7 @@ def jain(values: Sequence[float]) -> float:
 
 def by_context(options: argparse.Namespace) -> Iterator[Row]:
     """One answer behind prompts of so many tokens."""
-    words = TEXT.read_text("utf-8").split()
-    text = " ".join(words * (1 + max(options.contexts) // len(words)))
+    text = " ".join(" ".join(each.read_text("utf-8").split()) for each in TEXTS)
     with (
         daemon(options, slots=1, context=max(options.contexts) + options.max_tokens + 64) as endpoint,
         Client(endpoint, name="scaling") as client,
@@ -217,6 +217,8 @@ def by_context(options: argparse.Namespace) -> Iterator[Row]:
         room = client.status().engine["context"] - options.max_tokens
         for length in options.contexts:
             given = prompt(client, text, min(length, room))
+            if given == text:
+                raise InvalidRequest(f"the documents that contexts are made of have no {length} tokens")
             asked = {length: partial(continued, client, given, options.max_tokens)}
             for policy, turns in in_turns(options.repeat, POLICIES, asked).items():
                 answers = [answer for (answer,) in turns]

@@ -49,11 +49,13 @@ def read_prompts(path: Path, per_category: int | None) -> list[Prompt]:
 def unwritable(path: Path) -> str:
     """Why no file can be written there, "" if one can: better known before a run than at its end."""
     folder = path.absolute().parent
-    if not folder.is_dir():
+    # pathlib's own raise where a folder on the way can't be searched
+    if not os.path.isdir(folder):
         return f"there is no directory {folder}"
-    if path.is_dir():
+    if os.path.isdir(path):
         return f"{path} is a directory"
-    if not os.access(path if path.exists() else folder, os.W_OK):
+    there = os.path.exists(path)
+    if not os.access(path if there else folder, os.W_OK if there else os.W_OK | os.X_OK):
         return f"{path} can't be written"
     return ""
 

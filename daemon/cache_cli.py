@@ -41,7 +41,7 @@ def show(
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         held = f"{entry.size / 1e6:8.1f} MB  {entry.tokens:6} tokens"
         whose = f"  ({_user(entry.user)})" if several else ""
-        typer.echo(f"{used}  {held}  {entry.app}: {entry.name}{whose}")
+        typer.echo(f"{used}  {held}  {_shown(entry.app)}: {_shown(entry.name)}{whose}")
     files, size = suffix_store.kept(chosen.state_dir)
     total = sum(entry.size for entry in found) / 1e6
     typer.echo(
@@ -72,6 +72,11 @@ def clear(
         count = forget.clear(chosen.state_dir, learnt)
         where = "no daemon is running" if isinstance(error, Unreachable) else "the daemon has no engine"
     typer.echo(f"removed {count} files of {chosen.state_dir}; {where}")
+
+
+def _shown(name: str) -> str:
+    """What an app named itself or a conversation, without what would steer the terminal."""
+    return name if name.isprintable() else ascii(name)
 
 
 def _user(user: str) -> str:

@@ -62,7 +62,7 @@ class Control:
         self._lost = 0.0  # plain passes that model drafting has cost more than it gave
         self._plan = Plan("none", 0)
         self._found: Sequence[float] = ()
-        self._rows_elsewhere = 0
+        self._rows_elsewhere = self._others = 0
 
     @property
     def looks_up(self) -> bool:
@@ -77,6 +77,7 @@ class Control:
         found: Sequence[float] = (),
         rows_elsewhere: int = 0,
         tokens_elsewhere: float = 0.0,
+        others: int = 0,
         signs: Sequence[float] | None = None,
         unseen: int = 1,
         length: int = 1,
@@ -84,13 +85,13 @@ class Control:
         """What to draft now.
 
         `remaining`: tokens that the request may still give; `found`: confidences of what the suffix offers;
-        `rows_elsewhere`, `tokens_elsewhere`: what other requests add to the pass and will get from it (last
-        round's figures will do); `signs`: how sure the target was of its first tokens, if that is looked at;
-        `unseen`: tokens that the draft has yet to read before its next one, of `length` in all.
+        `rows_elsewhere`, `tokens_elsewhere`: what `others`, so many requests, add to the pass and will get
+        from it (last round's figures will do); `signs`: how sure the target was of its first tokens, if that
+        is looked at; `unseen`: tokens that the draft has yet to read before its next one, of `length` in all.
         """
         limit = max(0, min(self.controller.longest, remaining - 1))
         self._found = found = found if self.looks_up else ()
-        self._rows_elsewhere = max(0, rows_elsewhere)
+        self._rows_elsewhere, self._others = max(0, rows_elsewhere), others
         self._unseen = max(1, unseen)
         self._length = max(length, self._unseen)
         if self.mode == "off" or not limit:
@@ -188,12 +189,14 @@ class Control:
 
     def _pass(self, drafted: int) -> list[float]:
         """Seconds of the target's next pass by how many drafted rows this request has in it."""
-        target, others = self.controller.target, self._rows_elsewhere
-        if others and self.controller.even:  # they have a row each; what this one has more goes by itself
-            together = target.seconds(1 + others)
-            return [together + more for more in target.table(drafted)]
-        base = min(1 + others, KNOTS[-1] - drafted - 1)  # beyond, a row costs what it does there
-        return target.table(base + drafted)[base:]
+        target, split = self.controller.target, self._others > 0 and self.controller.even
+        base = self._rows_elsewhere - self._others if split else 1 + self._rows_elsewhere
+        base = min(base, KNOTS[-1] - drafted - 1)  # beyond, a row costs what it does there
+        passes = target.table(base + drafted)[base:]
+        if not split:
+            return passes
+        together = target.seconds(1 + self._others)  # a row of each; what some have more is another pass
+        return [together + more for more in passes]
 
     def _judge(self, pays: bool, ahead: float) -> None:
         """One verdict a request on its model drafting: it is what the next request starts from."""

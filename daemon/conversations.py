@@ -77,7 +77,8 @@ class Conversations:
 
     def path(self, which: Conversation) -> Path:
         """Its name tells nothing about user, app and conversation."""
-        # The own user's are named as all were before users were told apart, so that what was kept is found.
+        # The own user's are named as all were before users were told apart, so that what it kept is found;
+        # what others kept then is not.
         known = which[1:] if which.user == OWN else which
         words = json.dumps([self.identity, *known]).encode()
         return self.folder / (hashlib.blake2b(words, digest_size=16).hexdigest() + SUFFIX)
@@ -209,6 +210,8 @@ def _header(data: bytes) -> tuple[bytes, dict[str, Any]]:
         raise Refused("its header is damaged") from None
     kinds = {"identity": str, "app": str, "conversation": str, "tokens": int}
     if not isinstance(header, dict) or any(not isinstance(header.get(name), kinds[name]) for name in kinds):
+        raise Refused("its header is damaged")
+    if not isinstance(header.get("user", ""), str):
         raise Refused("its header is damaged")
     if not 0 <= header["tokens"] < 2**31:
         raise Refused("its header is damaged")

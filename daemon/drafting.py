@@ -175,6 +175,7 @@ class Drafting:
             found.confidence,
             rows_elsewhere=sum(other.last_rows for other in others),
             tokens_elsewhere=sum(other.last_tokens for other in others),
+            others=len(others),
             signs=request.certainty,
             unseen=self.model.unseen(request.slot, request.tokens) if self.model is not None else 1,
             length=len(request.tokens),

@@ -14,7 +14,7 @@ from draftd.daemon.drafting import Drafted, Drafting
 from draftd.daemon.pulse import DRAFTING, FORWARD
 from draftd.daemon.request import Parked, Request
 from draftd.daemon.scheduler import Scheduler, Work
-from draftd.models.base import Rows, Span, Target
+from draftd.models.base import Rows, Span, Target, is_even
 from draftd.models.logprobs import Logprob, logprob
 from draftd.models.rejection import Dice, verify_rejection
 from draftd.models.sampling import certainty
@@ -160,10 +160,10 @@ class Engine:
     ) -> None:
         """Keep each request's books, and tell the controller what the round took and gave."""
         model_seconds = self.drafting.model_seconds
-        widths = [len(span.tokens) for each in spans for span in each]
-        one_pass = not self.target.even or len(set(widths)) == 1
+        fed = [span for each in spans for span in each]
+        one_pass = not self.target.even or is_even(fed)
         if one_pass and not any(work.prefill for work in batch):
-            self.drafting.controller.took(sum(widths), target_seconds)
+            self.drafting.controller.took(sum(len(span.tokens) for span in fed), target_seconds)
         for work, drafted, tokens in zip(batch, drafts, answers, strict=True):
             tally = work.request.tally
             tally.draft_seconds += model_seconds

@@ -23,13 +23,19 @@ class Span:
     rows: int
 
 
+def is_even(spans: Sequence[Span]) -> bool:
+    """Are these spans of one length, in slots that follow each other?"""
+    slots = [span.slot for span in spans]
+    return len({len(span.tokens) for span in spans}) == 1 and max(slots) - min(slots) + 1 == len(slots)
+
+
 class Target(Protocol):
     """A language model with a key-value cache of numbered slots, each a sequence of positions."""
 
     vocab: int  # width of a row of logits, padding included
     slots: int
     context: int  # positions a slot can hold
-    even: bool  # spans of one length share a pass; what longer ones have more is computed by itself
+    even: bool  # a pass takes spans that `is_even` only: others are computed in several passes
 
     def forward(self, spans: Sequence[Span]) -> list[Rows]:
         """Feed many requests in one pass (at most one span a slot); one [rows, vocab] array a span."""

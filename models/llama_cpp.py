@@ -38,6 +38,7 @@ class LlamaTarget:
         self._threads = threads
         self._gpu_layers = gpu_layers
         self._tiled = tiled
+        self._windowed = llama_cpp.llama_model_n_swa(model) > 0
         self._context = 0  # there while a slot may hold something
         self._open()
         self._batch = Batch(llama_cpp.llama_n_batch(self._context))
@@ -88,7 +89,7 @@ class LlamaTarget:
 
     def save_slot(self, slot: int) -> State | None:
         """llama.cpp's own bytes of a slot; None with a sliding window, whose past positions it leaves out."""
-        if llama_cpp.llama_model_n_swa(self._model):
+        if self._windowed:
             return None
         return native.run(self._save, slot)
 
@@ -171,9 +172,7 @@ class LlamaTarget:
         more = -count % TILES
         if count == TILE - 1:
             more = 1
-        elif more >= TILE:
-            return
-        if end + more <= self.context:
+        if 0 < more < TILE and end + more <= self.context:
             for position in range(end, end + more):
                 self._batch.add(span.tokens[-1], position, span.slot)
             self._removals.add(span.slot)
@@ -203,6 +202,11 @@ class LlamaTarget:
         raise kind(f"llama.cpp failed to feed {tokens} tokens to {self.path.name}: {reason} ({code})")
 
     def _copy_prefix(self, source: int, target: int, length: int) -> None:
+        if not self._windowed:
+            # By its own copy llama.cpp would move the bytes with its next pass only: what is loaded into
+            # either slot before then, or saved of the new one, would be mixed up.
+            self._load_state(target, self._save(source), length)
+            return
         self._open()
         self._remove()
         llama_cpp.llama_memory_seq_rm(self._memory, target, 0, -1)

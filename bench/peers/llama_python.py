@@ -55,11 +55,15 @@ def mode(settings: dict[str, Any], **options: Any) -> Mode:
             stream=True,
             **sampling,
         )
+        finish = None
         for piece in stream:
-            if piece["choices"][0]["text"]:
+            (choice,) = piece["choices"]
+            finish = choice["finish_reason"] or finish
+            if choice["text"]:
                 watch.tick()
-                text += piece["choices"][0]["text"]
+                text += choice["text"]
         tokens = len(model.tokenize(text.encode(), add_bos=False, special=True))
+        tokens += finish == "stop"  # the token that ended it was computed too, and the others count theirs
         return watch.result(text, tokens, rounds=passes)
 
     return answer

@@ -117,9 +117,12 @@ def test_where_longer_spans_take_a_pass_of_their_own_drafts_are_priced_so(even: 
     for rows in (1, 2, 4, 8, 16):
         controller.took(rows, 1.0 + 0.1 * rows)
     control, seconds = controller.begin(), controller.target.seconds
-    control.plan(64, rows_elsewhere=3)
+    control.plan(64, rows_elsewhere=3, others=3)
     beside = [seconds(4) + seconds(1), seconds(4) + seconds(2)] if even else [seconds(5), seconds(6)]
     assert control._pass(2)[:3] == pytest.approx([seconds(4), *beside])
+    control.plan(64, rows_elsewhere=6, others=2)  # who draft too: their rows are in that pass already
+    beside = [seconds(3) + seconds(rows) for rows in (4, 5)] if even else [seconds(7), seconds(8)]
+    assert control._pass(1)[:2] == pytest.approx(beside)
     control.plan(64)  # alone there is but one span
     assert control._pass(2)[:3] == pytest.approx([seconds(1), seconds(2), seconds(3)])
 

@@ -290,3 +290,11 @@ def test_what_several_passes_took_teaches_nothing_about_one(even: bool) -> None:
     )
     assert (5 in seen) != even  # four rows of the one and the other's
     assert 1 in seen  # the other alone, behind the end of the first
+    seen.clear()
+    ends = [40, 4, 40]  # the middle one leaves a gap between the slots of the others
+    generate(
+        Engine(target, drafting),
+        [request(key, [1, 2], end, Sampling(), mode="off") for key, end in enumerate(ends)],
+    )
+    assert 3 in seen
+    assert (2 in seen) != even

@@ -108,3 +108,30 @@ def test_copy_prefix_of_more_than_there_is(target: LlamaTarget) -> None:
     target.forward([Span(0, 0, [1, 2, 3], 0)])
     with pytest.raises(ValueError, match="holds 3 positions, not 4"):
         target.copy_prefix(0, 1, 4)
+
+
+def test_what_is_copied_does_not_change_with_what_is_loaded_right_after(target: LlamaTarget) -> None:
+    """llama.cpp copies between buffers with the next pass, but loads at once."""
+    one, other = text(30), text(30, 9)
+    target.forward([Span(2, 0, other, 0)])
+    if (state := target.save_slot(2)) is None:
+        return  # a model with a window loads nothing
+    for loaded in (0, 1):
+        target.truncate(0, 0)
+        target.forward([Span(0, 0, one, 0)])
+        target.copy_prefix(0, 1, 13)
+        target.load_slot(loaded, state, 30)
+        expected = {0: one, 1: one[:13]} | {loaded: other}
+        for slot, tokens in expected.items():
+            row = target.forward([Span(slot, len(tokens), [5], 1)])[0].copy()
+            assert close(target, row, fresh(target, [*tokens, 5])), f"slot {slot}, loaded {loaded}"
+
+
+def test_a_copy_can_be_saved_at_once(target: LlamaTarget) -> None:
+    target.forward([Span(0, 0, text(30), 0), Span(1, 0, text(20, 9), 0)])
+    target.copy_prefix(0, 1, 13)
+    if (state := target.save_slot(1)) is None:
+        return
+    target.load_slot(2, state, 13)
+    row = target.forward([Span(2, 13, [5], 1)])[0].copy()
+    assert close(target, row, fresh(target, [*text(30)[:13], 5]))
