@@ -131,8 +131,8 @@ recording: install ## the README's recording of `make demo`, made anew
 
 install: $(VENV)/package ## the virtual environment with everything in it
 
-clean: ## remove .venv and build output; models and the compiled llama.cpp stay in the cache directory
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove .venv, .venv-peers, .venv-int4, build output; models and the compiled llama.cpp stay in the cache directory
+	rm -rf $(VENV) .venv-peers $(INT4) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -12,7 +12,7 @@ from typing import Any
 import documents
 import psutil
 from fair import STEADY
-from peer_process import Answer, Contender, leave_out, resident, spoken
+from peer_process import NO_FORM, Answer, Contender, leave_out, never_began, resident, spoken
 from transformers import AutoTokenizer
 
 from draftd.daemon import machine, tuned
@@ -44,7 +44,7 @@ def parser(description: str | None, max_tokens: int) -> argparse.ArgumentParser:
     made.add_argument("--max-tokens", type=documents.count, default=max_tokens)
     made.add_argument("--threads", type=documents.count, default=machine.cores())
     made.add_argument("--context", type=documents.count, default=4096)
-    made.add_argument("--only", nargs="*", help="only these contenders, by their full names")
+    made.add_argument("--only", nargs="+", help="only these contenders, by their full names")
     made.add_argument("--python", type=interpreter, action="append", default=[], metavar="PEER=PATH")
     made.add_argument("--int4", type=Path, help="directory with OpenVINO exports `target` and `draft`")
     made.add_argument("--json", type=documents.new_file, required=True)
@@ -152,5 +152,5 @@ def draftd(pair: str, policies: list[str], variables: dict[str, str]) -> Iterato
 def leave_out_unknown(only: Sequence[str] | None, known: Collection[str], missing: dict[str, str]) -> None:
     """What --only names and nobody offers is missing too."""
     for name in only or ():
-        if name not in known and name not in missing:
-            leave_out(name, "nothing of this name is offered", missing)
+        if name not in known and name not in missing and not never_began(name, missing):
+            leave_out(name, f"{NO_FORM}: nothing of this name is offered", missing)

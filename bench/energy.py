@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-PACKAGES = Path("/sys/class/powercap")
+ZONES = Path("/sys/class/powercap")
 
 
-def joules(packages: Path = PACKAGES) -> float | None:
+def joules(zones: Path = ZONES) -> float | None:
     """Joules since some moment, of all processor packages together; None where no counter is readable.
 
     A counter that has run over in between makes the difference of two readings negative: leave it out then.
     """
-    found = 0.0
-    counters = sorted(packages.glob("intel-rapl:[0-9]*/energy_uj"))
+    found = []
     try:
-        for counter in counters:
-            if counter.parent.name.count(":") == 1:  # a package, not a part of one
-                found += int(counter.read_text()) / 1e6
+        for zone in sorted(zones.glob("intel-rapl:[0-9]*")):
+            # The platform (psys) beside packages has them in it, and what is below them are parts of them.
+            if zone.name.count(":") == 1 and (zone / "name").read_text().startswith("package-"):
+                found.append(int((zone / "energy_uj").read_text()) / 1e6)
     except (OSError, ValueError):
         return None
-    return found if counters else None
+    return sum(found) if found else None

@@ -99,19 +99,19 @@ def each_alone(name: str, python: str, asked: dict[str, Any], missing: dict[str,
     """Each wanted form of a peer in a process of its own; the version of the peer's library."""
     with peer(name, python, asked | {"only": []}, missing) as found:  # nothing is built: what is there?
         pass
+    label = spoken(name)
     for mode in found.offered:
-        if asked["only"] is not None and mode not in asked["only"]:
+        form = f"{label} {mode}"
+        if form in missing or (asked["only"] is not None and mode not in asked["only"]):
             continue
-        form = f"{spoken(name)} {mode}"
-        gone: dict[str, str] = {}
         try:
-            with peer(name, python, asked | {"only": [mode]}, gone) as alone:
+            with peer(name, python, asked | {"only": [mode]}, missing) as alone:
                 for contender in alone.contenders:
                     keep(contender)
         except PeerFailed as error:
             leave_out(form, str(error), missing)
-        for reason in gone.values():  # said of the peer where its process ended: here they are the same
-            missing[form] = reason
+        if label in missing:  # said of the peer where its process ended: here it is this form
+            missing[form] = missing.pop(label)
     return found.version
 
 
@@ -163,7 +163,8 @@ def lines(document: dict[str, Any]) -> list[str]:
         "resident from the start to the answer's end, so with what loading took (Linux's VmHWM). *times*: "
         f"that over the target's GGUF file of {mebibytes(size)} MiB. Mapped pages of files are resident "
         "too. draftd is two processes, front and engine, and its figures are their sums: what both "
-        "share counts twice, and their peaks need not be of one moment."
+        "share counts twice, and their peaks need not be of one moment. OpenVINO converts a draft "
+        "that is a GGUF in its own process, whose peak has that too."
         + (" -: this system tells no peak; *times* is of the memory after the answer." if unknown else "")
         + documents.libraries(document),
         "",

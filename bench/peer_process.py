@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import psutil
 PEERS = Path(__file__).parent / "peers"
 LOADING = 1200.0  # seconds until a peer has loaded, and perhaps converted, its models
 ANSWERING = 600.0  # seconds an answer may take
+NO_FORM = "no such form"  # how a reason begins that is no failure: NONE of bench/peers/lines.py
 
 Answer = dict[
     str, Any
@@ -139,8 +140,16 @@ def resident(process: psutil.Process) -> Callable[[], int]:
 
 
 def leave_out(name: str, reason: str, missing: dict[str, str]) -> None:
+    if missing.get(name) == reason:  # a peer says what it lacks each time that it begins
+        return
     missing[name] = reason
     print(f"{name} is left out: {reason}", file=sys.stderr, flush=True)
+
+
+def never_began(name: str, missing: Mapping[str, str]) -> bool:
+    """Whether the whole peer that this contender is of is missing."""
+    labels = {spoken(file.stem) for file in PEERS.glob("*.py")}
+    return any(name.startswith(f"{label} ") for label in labels & missing.keys())
 
 
 def spoken(peer: str) -> str:

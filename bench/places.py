@@ -19,7 +19,7 @@ class Place:
     """A pair and a machine for it; `basis`: maker's figures or a measurement that somebody published."""
 
     name: str
-    basis: str  # "maker" or "measured"
+    basis: str  # "maker" or "published"
     source: str  # of the pass
     pass_ms: float  # of one row
     row_ms: float  # of each row after the first
@@ -44,7 +44,7 @@ class Drafting:
 
 BESIDE = Drafting(1.5, 0.02, "assumed")
 ON_THIS_CPU = Drafting(20.0, 4.0, "about what this project's machine takes")
-MEASURED = Drafting(QWEN_DRAFT, 0.02, f"0.5B: {QWEN}, 311.55 tokens/s; reading assumed")
+PUBLISHED = Drafting(QWEN_DRAFT, 0.02, f"0.5B: {QWEN}, 311.55 tokens/s; reading assumed")
 
 
 def maker(name: str, size: float, bandwidth: float, row_ms: float, draft: Drafting) -> Place:
@@ -54,10 +54,10 @@ def maker(name: str, size: float, bandwidth: float, row_ms: float, draft: Drafti
     return Place(name, "maker", source, pass_ms, row_ms, draft.token, draft.read, draft.source)
 
 
-def measured(name: str, source: str, speed: float, row_ms: float, draft: Drafting) -> Place:
+def published(name: str, source: str, speed: float, row_ms: float, draft: Drafting) -> Place:
     """A pass takes what one token took somebody who published it."""
     says = f"{source}, {speed} tokens/s"
-    return Place(name, "measured", says, 1000 / speed, row_ms, draft.token, draft.read, draft.source)
+    return Place(name, "published", says, 1000 / speed, row_ms, draft.token, draft.read, draft.source)
 
 
 PLACES = (
@@ -67,9 +67,9 @@ PLACES = (
     maker("70B bf16 on two A100 80GB, draft beside them", 141e9, 2 * 2039e9, 0.45, BESIDE),
     maker("70B bf16 on two A100 80GB, draft on this CPU", 141e9, 2 * 2039e9, 0.45, ON_THIS_CPU),
     maker("70B 4-bit in dual-channel DDR5, draft beside it", 40e9, 80e9, 50.0, Drafting(8.0, 1.0, "assumed")),
-    measured("7B bf16 on an A100", QWEN, 84.28, computing(7.6e9, A100_FLOPS), MEASURED),
-    measured("14B bf16 on an A100", QWEN, 46.30, computing(14.7e9, A100_FLOPS), MEASURED),
-    measured("72B bf16 on four A100", QWEN, 31.37, computing(72.7e9, 4 * A100_FLOPS), MEASURED),
-    measured("8B F16 on an RTX 4090", DAI, 54.34, 1000 / 9056.26, MEASURED),
-    measured("70B Q4_K_M on two RTX 4090", DAI, 19.06, 1000 / 905.38, MEASURED),
+    published("7B bf16 on an A100", QWEN, 84.28, computing(7.6e9, A100_FLOPS), PUBLISHED),
+    published("14B bf16 on an A100", QWEN, 46.30, computing(14.7e9, A100_FLOPS), PUBLISHED),
+    published("72B bf16 on four A100", QWEN, 31.37, computing(72.7e9, 4 * A100_FLOPS), PUBLISHED),
+    published("8B F16 on an RTX 4090", DAI, 54.34, 1000 / 9056.26, PUBLISHED),
+    published("70B Q4_K_M on two RTX 4090", DAI, 19.06, 1000 / 905.38, PUBLISHED),
 )

@@ -66,10 +66,11 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def placed(text: str, document: dict[str, Any], here: str) -> str:
-    """A section, which says of what commit it is, and if it was measured on another machine than `here`."""
+    """A section, which says of what commit it is, and if it was made on another machine than `here`."""
+    made = "Simulated" if document.get("kind", "").startswith("simulated") else "Measured"
     commit, there = document["machine"].get("commit"), machine(document)
-    said = [f"Measured at commit {commit}."] if commit else []
-    said += [f"Measured on another machine: {there}"] if there != here else []
+    said = [f"{made} at commit {commit}."] if commit else []
+    said += [f"{made} on another machine: {there}"] if there != here else []
     return "\n\n".join([text, *said])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from bars import bars
 from documents import ended, libraries, without_folders
+from peer_process import NO_FORM, never_began
 from report_figures import (
     GAIN,
     SPEED,
@@ -37,6 +38,7 @@ OTHER_DRAWS = "other draws"
 FORMS = {SPEED: "{:.2f}", GAIN: "{:.2f}x", WHOLE: "{:.2f}", WHOLE_GAIN: "{:.2f}x"}
 FORMS |= {"per pass": "{:.2f}", "first ms": "{:.0f}", "MiB": "{:.0f}"}
 ENERGY = {"J a token": "{:.2f}"}
+COUNTED = " *J a token*: of the whole processor package, whatever ran there."
 
 
 def section(document: dict[str, Any]) -> str:
@@ -110,7 +112,7 @@ def summary(documents: Sequence[dict[str, Any]]) -> str:
                 gain = mean(over(speeds[run], name, "draftd off"), "{:.2f}x", interval=False)
                 cells.append(f"{mean(found, '{:.1f}', interval=False)}, {gain}")
             else:
-                cells.append("failed" if name in document["missing"] else "not asked")
+                cells.append(absent(document, name))
         rows.append(cells)
     return "\n".join(
         [
@@ -118,11 +120,19 @@ def summary(documents: Sequence[dict[str, Any]]) -> str:
             "",
             "Tokens a second after the first, and how that stands to draftd with its target alone; geometric "
             "means over the prompts of a run. Compare down a column only. Of runs that asked the same, the "
-            "first.",
+            f"first. *{NO_FORM}*: there is none for what was asked; each run's section has the reasons.",
             "",
             *table(["contender", *runs], rows),
         ]
     )
+
+
+def absent(document: dict[str, Any], name: str) -> str:
+    """Why a run has no figures of a contender, as a cell; files of earlier programs call all of it failed."""
+    missing = document["missing"]
+    if name not in missing:
+        return "failed" if never_began(name, missing) else "not asked"
+    return NO_FORM if missing[name].startswith(NO_FORM) else "failed"
 
 
 def line(document: dict[str, Any], found: dict[str, Figures], name: str, forms: dict[str, str]) -> list[str]:
@@ -202,8 +212,9 @@ def caption(document: dict[str, Any], counted: bool) -> str:
         "library tells. *MiB*: resident memory, after each answer, of the process that holds all forms of "
         "its library named here (of draftd: front and engine); what one form takes is under *Memory of each "
         f"form alone* (`bench/memory.py`). {equal}. *best fixed*: for each prompt the fastest of draftd's "
-        "fixed policies above, known only in hindsight."
-        + ("" if counted else " No counter of energy is readable here.")
+        "fixed policies above, known only in hindsight; the best of several is flattered by noise, so the "
+        "controller's share of it looks lower than it is."
+        + (COUNTED if counted else " No counter of energy is readable here.")
         + libraries(document)
     )
 

@@ -9,8 +9,8 @@ from typing import Any
 import report_limits
 from bars import bars
 from documents import without_folders
+from report_figures import BEHIND
 from report_peers import mode, table
-from simulated_gpu import BEHIND
 
 from draftd.daemon.bench_table import geometric_mean, share_of_best
 

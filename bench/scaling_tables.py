@@ -17,7 +17,9 @@ def tables(document: dict[str, Any], parts: Sequence[str] = PARTS) -> list[str]:
         often = repeated(rows, "each one's: of the middle turn")
         made += [
             "",
-            f"Apps that ask at once, each a question of its own{often}:",
+            f"Apps that ask at once, each a question of its own{often}. N apps ask the first N of the eight "
+            "questions of `bench/scaling.py`, so only lines of as many apps compare. Jain's index is of the "
+            "speeds after the first token: 1 where all are alike, 1/N where one has all:",
             "",
             "| apps | policy | tokens a second, all | Jain's index | each one's tokens a second "
             "| each one's first token, ms | each one's whole answer, s |",

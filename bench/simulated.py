@@ -138,13 +138,16 @@ def inputs(document: dict[str, Any]) -> list[str]:
         f"**SIMULATED.** The logits of {document['pair']}'s target ({len(document['answers'])} answers, "
         f"{count} tokens; {document['models']}) and the choices of its draft are real and were recorded; "
         "the times of a pass and of a drafted token are inputs. No such machine was at hand, and acceptance "
-        "is that of the small pair. Our own code takes the processor's time that it takes on this machine.",
+        "is that of the small pair. The simulated engine ends each answer at its recorded length and drafts "
+        "nothing behind that end, as the daemon drafts nothing behind a token that would end an answer. "
+        "Our own code takes the processor's time that it takes on this machine.",
         "",
         "| simulated place | a pass is of | pass ms | row ms | drafted token ms | read ms | draft's are of |",
         "|---|---|---|---|---|---|---|",
     ]
     for place in document["inputs"]:
-        cells = [place["name"], f"{place['basis']}: {place['source']}", f"{place['pass_ms']:.1f}"]
+        basis = {"measured": "published"}.get(place["basis"], place["basis"])  # an older file's word
+        cells = [place["name"], f"{basis}: {place['source']}", f"{place['pass_ms']:.1f}"]
         cells += [f"{place[name]:.2f}" for name in ("row_ms", "draft_ms", "read_ms")]
         made.append(f"| {' | '.join([*cells, place['drafting']])} |")
     return [

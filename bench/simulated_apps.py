@@ -30,8 +30,8 @@ from draftd.daemon.learnt import Learnt
 POLICIES: tuple[Mode, ...] = ("off", "auto", ("model", 4))
 LATE = 8  # tokens that each of the others has when the late app asks
 HEADS = (
-    *("apps", "policy", "tokens a second, all", "over `off`", "worst app over `off`", "Jain's index"),
-    *("first token ms, p50/worst", "gap ms, p95/worst"),
+    *("SIMULATED, apps", "policy", "tokens a second, all", "over `off`", "worst app over `off`"),
+    *("Jain's index", "first token ms, p50/worst", "gap ms, p95/worst"),
     *("late app's first token ms", "the others' longest gap ms"),
 )
 Row = dict[str, Any]  # one policy with so many apps in one place
@@ -132,14 +132,16 @@ def summary(document: dict[str, Any], place: str) -> str:
 
 def lines(document: dict[str, Any]) -> list[str]:
     """The tables, in Markdown: the inputs, then a table a place, which nobody measured on such a machine."""
+    categories = ", ".join(category for category, _ in document["answers"])
     made = [
         *simulated.inputs(document),
         "",
-        "SIMULATED apps: so many ask at once, each for a recorded answer, in an engine with a slot for each; "
-        f"beyond {len(document['answers'])} the answers come again. Prompts are computed anew, and nobody is "
-        "drafted for from another's text. Each app's tokens make a pass longer as a row more or a token more "
-        "to read does; what its own keys and values add is left out. `auto` begins with what it learnt from "
-        "the answers one at a time.",
+        "SIMULATED apps: so many ask at once in an engine with a slot for each. N apps ask for the first N "
+        f"of the recorded answers ({categories}; then these again), so rows of different N are of different "
+        "texts: rows of one N compare. Prompts are computed anew, and nobody is drafted for from another's "
+        "text. Each app's tokens make a pass longer as a row more or a token more to read does; "
+        "what its own keys and values add is left out. `auto` begins with what it learnt from the answers "
+        "one at a time.",
         "",
         "Tokens a second: all tokens over the time from the asking to the last answer's end, prompts "
         "included. An app's own speed, of which are Jain's index and the worst app, counts from its first "

@@ -24,6 +24,7 @@ import simulated
 from places import Place
 from recording import Answer, Opened
 from replay import streams
+from report_figures import BEHIND
 
 from draftd.daemon.bench_table import geometric_mean, share_of_best
 from draftd.daemon.control import Mode
@@ -37,7 +38,6 @@ FIXED: tuple[Mode, ...] = (
     ("suffix", 8),
     ("chain", 8),
 )
-BEHIND = 0.95  # a share of the best fixed policy that the page names one by one
 
 
 def main() -> None:

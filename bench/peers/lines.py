@@ -21,12 +21,15 @@ Answer = dict[
 Mode = Callable[[Request], Answer]
 Build = Callable[[], Mode]  # loads what this mode alone needs
 
+NONE = "no such form: "  # how a reason begins that is no failure: NO_FORM of bench/peer_process.py
+
 
 def serve(offer: Callable[[dict[str, Any]], Mapping[str, Build | str]], *packages: str) -> None:
     """Offer modes by the first line's settings, build those that are wanted, then answer line by line.
 
-    In place of a mode that the peer lacks `offer` gives the reason. A mode that can't be built, or that fails
-    at a request, says so for itself alone. `packages`: the peer's library, whose versions are told.
+    In place of a mode that the peer lacks `offer` gives the reason, which is told whatever is wanted. A mode
+    that can't be built, or that fails at a request, says so for itself alone. `packages`: the peer's library,
+    whose versions are told.
     """
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not mix in
@@ -39,11 +42,12 @@ def serve(offer: Callable[[dict[str, Any]], Mapping[str, Build | str]], *package
     modes: dict[str, Mode] = {}
     absent: dict[str, str] = {}
     for name, build in offered.items():
+        if isinstance(build, str):
+            absent[name] = NONE + build
+            continue
         if settings["only"] is not None and name not in settings["only"]:
             continue
-        if isinstance(build, str):
-            absent[name] = build
-        elif (left := memory_left()) < settings["mode_bytes"]:
+        if (left := memory_left()) < settings["mode_bytes"]:
             absent[name] = f"only {left >> 20} MiB of memory were left: end programs, or name fewer by --only"
         else:
             try:
@@ -72,9 +76,13 @@ def released(package: str) -> str:
 
 
 def said(error: Exception) -> str:
-    """A library's own words for what went wrong: the last line, where it names the cause."""
+    """A library's own words for what went wrong: the last line, where it names the cause.
+
+    What is not implemented is no failure: there is no such form.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'without a word'}"[:300]
+    begin = NONE if isinstance(error, NotImplementedError) else f"{type(error).__name__}: "
+    return f"{begin}{lines[-1] if lines else 'without a word'}"[:300]
 
 
 def memory_left() -> int:

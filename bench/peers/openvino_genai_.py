@@ -40,12 +40,12 @@ def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
         }
     else:
         modes |= dict.fromkeys(
-            ("int4 plain", "int4 prompt lookup"), "no export of the target: --int4 names it"
+            ("int4 plain", "int4 prompt lookup"), "no export of the target, which --int4 names"
         )
     if target and draft and Path(target).exists() and Path(draft).exists():
         modes |= drafting("int4", partial(build, target, assistant=draft))
     else:
-        modes |= dict.fromkeys(drafting("int4", build), "no export of both: --int4 names their folder")
+        modes |= dict.fromkeys(drafting("int4", build), "no export of both, whose folder --int4 names")
     gguf = partial(build, settings["target_gguf"])
     modes["GGUF plain"], modes["GGUF prompt lookup"] = gguf, partial(gguf, lookup=True)
     modes |= drafting("GGUF", partial(gguf, assistant=settings["draft_gguf"]))

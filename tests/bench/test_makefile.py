@@ -68,3 +68,10 @@ def test_int4_models_are_made_in_an_environment_that_is_made_once(tmp_path: Path
         "bench/int4.py --pair qwen2.5-coder --optimum .venv-int4/bin/optimum-cli here",
     ]
     assert (tmp_path / ".venv-int4" / "constraints.txt").read_text() == "torch==1.0\n"
+
+
+def test_clean_removes_every_environment(tmp_path: Path) -> None:
+    environments(tmp_path, PYTHON, ".venv", ".venv-peers", ".venv-int4", "mine")
+    done = make(tmp_path, "clean")
+    assert done.returncode == 0, done.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["mine"]

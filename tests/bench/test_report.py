@@ -225,6 +225,10 @@ def test_a_section_from_another_machine_says_so(program: Program) -> None:
     assert other.startswith("text\n\nMeasured on another machine: 64 cores (A; avx512_vnni, no AMX), 16 GiB")
     of = report.placed("text", {"machine": mine | {"commit": "abc+"}}, here)
     assert of == "text\n\nMeasured at commit abc+."
+    for kind in ("simulated", "simulated apps"):
+        text = report.placed("", {"kind": kind, "machine": mine | {"commit": "abc", "cores": 64}}, here)
+        assert text.startswith("\n\nSimulated at commit abc.\n\nSimulated on another machine: 64 cores")
+        assert "Measured" not in text
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"machine": {}}', '{"machine": {}, "kind": "dream"}'])

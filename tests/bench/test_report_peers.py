@@ -183,6 +183,7 @@ def test_energy_is_told_where_it_was_counted(program: Program) -> None:
     text = program("report_peers").section(document(counted))
     assert cells(text, "draftd off")[8] == "2.00 (2.00 to 2.00)"
     assert "No counter" not in text
+    assert "*J a token*: of the whole processor package" in text
 
 
 def test_an_error_of_a_library_says_nothing_of_folders(program: Program) -> None:
@@ -198,12 +199,18 @@ def test_an_interval_holds_the_mean_and_widens_with_the_spread(program: Program)
     assert 1.0 <= low < 2.0 < high <= 4.0
 
 
-def test_the_processors_counters_are_added_up(program: Program, tmp_path: Path) -> None:
+def test_the_counters_of_processor_packages_are_added_up(program: Program, tmp_path: Path) -> None:
     joules = program("energy").joules
     assert joules(tmp_path) is None
-    for name, value in {"intel-rapl:0": "1500000", "intel-rapl:1": "500000", "intel-rapl:0:0": "99"}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "energy_uj").write_text(f"{value}\n")
+    for zone, name, value in (
+        ("intel-rapl:0", "package-0", 1500000),
+        ("intel-rapl:0:0", "package-like", 99),  # a part of a package, whatever its name
+        ("intel-rapl:1", "package-1", 500000),
+        ("intel-rapl:2", "psys", 7000000),  # the whole platform, with both packages in it
+    ):
+        (tmp_path / zone).mkdir()
+        (tmp_path / zone / "name").write_text(f"{name}\n")
+        (tmp_path / zone / "energy_uj").write_text(f"{value}\n")
     assert joules(tmp_path) == 2.0
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("?")
     assert joules(tmp_path) is None
@@ -217,6 +224,27 @@ def test_one_table_has_all_runs(program: Program) -> None:
     assert cells(text, "contender")[1:] == ["tiny, llama_cpp, greedy", "tiny, llama_cpp, temperature 0.8"]
     assert cells(text, "draftd auto")[1:] == ["2.8, 1.41x", "6.0, 1.50x"]
     assert cells(text, "hf generate plain")[1:] == ["5.0, 2.50x", "not asked"]
+
+
+def test_a_cell_without_figures_says_why(program: Program) -> None:
+    summary = program("report_peers").summary
+    modes = ("plain", "draft model", "draft model tuned", "n-gram mod")
+    every = document([result(f"llama server {mode}", "1", 2.0) for mode in modes])
+
+    def told(missing: dict[str, str]) -> list[str]:
+        other = document([result("draftd off", "1", 2.0)], backend="transformers", missing=missing)
+        text = summary([every, other])
+        return [cells(text, f"llama server {mode}")[2] for mode in modes]
+
+    reasons = {"draft model": "RuntimeError: gone", "n-gram mod": "no such form: this build has none"}
+    assert told({f"llama server {mode}": reason for mode, reason in reasons.items()}) == [
+        "not asked",
+        "failed",
+        "not asked",  # though its name begins as that of one that failed
+        "no such form",
+    ]
+    assert told({"llama server": "ended with status 3"}) == ["failed"] * 4
+    assert told({"llama server draft model": "it has none"})[1] == "failed", "an older file"
 
 
 def test_a_run_that_was_ended_says_so(program: Program) -> None:

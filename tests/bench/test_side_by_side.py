@@ -30,7 +30,8 @@ def broken():
     raise RuntimeError("Check failed at a.cpp:1:\\nno such\\n  weights here\\n")
 
 def fails(request):
-    raise ValueError("nothing for " + request["text"])
+    kind = NotImplementedError if request.get("temperature") else ValueError
+    raise kind("nothing for " + request["text"])
 
 def dies(request):
     print("out of luck", file=sys.stderr, flush=True)
@@ -75,6 +76,7 @@ def stand_in(
 
 Made = Callable[..., tuple[Any, dict[str, str]]]
 BODY = {"text": "a question"}
+NONE = "no such form: it has none"
 
 
 def test_a_mode_that_cannot_be_built_or_fails_takes_no_other_down(program: Program, stand_in: Made) -> None:
@@ -83,9 +85,11 @@ def test_a_mode_that_cannot_be_built_or_fails_takes_no_other_down(program: Progr
     with running as found:
         modes = {each.name: each for each in found.contenders}
         assert list(modes) == [f"a peer {name}" for name in ("plain", "other", "fails", "dies", "hangs")]
-        assert missing == {"a peer broken": "RuntimeError: weights here", "a peer none": "it has none"}
+        assert missing == {"a peer broken": "RuntimeError: weights here", "a peer none": NONE}
         with pytest.raises(failed, match=r"^ValueError: nothing for a question$"):
             modes["a peer fails"].ask(BODY)
+        with pytest.raises(failed, match=r"^no such form: nothing for a question$"):
+            modes["a peer fails"].ask(BODY | {"temperature": 0.8})
         assert modes["a peer plain"].ask(BODY)["text"] == "right"
         assert modes["a peer plain"].memory() > 0
         before = modes["a peer plain"].memory()
@@ -132,6 +136,20 @@ def test_a_peer_that_hangs_is_killed(
     assert missing == {"a peer": "a peer gave no answer within 0.5 seconds and was killed"}
 
 
+def test_what_a_failed_peer_was_asked_for_is_not_called_unknown(program: Program, stand_in: Made) -> None:
+    running, missing = stand_in("os._exit(3)", only=["plain"])
+    with running:
+        pass
+    program("contenders").leave_out_unknown(["a peer plain", "a peer", "b plain"], [], missing)
+    assert list(missing) == ["a peer", "b plain"]
+
+
+def test_only_wants_names(run_main: Callable[..., ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_main("side_by_side", "--only")
+    assert "argument --only: expected at least one argument" in capsys.readouterr().err
+
+
 def test_an_interpreter_has_a_peers_name(
     run_main: Callable[..., ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,7 +162,7 @@ def test_only_what_is_wanted_is_built_and_only_while_memory_lasts(stand_in: Made
     running, missing = stand_in(only=["other", "broken"])
     with running as found:
         assert [each.name for each in found.contenders] == ["a peer other"]
-    assert list(missing) == ["a peer broken"]
+    assert list(missing) == ["a peer broken", "a peer none"], "what it lacks is told whatever is wanted"
     running, missing = stand_in(only=["other"], mode_bytes=2**60)
     with running as found:
         assert found.contenders == []
@@ -159,7 +177,7 @@ def test_what_a_peer_offers_and_its_librarys_version_are_told_though_nothing_is_
         assert found.contenders == []
         assert found.offered == ["plain", "other", "broken", "fails", "dies", "hangs", "none"]
         assert found.version == f"psutil {version('psutil')}, no-such-library of unknown version"
-    assert missing == {}
+    assert missing == {"a peer none": NONE}
 
 
 def test_a_contender_that_fails_midway_is_out_and_the_others_go_on(program: Program) -> None:
@@ -233,7 +251,10 @@ def test_draftd_beside_a_real_peer_at_a_temperature(
     document = json.loads(out.read_text("utf-8"))
     results = {result["contender"]: result for result in document["results"]}
     assert sorted(results) == sorted(wanted)
-    assert document["missing"] == {"llama server plain": "nothing of this name is offered"}
+    assert document["missing"] == {
+        "llama server plain": "no such form: nothing of this name is offered",
+        "llama python draft model": "no such form: llama-cpp-python brings no draft model of its own",
+    }
     assert document["versions"] == {"llama python": f"llama-cpp-python {version('llama-cpp-python')}"}
     off, drafting, plain, _ = (results[name] for name in wanted)
     assert off["text"] == drafting["text"] != plain["text"]  # by the seed; the peer's draws are its own

@@ -100,6 +100,7 @@ def test_every_table_says_that_it_is_simulated_and_with_which_inputs(program: Pr
     assert len(tables) == 2
     assert all("SIMULATED" in blocks[number - 1] for number in tables)
     assert "SIMULATED, here: a pass 1000000.0 ms, each row more 10000.00 ms" in blocks[tables[1] - 1]
+    assert blocks[tables[1]].startswith("| SIMULATED, apps | policy | ")
     off = blocks[tables[1]].splitlines()[2]
     assert off.startswith("| 1 | off | 0.0 | 1.00x | 1.00x | 1.000 | ")
     assert off.endswith(" | - | - |")

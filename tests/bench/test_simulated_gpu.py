@@ -64,7 +64,10 @@ def test_a_recording_of_a_real_pair_is_replayed(
     text = "\n".join(simulated.lines(document))
     assert "**SIMULATED.**" in text
     for place in document["inputs"]:
-        assert place["source"] in text
+        assert f"| {place['basis']}: {place['source']} |" in text
+    older = document | {"inputs": [place | {"basis": "measured"} for place in document["inputs"]]}
+    published = f"| published: {document['inputs'][0]['source']} |"
+    assert published in "\n".join(simulated.lines(older)), "an older file calls it measured"
     # The file has all that a fixed length drafts: no model is needed any more.
     title = "tiny, prompts.jsonl, 1 x 20 tokens, confidences by group"
     recording = program("recording")
