@@ -20,6 +20,7 @@ from unittest.mock import patch
 import documents
 import numpy as np
 import torch
+from fair import STEADY, order
 from prepared import Prepared, PreparedDraft
 from suffix import make_text
 
@@ -33,13 +34,14 @@ from draftd.daemon.plan import Plan
 from draftd.daemon.private import private_daemon
 from draftd.daemon.request import Request, Verify
 from draftd.daemon.scheduler import Scheduler
-from draftd.daemon.timed import ask
+from draftd.daemon.timed import Answer, ask
 from draftd.drafts.suffix import SuffixDraft
 from draftd.ipc import Client
 from draftd.models.noise import Noise
 from draftd.models.sampling import Sampling
 
 PROMPT = 400  # tokens of the text that stand there already
+TURNS = 3  # answers of a real daemon by policy, behind one that warms it up
 SCALE = 2.0  # the spread of all logits but the wanted token's
 EXCLUDED = ("target", "draft")  # prepared logits: what they take is no part of ours
 MODES: dict[str, tuple[Mode, Sampling, Verify]] = {
@@ -192,22 +194,31 @@ def copied_logits(vocabulary: int, rows: int = 9) -> float:
 def real_rounds(pair: str) -> dict[str, Any]:
     """A daemon's rounds, with and without drafting: seconds of a round by who takes them."""
     text = "Write a Python function that merges two sorted lists, and explain it."
-    parts: dict[str, dict[str, float]] = {}
-    with private_daemon(pair, lambda status: None) as endpoint, Client(endpoint, name="bench") as client:
+    found: dict[str, list[dict[str, float]]] = {"off": [], "auto": []}
+    with (
+        private_daemon(pair, lambda status: None, variables=STEADY, cold=True) as endpoint,
+        Client(endpoint, name="bench") as client,
+    ):
         engine = client.status().engine
-        for policy in ("off", "auto", "off", "auto"):  # of each the second counts
-            made = ask(client, messages=[{"role": "user", "content": text}], max_tokens=96, speculate=policy)
-            stats = made.stats
-            rounds = max(1, stats.rounds - 1)  # the prompt's own gave a token, too
-            took = {
-                "draft model": stats.draft_seconds,
-                "target": stats.verify_seconds,
-                "engine": stats.overhead_seconds,
-            }
-            rest = made.seconds - sum(took.values()) - stats.prefill_seconds
-            parts[policy] = {part: seconds / rounds for part, seconds in took.items()}
-            parts[policy] |= {"queues, sockets and client": rest / rounds, "tokens": made.made / stats.rounds}
-    return {"pair": pair, "backend": engine["backend"], "rounds": parts}
+        for turn in range(1 + TURNS):
+            for policy in order(list(found), 0, turn):
+                asked = [{"role": "user", "content": text}]
+                found[policy].append(a_round(ask(client, messages=asked, max_tokens=96, speculate=policy)))
+    rounds = {
+        policy: {part: statistics.median(each[part] for each in made[1:]) for part in made[0]}  # warm by then
+        for policy, made in found.items()
+    }
+    return {"pair": pair, "backend": engine["backend"], "rounds": rounds}
+
+
+def a_round(made: Answer) -> dict[str, float]:
+    """An answer's seconds of a round by part, and the tokens that one gave."""
+    stats = made.stats
+    rounds = max(1, stats.rounds - 1)  # the prompt's own gave a token, too
+    took = {"draft model": stats.draft_seconds, "target": stats.verify_seconds}
+    took["engine"] = stats.overhead_seconds
+    took["queues, sockets and client"] = made.seconds - sum(took.values()) - stats.prefill_seconds
+    return {part: seconds / rounds for part, seconds in took.items()} | {"tokens": made.made / stats.rounds}
 
 
 def lines(document: dict[str, Any]) -> list[str]:

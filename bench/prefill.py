@@ -12,11 +12,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import documents
 from documents import tell
+from fair import STEADY, order
 
 from draftd.daemon.private import private_daemon
 from draftd.ipc import Client, Done
@@ -39,9 +41,9 @@ def main() -> None:
     parser.add_argument("--json", type=documents.new_file, help="a file for bench/report.py")
     options = parser.parse_args()
     words = " ".join(TEXT.read_text("utf-8").split()[: options.words])
-    variables = {"DRAFTD_BACKEND": options.backend} if options.backend else {}
+    variables = STEADY | ({"DRAFTD_BACKEND": options.backend} if options.backend else {})
     with (
-        private_daemon(options.pair, loading(), variables=variables) as endpoint,
+        private_daemon(options.pair, loading(), variables=variables, cold=True) as endpoint,
         Client(endpoint, name="bench") as client,
     ):
         tell("ready; one answer to warm up")
@@ -77,20 +79,19 @@ def measure(client: Client, words: str, repetitions: int, seconds: float) -> lis
     asked: list[dict[str, Any]] = []
     end = time.monotonic() + seconds
     for repetition in range(repetitions):
-        for policy in POLICIES:
-            for prefilled in PREFILLED:
-                text = f"{policy} {repetition} {prefilled}: {words}"
-                took = 0.0
-                if prefilled != "nothing":
-                    began = time.perf_counter()
-                    client.prefill(**turn(text + (QUESTION if prefilled == "everything" else "")))
-                    took = 1000 * (time.perf_counter() - began)
-                made = ask(client, text + QUESTION, policy)
-                asked.append({"policy": policy, "prefilled": prefilled, "prefill": took, **made})
-                tell(
-                    f"{repetition + 1} of {repetitions}, drafting {policy}, prefilled {prefilled} "
-                    f"({took:.0f} ms): first token after {made['first']:.0f} ms, a round {made['round']:.0f}"
-                )
+        for policy, prefilled in order(list(product(POLICIES, PREFILLED)), 0, repetition):
+            text = f"{policy} {repetition} {prefilled}: {words}"
+            took = 0.0
+            if prefilled != "nothing":
+                began = time.perf_counter()
+                client.prefill(**turn(text + (QUESTION if prefilled == "everything" else "")))
+                took = 1000 * (time.perf_counter() - began)
+            made = ask(client, text + QUESTION, policy)
+            asked.append({"policy": policy, "prefilled": prefilled, "prefill": took, **made})
+            tell(
+                f"{repetition + 1} of {repetitions}, drafting {policy}, prefilled {prefilled} "
+                f"({took:.0f} ms): first token after {made['first']:.0f} ms, a round {made['round']:.0f}"
+            )
         if time.monotonic() >= end:
             tell(f"{seconds:.0f} s are over: that is all")
             break

@@ -51,6 +51,7 @@ class Question:
     sampling: Sampling = field(default_factory=lambda: Sampling(1.0))
     penalties: Penalties = field(default_factory=Penalties)
     regex: str | None = None  # over "a", "b", …; the last token is the end
+    ends: bool = False  # it is without a regex, too
     prompt: Sequence[int] = tuple(PROMPT)
     scale: float = 1.0
     slots: int = 4
@@ -60,7 +61,7 @@ class Question:
         self.draft = TableTarget(self.vocab, scale=self.scale)
         noise = np.random.default_rng(1).standard_normal(self.draft.table.shape) * self.scale
         self.draft.table += 0.5 * noise.astype(np.float32)
-        self.stop_ids = frozenset({self.vocab - 1} if self.regex else ())
+        self.stop_ids = frozenset({self.vocab - 1} if self.regex or self.ends else ())
         self.grammars = Grammars(letters(self.vocab), self.vocab) if self.regex else None
 
     def processors(self) -> Processors:
@@ -154,6 +155,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 QUESTIONS = {
     "plain": Question(),
     "chain": Question(sampling=Sampling(0.8, top_k=2, top_p=0.95, min_p=0.05)),
+    "end": Question(ends=True),
     "penalties": Question(penalties=Penalties(1.3, 0.4, 0.9, ((1, 0.7),))),
     "grammar": Question(sampling=Sampling(1.2), regex="a*(b|ba)a?b?"),
     "all": Question(

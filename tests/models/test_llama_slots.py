@@ -135,3 +135,12 @@ def test_a_copy_can_be_saved_at_once(target: LlamaTarget) -> None:
     target.load_slot(2, state, 13)
     row = target.forward([Span(2, 13, [5], 1)])[0].copy()
     assert close(target, row, fresh(target, [*text(30)[:13], 5]))
+
+
+def test_only_the_last_of_several_passes_is_padded(target: LlamaTarget) -> None:
+    target._tiled, target._batch.size = True, 30
+    tokens = text(59)
+    rows = target.forward([Span(0, 0, tokens, 59)])[0].copy()
+    target._tiled, target._batch.size = False, 512
+    assert close(target, rows, fresh(target, tokens, 59))
+    assert close(target, target.forward([Span(0, 59, [5], 1)])[0].copy(), fresh(target, [*tokens, 5]))
