@@ -1,7 +1,7 @@
 """Structured output through llguidance: a JSON schema, a regular expression, a Lark or a GBNF grammar.
 
 llguidance rather than xgrammar: it needs no torch, has a mask ready in microseconds without compiling the
-grammar first, and takes tokens back, which a matcher inside a drafted block must.
+grammar first, and its matchers are copied in microseconds, which one inside a drafted block must be.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ class Matcher:
 
         A row behind drafted tokens that leave the grammar stays as it is: they are refused before it counts.
         """
-        taken = self._matcher.try_consume_tokens(list(drafted)) if drafted else 0
-        if taken == len(drafted):
-            if self._matcher.is_stopped():
-                ends = row[self._stops[self._stops < len(row)]].copy()
-                row.fill(-np.inf)
-                row[self._stops[self._stops < len(row)]] = ends
-            else:
-                self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-                allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: len(row)]
-                np.copyto(row, np.float32(-np.inf), where=allowed == 0)
-        if taken:
-            self._matcher.rollback(taken)
+        # A copy goes ahead: not every grammar takes tokens back, and asking one that does not spoils it.
+        matcher = self._matcher.deep_copy() if drafted else self._matcher
+        if drafted and matcher.try_consume_tokens(list(drafted)) < len(drafted):
+            return
+        if matcher.is_stopped():
+            ends = row[self._stops[self._stops < len(row)]].copy()
+            row.fill(-np.inf)
+            row[self._stops[self._stops < len(row)]] = ends
+        else:
+            matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+            allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: len(row)]
+            np.copyto(row, np.float32(-np.inf), where=allowed == 0)
 
 
 class Vocabulary:

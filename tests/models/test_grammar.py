@@ -51,6 +51,13 @@ def test_a_regular_expression_position_by_position(grammars: Grammars) -> None:
     assert f"<{IM_END}>" in allowed(grammars, "regex", pattern, "a", "=12")
 
 
+def test_a_grammar_that_takes_no_token_back(grammars: Grammars) -> None:
+    """llguidance refuses to where a rule counts tokens, and its matcher is of no use afterwards."""
+    source = 'start: body "."\nbody[max_tokens=3]: /[a-z]*/'
+    assert allowed(grammars, "lark", source, "a", "b") >= {"c", "."}
+    assert "." in allowed(grammars, "lark", source, "", "abc")
+
+
 def test_the_end_of_a_grammar(grammars: Grammars) -> None:
     matcher = grammars.matcher("regex", "ab")
     matcher.accept([97])
