@@ -25,6 +25,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from draftd.daemon import bench_ping
+from draftd.daemon.bench_files import write
 from draftd.daemon.bench_table import speed
 from draftd.daemon.private import private_daemon
 from draftd.daemon.timed import Answer, ask
@@ -76,7 +77,7 @@ def main() -> int:
             ratios=ratios,
             floors=floors,
         )
-        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+        write(options.json, document)
     slow = slower(ratios, floors)
     if slow:
         print(f"slower than before: {', '.join(slow)} (floors: {options.floors.name})", file=sys.stderr)

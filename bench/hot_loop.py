@@ -8,7 +8,6 @@ rounds of a real daemon: draft, target, engine, and what queues, sockets and cli
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections import defaultdict
@@ -26,6 +25,7 @@ from suffix import make_text
 
 from draftd.daemon import drafting as drafting_module
 from draftd.daemon import engine as engine_module
+from draftd.daemon.bench_files import write
 from draftd.daemon.control import Control, Mode
 from draftd.daemon.controller import Controller
 from draftd.daemon.drafting import Drafting
@@ -101,8 +101,7 @@ def main() -> None:
         daemon=real_rounds(options.pair) if options.pair else None,
     )
     print(*lines(document), sep="\n")
-    if options.json:
-        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    write(options.json, document)
 
 
 def own_code(vocabulary: int, tokens: int, repeat: int) -> dict[str, dict[str, float]]:

@@ -9,7 +9,6 @@ has a peer's library (`make bench-memory` makes it).
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,7 +29,7 @@ from contenders import (
 )
 from peer_process import Contender, PeerFailed, leave_out, peer, spoken
 
-from draftd.daemon.bench_files import read_prompts
+from draftd.daemon.bench_files import read_prompts, write
 from draftd.ipc.errors import DraftdError
 
 OWN = {  # draftd's forms: what a request asks for, and whether there is a draft in memory
@@ -66,12 +65,9 @@ def main() -> None:
         forms=forms,
     )
 
-    def write() -> None:
-        options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
-
     def keep(contender: Contender) -> None:
         forms.append(measure(contender, body))
-        write()  # after each form: what was measured is kept if a later one fails
+        write(options.json, document)  # after each form: what was measured is kept if a later one fails
         documents.tell(f"{contender.name}: {mebibytes(forms[-1]['after_bytes'])} MiB after its answer")
 
     for name, (policy, drafting) in OWN.items():
@@ -91,7 +87,7 @@ def main() -> None:
     leave_out_unknown(options.only, [form["name"] for form in forms], missing)
     if not forms:
         sys.exit("nothing was measured: no form is left")
-    write()
+    write(options.json, document)
     print("\n".join(lines(document)))
 
 

@@ -8,7 +8,6 @@ Each repetition begins with words of its own, so that nothing of it is computed 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import documents
 from documents import tell
 from fair import STEADY, order
 
+from draftd.daemon.bench_files import write
 from draftd.daemon.private import private_daemon
 from draftd.ipc import Client, Done
 from draftd.ipc.messages import Status
@@ -57,8 +57,7 @@ def main() -> None:
         asked=asked,
     )
     print("\n".join(lines(document)))
-    if options.json is not None:
-        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    write(options.json, document)
 
 
 def loading() -> Callable[[Status], None]:

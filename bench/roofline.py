@@ -26,6 +26,7 @@ from gguf import GGUFReader
 from safetensors import safe_open
 
 from draftd.daemon import bench_ping, machine, tuned
+from draftd.daemon.bench_files import write
 from draftd.daemon.bench_table import speed
 from draftd.daemon.private import private_daemon
 from draftd.daemon.settings import Settings
@@ -85,8 +86,7 @@ def main() -> None:
         **found,
     )
     print(*lines(document), sep="\n")
-    if options.json:
-        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    write(options.json, document)
 
 
 def read_bandwidth(threads: int, size: int = 2**29, repeat: int = 7) -> float:

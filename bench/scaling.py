@@ -29,6 +29,7 @@ from fair import STEADY, order
 from scaling_tables import PARTS, POLICIES, Row, tables
 
 from draftd.daemon import machine
+from draftd.daemon.bench_files import write
 from draftd.daemon.bench_table import speed
 from draftd.daemon.private import private_daemon
 from draftd.daemon.timed import Answer, ask
@@ -75,7 +76,7 @@ def main() -> None:
                 rows.append(row)
                 document[part] = rows  # what an earlier run measured stays until now
                 documents.tell(f"{part}: {row}")
-                keep(document, options.json)
+                write(options.json, document)
         except (DraftdError, OSError, BrokenBarrierError) as error:
             failed = True
             documents.tell(f"{part} failed, what was measured is kept: {type(error).__name__}: {error}")
@@ -83,7 +84,7 @@ def main() -> None:
         documents.tell(f"{part} took {took:.0f} s")
         if rows:
             document["seconds"][part] = took
-            keep(document, options.json)
+            write(options.json, document)
             print(*tables(document, [part]), sep="\n", flush=True)
     sys.exit(failed)
 
@@ -104,11 +105,6 @@ def begin(options: argparse.Namespace) -> dict[str, Any]:
             kept["command"] += "\n" + document["command"]
         return kept
     return document
-
-
-def keep(document: dict[str, Any], path: Path | None) -> None:
-    if path is not None:
-        path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
 
 @contextmanager

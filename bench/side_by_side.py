@@ -9,7 +9,6 @@ reason. `--python PEER=PATH` names the interpreter that has a peer's library (`m
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from contextlib import ExitStack
 from typing import Any
@@ -29,7 +28,7 @@ from contenders import (
 from fair import order
 from peer_process import Answer, Contender, PeerFailed, leave_out, peer, spoken
 
-from draftd.daemon.bench_files import Prompt, read_prompts
+from draftd.daemon.bench_files import Prompt, read_prompts, write
 from draftd.ipc.errors import DraftdError
 
 POLICIES = ("off", "auto", "model:8", "suffix:8", "chain:8")
@@ -80,7 +79,7 @@ def main() -> None:
             document["results"] = [each for each in document["results"] if each["contender"] not in missing]
             document["memory_bytes"] = {each.name: each.memory() for each in contenders}
             # after each prompt: what was measured is kept if a later one fails
-            options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            write(options.json, document)
             print(f"{index + 1} of {len(prompts)}: {prompt.category}", file=sys.stderr, flush=True)
     print(f"written to {options.json}; python bench/report.py makes the page of it")
 

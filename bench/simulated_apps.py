@@ -9,7 +9,6 @@ bench/simulated_gpu.py recorded, and records what is missing. Nothing here was m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import cycle, islice
 from time import perf_counter
@@ -22,6 +21,7 @@ from recording import Answer, Opened
 from replay import Stream, streams
 from scaling import jain
 
+from draftd.daemon.bench_files import write
 from draftd.daemon.bench_latency import percentile
 from draftd.daemon.control import Mode
 from draftd.daemon.controller import Controller
@@ -49,7 +49,7 @@ def main() -> None:
             document["rows"] += at(place, options.apps, answers, opened)
             took = perf_counter() - began
             print(f"[{took:.0f} s] SIMULATED {place.name}: {summary(document, place.name)}", flush=True)
-            options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+            write(options.json, document)
     print(*lines(document), sep="\n")
 
 

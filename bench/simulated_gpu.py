@@ -13,7 +13,6 @@ other programs on the machine count little. --places N ... takes some of them.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from time import perf_counter
@@ -26,6 +25,7 @@ from recording import Answer, Opened
 from replay import streams
 from report_figures import BEHIND
 
+from draftd.daemon.bench_files import write
 from draftd.daemon.bench_table import geometric_mean, share_of_best
 from draftd.daemon.control import Mode
 from draftd.daemon.controller import Controller
@@ -49,7 +49,7 @@ def main() -> None:
             document["runs"] += at(place, answers, opened)
             took = perf_counter() - began
             print(f"[{took:.0f} s] SIMULATED {place.name}: {summary(document, place.name)}", flush=True)
-            options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+            write(options.json, document)
     print(*lines(document), sep="\n")
 
 

@@ -19,6 +19,7 @@ import documents
 import numpy as np
 import psutil
 
+from draftd.daemon.bench_files import write
 from draftd.drafts.base import Context
 from draftd.drafts.suffix import SuffixDraft
 
@@ -124,8 +125,7 @@ def main() -> None:
         found.append(json.loads(done.stdout))
     document = documents.begin("suffix", sizes=found)
     print(*lines(document), sep="\n")
-    if options.json:
-        options.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    write(options.json, document)
 
 
 if __name__ == "__main__":
