@@ -22,7 +22,7 @@ EDITABLE := --no-build-isolation --config-settings editable_mode=strict
 
 .PHONY: help demo screenshots recording test test-qwen test-systemd test-million lint bench peers bench-peers bench-memory \
 	bench-simulated bench-simulated-apps bench-verify bench-quality bench-roofline bench-scaling bench-prefill \
-	bench-hot-loop bench-suffix bench-int4 bench-report bench-check install clean FORCE
+	bench-hot-loop bench-suffix bench-int4 bench-report bench-check kills fuzz soak pings install clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list

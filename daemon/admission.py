@@ -24,11 +24,8 @@ class Admission:
     def admit(self, message: Generate | Prefill, settings: Settings, open_requests: int) -> None:
         """ModelNotFound or Overloaded if this daemon can't take the request."""
         check_pair(message.model, settings)
-        if isinstance(message, Generate) and message.beams > settings.slots:
-            raise InvalidRequest(
-                f"beams={message.beams} needs as many slots, this daemon has {settings.slots}: ask for "
-                f"{settings.slots} at most, or serve with --slots {message.beams}"
-            )
+        if isinstance(message, Generate):
+            check_beams(message.beams, settings.slots)
         if open_requests >= settings.slots + settings.queue:
             self._refused += 1
             wait = self.retry_after(time.monotonic())
@@ -57,3 +54,12 @@ def check_pair(name: str | None, settings: Settings) -> None:
     """ModelNotFound unless it is the pair that this daemon serves."""
     if name not in (None, settings.pair):
         raise ModelNotFound(f"this daemon serves {settings.pair}, not {name}")
+
+
+def check_beams(beams: int, slots: int) -> None:
+    """InvalidRequest for a search that all the slots together can't hold."""
+    if beams > slots:
+        raise InvalidRequest(
+            f"beams={beams} needs as many slots, this daemon has {slots}: ask for "
+            f"{slots} at most, or serve with --slots {beams}"
+        )

@@ -46,14 +46,15 @@ class Choice:
         told: list[dict[str, Any] | None] = [_told(each, tokenizer) for each in emission.logprobs]
         told = told or [None] * len(emission.tokens)
         each = list(zip(emission.tokens, emission.drafted, told, strict=True))
-        for count, (token, drafted, logprob) in enumerate(each[self.found :], 1 + self.found):
+        count = self.found
+        while count < len(each) and not self.text.stopped:
+            token, drafted, logprob = each[count]
+            count += 1
             released = self.text.push(token)
             text += released
             self.pending.append(Pending(token, drafted, len(released), logprob))
-            if self.text.stopped:
-                surplus = len(emission.tokens) - count
-                del self.request.tokens[len(self.request.tokens) - surplus :]
-                break
+        surplus = max(0, len(each) - count)
+        del self.request.tokens[len(self.request.tokens) - surplus :]
         return text
 
     def flush(self) -> str:

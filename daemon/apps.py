@@ -1,17 +1,20 @@
-"""The apps' side of the front: the ROUTER socket, frames in and out, and what is known of each connection."""
+"""The apps' side of the front: the ROUTER socket, frames in and out, and what is known of each connection.
+
+What finds a connection full comes again: tokens and ends wait in their request (delivery.py), replies here.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
 import zmq
-from pydantic import BaseModel
 
 from draftd.daemon.gate import Gates
 from draftd.daemon.peers import Peers
@@ -19,10 +22,14 @@ from draftd.ipc import codec, messages
 from draftd.ipc.endpoint import is_tcp, socket_path
 from draftd.ipc.errors import DraftdError, EndpointInUse, InvalidEndpoint, Overloaded
 
+log = logging.getLogger("draftd.front")
+
 KNOWN = 16384  # connections that are remembered; half a kilobyte each
 SEND_QUEUE = 1000  # messages an app may leave unread; then what more there is waits in the front
+OUTBOX = 64  # replies of one connection that wait for room; who asks on and reads nothing loses those behind
+WAITERS = 1024  # apps that may wait for the models to come, or to go, or for a `clear`
 
-Sending = Literal["sent", "blocked", "gone"]
+Sending = Literal["sent", "blocked", "gone", "unfit"]  # unfit: no frame; an error went in its place
 
 
 @dataclass(slots=True)
@@ -43,6 +50,7 @@ class Apps:
         self.peers = peers
         self.gates = gates
         self._known: OrderedDict[bytes, Connection] = OrderedDict()  # the one heard last is the last
+        self._outbox: dict[bytes, deque[bytes]] = {}  # by connection: frames that wait for room
 
     def bind(self, address: str) -> None:
         socket = self.socket
@@ -120,9 +128,57 @@ class Apps:
         known = self._known.get(client)
         return known is not None and known.lease is not None and now - known.heard > known.lease
 
-    def send(self, client: bytes, message: BaseModel) -> Sending:
+    @property
+    def waits(self) -> bool:
+        """Is there a reply that waits for room?"""
+        return bool(self._outbox)
+
+    def send(self, client: bytes, message: messages.DaemonMessage) -> Sending:
+        """Send a message now, behind what waits; "blocked": the connection is full."""
         try:
-            self.socket.send_multipart([client, codec.encode(message)], zmq.NOBLOCK)
+            frame = codec.encode(message)
+        except DraftdError as error:
+            log.error("a message of type %s could not be sent: %s", message.type, error.message)
+            words = f"the daemon's answer can't be sent: {error.message}"
+            self.reply(client, messages.Error(id=message.id, code=DraftdError.code, message=words))
+            return "unfit"
+        return "blocked" if self._catch_up(client) == "blocked" else self._put(client, frame)
+
+    def reply(self, client: bytes, message: messages.DaemonMessage) -> None:
+        """Send a message, or keep it until the connection has room."""
+        if self.send(client, message) == "blocked":
+            waiting = self._outbox.setdefault(client, deque())
+            if len(waiting) < OUTBOX:
+                waiting.append(codec.encode(message))
+
+    def send_error(self, client: bytes, request_id: str, error: DraftdError) -> None:
+        retry_after = error.retry_after if isinstance(error, Overloaded) else None
+        self.reply(
+            client,
+            messages.Error(id=request_id, code=error.code, message=error.message, retry_after=retry_after),
+        )
+
+    def retry(self) -> None:
+        """Send what waits, as far as there is room now."""
+        for client in list(self._outbox):
+            self._catch_up(client)
+
+    def _catch_up(self, client: bytes) -> Sending:
+        """Send a connection what waits for room; "blocked": not all of it."""
+        waiting = self._outbox.get(client)
+        while waiting:
+            outcome = self._put(client, waiting[0])
+            if outcome == "blocked":
+                return outcome
+            if outcome == "gone":
+                break
+            waiting.popleft()
+        self._outbox.pop(client, None)
+        return "sent"
+
+    def _put(self, client: bytes, frame: bytes) -> Sending:
+        try:
+            self.socket.send_multipart([client, frame], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno == zmq.EAGAIN:
                 return "blocked"
@@ -130,10 +186,3 @@ class Apps:
                 return "gone"
             raise
         return "sent"
-
-    def send_error(self, client: bytes, request_id: str, error: DraftdError) -> None:
-        retry_after = error.retry_after if isinstance(error, Overloaded) else None
-        self.send(
-            client,
-            messages.Error(id=request_id, code=error.code, message=error.message, retry_after=retry_after),
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from draftd.daemon.admission import check_beams
 from draftd.daemon.answers import seed_of
 from draftd.daemon.beams import Beams
 from draftd.daemon.calls import Calls
@@ -37,10 +38,12 @@ class Asked:
             prompt = tokenizer.encode(body["prompt"])
         else:
             prompt = list(body["tokens"])
-            if wrong := [token for token in prompt if token >= target.vocab]:
-                raise InvalidRequest(f"token {wrong[0]} is outside the vocabulary of {target.vocab}")
         if not prompt:
             raise InvalidRequest("the prompt gives no token to go on from: send some text")
+        if max(prompt) >= target.vocab:  # of a text, too: a tokenizer may have more than the model
+            raise InvalidRequest(
+                f"token {max(prompt)} of the prompt is outside the vocabulary of {target.vocab}: leave it out"
+            )
         if len(prompt) >= target.context:
             raise ContextOverflow(
                 f"the prompt has {len(prompt)} tokens, the context holds {target.context}, answer included: "
@@ -62,7 +65,7 @@ class Asked:
 
     def calls(self, body: dict[str, Any]) -> Calls | None:
         """What reads calls out of an answer; None where none can be in it."""
-        return Calls(self.form()) if _may_call(body) else None
+        return Calls(self.form(), bound=body["grammar"] is not None) if _may_call(body) else None
 
     def _matcher(self, body: dict[str, Any]) -> Matcher | None:
         """Where a request's answer stands in the grammar that holds it; None: it is free."""
@@ -117,6 +120,7 @@ class Asked:
         """What the engine is to do for one of a message's answers, behind what was emitted of it already."""
         target, tokenizer, count = self.loaded.target, self.loaded.tokenizer, len(body["emitted"])
         emitted, limit = body["emitted"][index], min(body["max_tokens"], target.context - len(prompt))
+        check_beams(body["beams"], target.slots)  # again: a reload may have left it fewer
         if wrong := [token for token in emitted if token >= target.vocab]:
             raise InvalidRequest(f"token {wrong[0]} of resume is outside the vocabulary of {target.vocab}")
         # What a request may not take from others its answers still share with each other.

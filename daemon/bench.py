@@ -18,12 +18,14 @@ from rich.progress import Progress
 from draftd.daemon import bench_latency, bench_ping, bench_quality, bench_table, machine
 from draftd.daemon.bench_files import Prompt, read_prompts, unwritable, write
 from draftd.daemon.bench_table import Measured, Result
-from draftd.daemon.private import private_daemon
+from draftd.daemon.private import STEADY, private_daemon
 from draftd.daemon.settings import load
 from draftd.daemon.timed import Answer, ask
 from draftd.ipc.client import Client
 from draftd.ipc.errors import InvalidRequest
 from draftd.ipc.messages import Status
+from draftd.models.catalog import load_catalog
+from draftd.models.fetch import need
 
 POLICY = r"auto|(suffix|model|chain):[0-9]{1,2}"
 OF_SPEEDS = ("prompts", "temperature", "seed", "speculate", "again", "repeat", "ping")  # --quality heeds none
@@ -184,7 +186,7 @@ def _ask(client: Client, pair: str | None, text: str, sampling: Sampling, policy
 
 
 def summary(results: list[Result], pings: bench_ping.PingReport | None) -> list[str]:
-    same = sum(result.plain.text == result.drafted.text for result in results)
+    same = sum(result.same_text for result in results)
     lines = [
         f"same text with and without drafting: {same} of {len(results)} prompts"
         + ("" if same == len(results) else " (16-bit arithmetic may flip near ties)"),
@@ -260,14 +262,21 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _daemon(endpoint: str | None, pair: str | None, config: Path | None, notes: Console) -> Iterator[str]:
-    """The endpoint given, or that of a daemon started for this run, which has learnt nothing yet."""
+    """The endpoint given, or that of a daemon started for this run, steady and without anything learnt.
+
+    ModelNotFound: there is no such pair, or it is not on this machine.
+    """
     if endpoint is not None:
         yield endpoint
         return
+    settings = load(config)
+    chosen = load_catalog().pair(pair or settings.pair)
+    need(chosen, settings.cache_dir)
     with ExitStack() as stack:
-        name = pair or load(config).pair
         with notes.status("starting a daemon") as shown:
             address = stack.enter_context(
-                private_daemon(name, lambda status: shown.update(status.detail), config, cold=True)
+                private_daemon(
+                    chosen.name, lambda status: shown.update(status.detail), config, STEADY, cold=True
+                )
             )
         yield address

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from draftd.daemon import machine
+from draftd.daemon import budget, machine
 from draftd.daemon.settings import Settings
-from draftd.ipc.errors import InvalidRequest, ModelNotFound
-from draftd.models.catalog import Pair, user_catalog_path
-from draftd.models.fetch import cached_path, is_here
+from draftd.ipc.errors import InvalidRequest, OutOfMemory
+from draftd.models.catalog import Pair, load_catalog, user_catalog_path
+from draftd.models.fetch import cached_path, need
 
 QUANTISED = ("Q4_0", "Q3_K_M", "Q2_K")  # recipes of models/quantize.py, from large to small
 FORMS = ("transformers", "llama_cpp", *QUANTISED, "draft")
@@ -53,9 +53,7 @@ def forms(
     """
     if unknown := [name for name in wanted if name not in FORMS]:
         raise InvalidRequest(f"--form {unknown[0]}: there are {', '.join(FORMS)}")
-    for model in pair.models:
-        if not is_here(model, settings.cache_dir):
-            raise ModelNotFound(f"{model.name} is not on this machine: run `draftd models pull {pair.name}`")
+    need(pair, settings.cache_dir)
     catalog = {"DRAFTD_CATALOG": str(folder / "catalog.toml"), "DRAFTD_BACKEND": "llama_cpp"}
     own = user_catalog_path()
     threads = settings.threads or machine.cores()
@@ -110,6 +108,19 @@ def _missing(pair: Pair, settings: Settings, form: str) -> str:
     if expected_bytes(tensors, BY_NAME[form]) >= now:
         return "it would not be smaller than the file is"
     return unfit(tensors, BY_NAME[form])
+
+
+def must_fit(form: Form, settings: Settings) -> None:
+    """OutOfMemory says what a form lacks, once its file is made, unless `check_memory` is off."""
+    if not settings.check_memory:
+        return
+    own = form.variables.get("DRAFTD_CATALOG")
+    pair = load_catalog(None if own is None else Path(own)).pair(form.pair)
+    room = budget.measure_room()
+    as_asked = settings.model_copy(update={"backend": form.variables["DRAFTD_BACKEND"]})
+    (asked,) = budget.asked(pair, as_asked, room)
+    if not asked.fits(room):
+        raise OutOfMemory(budget.sentence(pair, asked, None, room))
 
 
 @contextmanager

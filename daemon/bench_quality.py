@@ -22,10 +22,10 @@ from rich.progress import Progress
 from draftd.daemon import bench_forms, bench_scores, machine, tuned
 from draftd.daemon.bench_forms import Form
 from draftd.daemon.bench_scores import SPECULATION, TASKS, Item, Row, Said
-from draftd.daemon.private import private_daemon
+from draftd.daemon.private import STEADY, private_daemon
 from draftd.daemon.settings import load
 from draftd.ipc.client import Client
-from draftd.ipc.errors import InvalidConfig, InvalidRequest
+from draftd.ipc.errors import InvalidConfig, InvalidRequest, OutOfMemory
 from draftd.ipc.messages import Done
 from draftd.models.catalog import load_catalog
 
@@ -61,23 +61,33 @@ def quality(
     }
     said: dict[str, list[Said]] = {}
     rows: list[Row] = []
+    lack: OutOfMemory | None = None  # of the last form left out
     with ExitStack() as stack:
         for form in forms(pair, endpoint, config, wanted, notes, stack):
-            with (
-                daemon(form, endpoint, config, notes) as where,
-                Client(where, name="bench quality") as client,
-            ):
-                engine = client.status().engine
-                label = form.name or f"{engine['backend']} {engine.get('dtype', '')}".strip()
-                for policy in form.policies:
-                    name = label + SPECULATION * (policy != "off")
-                    said[name] = ask_all(client, items, policy, max_tokens, name, notes)
+            try:
+                with (
+                    daemon(form, endpoint, config, notes) as where,
+                    Client(where, name="bench quality") as client,
+                ):
+                    engine = client.status().engine
+                    label = form.name or f"{engine['backend']} {engine.get('dtype', '')}".strip()
+                    for policy in form.policies:
+                        name = label + SPECULATION * (policy != "off")
+                        said[name] = ask_all(client, items, policy, max_tokens, name, notes)
+            except OutOfMemory as error:
+                if endpoint is not None:
+                    raise
+                lack = error
+                notes.print(f"{form.name} is left out: {error.message}", highlight=False)
+                continue
             rows = bench_scores.rows(items, said)
             texts = {
                 name: {item.id: each.text for item, each in zip(items, answers, strict=True)}
                 for name, answers in said.items()
             }
             write(document | {"rows": [asdict(row) for row in rows], "said": texts})
+    if lack is not None and not rows:
+        raise lack
     console.print(bench_scores.table(rows))
     for line in bench_scores.divergences(rows):
         console.print(line, highlight=False)
@@ -118,15 +128,16 @@ def forms(
 
 @contextmanager
 def daemon(form: Form, endpoint: str | None, config: Path | None, notes: Console) -> Iterator[str]:
-    """The endpoint given, or that of a daemon started for this form."""
+    """The endpoint given, or that of a daemon started for this form; OutOfMemory if it does not fit."""
     if endpoint is not None:
         yield endpoint
         return
     with ExitStack() as stack:
         with notes.status(f"starting a daemon: {form.name}"):
             stack.enter_context(bench_forms.made(form))
+            bench_forms.must_fit(form, load(config))
             where = stack.enter_context(
-                private_daemon(form.pair, lambda status: None, config, form.variables)
+                private_daemon(form.pair, lambda status: None, config, STEADY | form.variables, cold=True)
             )
         yield where
 

@@ -20,12 +20,13 @@ HEADINGS = ("alone", "drafted", "speed-up", "per pass", "accepted", "first ms", 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One prompt answered with and without speculation."""
+    """One prompt answered with and without speculation; of repeated answers the ones of median speed."""
 
     question: str
     category: str
     drafted: Answer
     plain: Answer
+    same_text: bool  # of all its answers with and without speculation, repeated ones too
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Row:
     accepted: int
     plain_first: float  # seconds to the first token, median
     drafted_first: float
-    same_text: int  # prompts whose text was the same with and without speculation
+    same_text: int  # prompts whose answers, with and without speculation, all had one text
 
     @property
     def speedup(self) -> float:
@@ -71,10 +72,12 @@ def typical(answers: Sequence[Answer]) -> Answer:
 
 def results(measured: Sequence[Measured], policy: str) -> list[Result]:
     """Each prompt by one policy and without speculation."""
-    return [
-        Result(each.question, each.category, typical(each.answers[policy]), typical(each.answers["off"]))
-        for each in measured
-    ]
+    found = []
+    for each in measured:
+        drafted, plain = each.answers[policy], each.answers["off"]
+        same = len({answer.text for answer in (*drafted, *plain)}) == 1
+        found.append(Result(each.question, each.category, typical(drafted), typical(plain), same))
+    return found
 
 
 def row(name: str, results: Sequence[Result]) -> Row:
@@ -91,7 +94,7 @@ def row(name: str, results: Sequence[Result]) -> Row:
         accepted=sum(answer.stats.accepted for answer in drafted),
         plain_first=median(answer.first_seconds for answer in plain),
         drafted_first=median(answer.first_seconds for answer in drafted),
-        same_text=sum(result.plain.text == result.drafted.text for result in results),
+        same_text=sum(result.same_text for result in results),
     )
 
 

@@ -36,7 +36,7 @@ class Room:
     """Bytes to be had now."""
 
     memory: int
-    gpu: int  # of one GPU; 0: none
+    gpu: int | None  # of one GPU; None: it can't be read, so nothing is refused for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class Budget:
     context: int
     slots: int
     gpu_layers: int  # of the target in llama.cpp; -1: all
+    set_layers: int  # the same as the settings have it
     items: tuple[Item, ...]
 
     @property
@@ -65,7 +66,7 @@ class Budget:
         return sum(item.gpu for item in self.items)
 
     def fits(self, room: Room) -> bool:
-        return self.memory <= room.memory and self.gpu <= room.gpu
+        return self.memory <= room.memory and (room.gpu is None or self.gpu <= room.gpu)
 
 
 def measure_room() -> Room:
@@ -115,7 +116,7 @@ def check(pair: Pair, settings: Settings, room: Room) -> Settings:
 def sentence(pair: Pair, budget: Budget, better: Budget | None, room: Room) -> str:
     """That it doesn't fit, by how much, and what would."""
     lack = f"{pair.name} needs {size(budget.memory)} of memory and {size(room.memory)} are to be had"
-    if budget.gpu > room.gpu:
+    if room.gpu is not None and budget.gpu > room.gpu:
         lack = f"{pair.name} needs {size(budget.gpu)} of the GPU and {size(room.gpu)} are to be had"
     if better is None:
         return f"{lack}: close other programs or choose a smaller pair"
@@ -123,25 +124,30 @@ def sentence(pair: Pair, budget: Budget, better: Budget | None, room: Room) -> s
 
 
 def options(budget: Budget) -> str:
-    """How to ask `serve` for it."""
+    """How to ask `serve` for it, with the layers where the settings have another number."""
     words = f"--context {budget.context} --slots {budget.slots} --backend {budget.backend}"
-    return words + (f" and gpu_layers = {budget.gpu_layers}" if budget.gpu_layers else "")
+    other = budget.gpu_layers != budget.set_layers
+    return words + (f" and gpu_layers = {budget.gpu_layers}" if other else "")
 
 
 def table(budget: Budget, room: Room) -> str:
     """What takes how much, a line each."""
-    rows = [(item.name, item.memory, item.gpu) for item in budget.items]
+    rows: list[tuple[str, int, int | None]] = [(item.name, item.memory, item.gpu) for item in budget.items]
     rows += [("together", budget.memory, budget.gpu), ("to be had now", room.memory, room.gpu)]
     with_gpu = bool(room.gpu or budget.gpu)
     head = f"{budget.backend}, {budget.slots} slots of {budget.context} positions"
     lines = [f"{head:<44}{'memory':>10}" + (f"{'GPU':>10}" if with_gpu else "")]
     for name, memory, gpu in rows:
-        lines.append(f"{name:<44}{size(memory):>10}" + (f"{size(gpu):>10}" if with_gpu else ""))
+        lines.append(f"{name:<44}{size(memory):>10}" + (f"{_shown(gpu):>10}" if with_gpu else ""))
     return "\n".join(lines)
 
 
 def size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _shown(gpu: int | None) -> str:
+    return "unknown" if gpu is None else size(gpu)
 
 
 def weights(model: Model, settings: Settings, backend: str) -> int:
@@ -168,9 +174,9 @@ def _budget(
     if settings.speculate and (found := draft_file(pair, settings)) is not None:
         drafting = _shape(found[0])
         held = found[0].stat().st_size if found[0].is_file() else 0
-        layers = 1.0 if settings.gpu_layers else 0.0
-        items += _model("draft", held, drafting, settings, "llama_cpp", context, slots, layers)
-    return Budget(backend, context, slots, gpu_layers, tuple(items))
+        on_gpu = 1.0 if gpu_layers else 0.0  # it has as many layers there as the target
+        items += _model("draft", held, drafting, settings, "llama_cpp", context, slots, on_gpu)
+    return Budget(backend, context, slots, gpu_layers, settings.gpu_layers, tuple(items))
 
 
 def _model(
@@ -239,20 +245,22 @@ def _layers(pair: Pair, settings: Settings, backend: str, room: Room) -> Iterato
         yield 0
     else:
         yield settings.gpu_layers
+        if settings.gpu_layers:
+            yield 0
 
 
 def _shape(path: Path) -> Shape | None:
     return read_shape(path) if path.exists() else None
 
 
-def _gpu_free() -> int:
-    """Bytes free on the first NVIDIA GPU, 0 without one."""
+def _gpu_free() -> int | None:
+    """Bytes free on the first NVIDIA GPU; None where nvidia-smi can't tell: no GPU, or another maker's."""
     if shutil.which("nvidia-smi") is None:
-        return 0
+        return None
     query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
-        return 0
+        return None
     first = done.stdout.split("\n", 1)[0].strip()
-    return int(first) * 2**20 if done.returncode == 0 and first.isdigit() else 0
+    return int(first) * 2**20 if done.returncode == 0 and first.isdigit() else None

@@ -11,8 +11,10 @@ import typer
 
 from draftd.daemon import conversations, forget, settings
 from draftd.daemon.options import Endpoint
+from draftd.daemon.terminal import shown
 from draftd.drafts import suffix_store
 from draftd.ipc.client import Client
+from draftd.ipc.endpoint import is_held, resolve
 from draftd.ipc.errors import EngineFailed, Unreachable
 
 LOADING = 600.0  # seconds: a daemon that loads its models answers when it has
@@ -41,7 +43,7 @@ def show(
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         held = f"{entry.size / 1e6:8.1f} MB  {entry.tokens:6} tokens"
         whose = f"  ({_user(entry.user)})" if several else ""
-        typer.echo(f"{used}  {held}  {_shown(entry.app)}: {_shown(entry.name)}{whose}")
+        typer.echo(f"{used}  {held}  {shown(entry.app)}: {shown(entry.name)}{whose}")
     files, size = suffix_store.kept(chosen.state_dir)
     total = sum(entry.size for entry in found) / 1e6
     typer.echo(
@@ -69,14 +71,11 @@ def clear(
             count = client.clear(learnt=learnt)
             where = "the daemon forgot it"
     except (Unreachable, EngineFailed) as error:
+        if isinstance(error, Unreachable) and is_held(resolve(chosen.endpoint)):
+            raise Unreachable(f"{error.message}; a daemon is there, so nothing was removed") from None
         count = forget.clear(chosen.state_dir, learnt)
         where = "no daemon is running" if isinstance(error, Unreachable) else "the daemon has no engine"
     typer.echo(f"removed {count} files of {chosen.state_dir}; {where}")
-
-
-def _shown(name: str) -> str:
-    """What an app named itself or a conversation, without what would steer the terminal."""
-    return name if name.isprintable() else ascii(name)
 
 
 def _user(user: str) -> str:

@@ -38,11 +38,13 @@ Part = str | CallPart
 class Calls:
     """Text in, parts out; what can't be told yet is held back."""
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: Form, bound: bool = False) -> None:
+        """`bound`: an answer without calls follows a schema, in which what opens a call may stand."""
         self._form = form
         # Where a text comes first, the line break before a call is the form's, not the text's.
         self._openings = (f"\n{form.opening}", form.opening) if form.opening else ()
-        self._read: Callable[[], list[Part] | None] = self._text if form.opening else self._start
+        free = form.opening and not bound
+        self._read: Callable[[], list[Part] | None] = self._text if free else self._start
         self._held = ""
         self._nesting = 0  # of the arguments: open objects and lists
         self._quoted = False  # in a string
@@ -71,10 +73,13 @@ class Calls:
     # Each state reads what it can off the held text. None: it needs more of it.
 
     def _start(self) -> list[Part] | None:
-        """A whole answer is a call or none of it is."""
+        """Its first character tells whether a whole answer is calls or none of it is."""
         if not self._held:
             return None
-        self._read = self._header if self._held[0] == self._form.head[0] else self._rest
+        if self._held[0] != (self._form.opening or self._form.head)[0]:
+            self._read = self._rest
+        else:
+            self._read = self._text if self._form.opening else self._header
         return []
 
     def _rest(self) -> list[Part] | None:

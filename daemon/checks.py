@@ -52,43 +52,53 @@ def configuration(path: Path | None, pair: str | None) -> tuple[Settings, Check]
         return fallback, Check("configuration", "FAIL", error.message, "correct it")
     where = path or Path(os.environ.get("DRAFTD_CONFIG", default_config_path()))
     return settings, Check(
-        "configuration", "ok", str(where) if where.exists() else f"defaults, there is no {where}"
+        "configuration", "ok", str(where) if os.path.exists(where) else f"defaults, there is no {where}"
     )
 
 
 def socket(settings: Settings) -> Check:
-    """Whether the endpoint can be bound, or who answers there."""
+    """Who answers at the endpoint; where nobody does, whether it can be bound."""
     try:
         address = endpoint.resolve(settings.endpoint)
     except InvalidEndpoint as error:
         return Check("socket", "FAIL", error.message, "set another endpoint")
-    path = endpoint.socket_path(address)
-    directory = path.parent
-    if directory.exists():
-        mode = stat.S_IMODE(directory.stat().st_mode)
-        if mode & 0o007:
-            return Check(
-                "socket",
-                "FAIL",
-                f"everyone can enter {directory} (mode {mode:o})",
-                f"run `chmod o= {directory}`",
-            )
-        if not os.access(directory, os.W_OK | os.X_OK):
-            return Check("socket", "FAIL", f"no permission to write to {directory}", "set another endpoint")
-    elif not os.access(_existing(directory), os.W_OK | os.X_OK):
-        return Check("socket", "FAIL", f"{directory} can't be made", "set another endpoint")
-    if not path.exists():
-        return Check("socket", "ok", f"{address}, no daemon is running there")
+    tcp = endpoint.is_tcp(address)
+    if not tcp:
+        path = endpoint.socket_path(address)
+        if not os.path.exists(path):
+            nobody = Check("socket", "ok", f"{address}, no daemon is running there")
+            return _socket_directory(path.parent) or nobody
     try:
         with Client(address, timeout=2.0) as client:
             status = client.status()
-    except Unreachable:
-        return Check("socket", "ok", f"{address}, left by a daemon that is gone; the next one replaces it")
+    except Unreachable as error:
+        if tcp:
+            return Check("socket", "ok", error.message)
+        left = f"{address}, left by a daemon that is gone; the next one replaces it"
+        return _socket_directory(path.parent) or Check("socket", "ok", left)
     except DraftdError as error:
-        return Check("socket", "warn", f"{address}: {error.message}", "restart the daemon")
+        return Check("socket", "warn", f"{address}: {error.message}", "" if tcp else "restart the daemon")
     return Check(
         "socket", "ok", f"{address}, a daemon serves {status.pair} ({status.detail or status.state})"
     )
+
+
+def _socket_directory(directory: Path) -> Check | None:
+    """What is wrong with it as ipc/endpoint.py judges it; None: nothing."""
+    if not os.path.exists(directory):
+        if os.access(_existing(directory), os.W_OK | os.X_OK):
+            return None
+        return Check("socket", "FAIL", f"{directory} can't be made", "set another endpoint")
+    found = directory.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & 0o007:
+        mend = f"run `chmod o= {directory}`"
+        if mode & stat.S_ISVTX or found.st_uid != os.getuid():  # shared by many, as /tmp is
+            mend = f"use a directory of its own, as in ipc://{directory / 'draftd' / 'draftd.sock'}"
+        return Check("socket", "FAIL", f"everyone can enter {directory} (mode {mode:o})", mend)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return Check("socket", "FAIL", f"no permission to write to {directory}", "set another endpoint")
+    return None
 
 
 def package(name: str) -> Check:
@@ -191,7 +201,7 @@ def pair(settings: Settings) -> Iterator[Check]:
 def _file(model: Model, chosen: Pair, settings: Settings) -> Check:
     name, path = f"model {model.name}", cached_path(model, settings.cache_dir)
     pull = f"run `draftd models pull {chosen.name}`"
-    if not path.exists():
+    if not os.path.exists(path):
         return Check(name, "FAIL", f"there is no {path}", pull if model.path is None else "put it there")
     if not is_here(model, settings.cache_dir):
         return Check(name, "FAIL", f"{path} is not the catalog's file", pull)
@@ -228,7 +238,7 @@ def _memory(chosen: Pair, settings: Settings) -> Check:
 def _disk(chosen: Pair, settings: Settings) -> Check:
     directory = _existing(settings.cache_dir)
     free = shutil.disk_usage(directory).free
-    missing = [model for model in chosen.models if not cached_path(model, settings.cache_dir).exists()]
+    missing = [model for model in chosen.models if not os.path.exists(cached_path(model, settings.cache_dir))]
     # a download is kept in parts and then joined: twice its size for a moment
     need = sum(2 * (model.size or 0) for model in missing)
     if chosen.target in missing and _backend(chosen, settings) == "transformers":
@@ -249,8 +259,8 @@ def _backend(chosen: Pair, settings: Settings) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest parent that exists."""
-    return next(part for part in (path, *path.absolute().parents) if part.exists())
+    """The path, or the nearest parent that exists; below a directory closed to us pathlib would raise."""
+    return next(part for part in (path, *path.absolute().parents) if os.path.exists(part))
 
 
 def _bytes(path: Path) -> int:

@@ -1,7 +1,8 @@
 """One request's side of the controller: which source drafts in a round, and what came of it.
 
 Of all sources the one of most worth (plan.py) drafts, none if no worth is positive. A second's price is what
-the request's recent rounds gave for one, never less than the target alone gives.
+the request's recent rounds gave for one, never less than the target alone gives, times the requests that wait
+for the round: so the geometric mean of their speeds is what grows.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from draftd.daemon.averages import Averages
 from draftd.daemon.calibration import Chosen, Leaning, bin_of
-from draftd.daemon.costs import KNOTS
-from draftd.daemon.plan import Outcome, Plan, Source, best_cut, expected_tokens, profile
+from draftd.daemon.plan import Outcome, Plan, Source, best_cut, expect, expected_tokens, profile
 
 if TYPE_CHECKING:
     from draftd.daemon.controller import Controller
@@ -25,6 +25,7 @@ FIRST = 8  # tokens drafted at most while it is not known what one takes
 PROBING = 0.01  # share of all time that may be spent on finding out what no longer pays
 PURSE = 8.0  # passes of the target that probing can save up
 TRUST = 3.0  # tokens' worth of what earlier requests say of a new one
+BESIDE = 1.0  # rounds' worth of what others' rounds say of a request's pace, where its drafting delays them
 DOUBT = 0.6  # acceptance in texts that suit a draft least: if even that pays, it begins at once
 WAIT = 4  # else after so many tokens of the target alone, which say how predictable the text is
 EASY = 0.75  # hope that makes signs unnecessary
@@ -62,7 +63,9 @@ class Control:
         self._lost = 0.0  # plain passes that model drafting has cost more than it gave
         self._plan = Plan("none", 0)
         self._found: Sequence[float] = ()
-        self._rows_elsewhere = self._others = 0
+        self._elsewhere: Sequence[int] = ()  # the others' rows in the next pass
+        self._sharing = 1  # requests that draft alike in a round, this one included
+        self.willing = mode not in ("auto", "off") and mode[0] in ("model", "chain")
 
     @property
     def looks_up(self) -> bool:
@@ -75,9 +78,9 @@ class Control:
         self,
         remaining: int,
         found: Sequence[float] = (),
-        rows_elsewhere: int = 0,
-        tokens_elsewhere: float = 0.0,
-        others: int = 0,
+        elsewhere: Sequence[int] = (),
+        able: int = 0,
+        willing: int = 0,
         signs: Sequence[float] | None = None,
         unseen: int = 1,
         length: int = 1,
@@ -85,13 +88,14 @@ class Control:
         """What to draft now.
 
         `remaining`: tokens that the request may still give; `found`: confidences of what the suffix offers;
-        `rows_elsewhere`, `tokens_elsewhere`: what `others`, so many requests, add to the pass and will get
-        from it (last round's figures will do); `signs`: how sure the target was of its first tokens, if that
-        is looked at; `unseen`: tokens that the draft has yet to read before its next one, of `length` in all.
+        `elsewhere`: what each other request adds to the pass (last round's will do); `able`: so many of them,
+        the last ones, may draft by the model in this round; `willing`: the last of these would if all did;
+        `signs`: how sure the target was of its first tokens, if that is looked at; `unseen`: tokens that the
+        draft has yet to read before its next one, of `length` in all.
         """
         limit = max(0, min(self.controller.longest, remaining - 1))
         self._found = found = found if self.looks_up else ()
-        self._rows_elsewhere, self._others = max(0, rows_elsewhere), others
+        self._elsewhere = elsewhere
         self._unseen = max(1, unseen)
         self._length = max(length, self._unseen)
         if self.mode == "off" or not limit:
@@ -99,7 +103,7 @@ class Control:
         elif self.mode != "auto":
             plan = self._fixed(self.mode[0], min(limit, self.mode[1]), len(found))
         else:
-            plan = self._choose(limit, remaining, tokens_elsewhere, self._foresee(signs))
+            plan = self._choose(limit, remaining, self._foresee(signs), able, min(willing, able))
         self._plan = plan
         self.rounds[plan.source] += 1
         self.controller.choices[plan.source] += 1
@@ -129,37 +133,69 @@ class Control:
         self._ahead.add(expected, weight=TRUST)
         return min(expected, 0.995 if len(signs) >= WAIT or self._hope > EASY else DOUBT)
 
-    def _choose(self, limit: int, remaining: int, tokens_elsewhere: float, ahead: float) -> Plan:
+    def _choose(self, limit: int, remaining: int, ahead: float, able: int, willing: int) -> Plan:
+        """Alone nobody would begin what pays once several share its passes.
+
+        So one asks what it would do if all did likewise, then what to do with those who said that they would.
+        """
         shared = self.controller
-        target, draft = shared.target, shared.draft
-        rows = self._pass(limit)
         rates = (self.leanings["suffix"].rates(), self.leanings["model"].rates())
         self._copying = expected_tokens(self._found[:limit], rates[0]) > 1.0
-        tokens, length = self._paces[self._copying].over(shared.paces[self._copying], 4.0)
+        trust = BESIDE if self._elsewhere else 4.0
+        tokens, length = self._paces[self._copying].over(shared.paces[self._copying], trust)
+        # Every request of the round waits: in shares of what each has of a round, as much as this one.
+        price = tokens / max(length * shared.target.seconds(1), 1e-9)
+        price = (1 + len(self._elsewhere)) * max(price, 1.0 / shared.seconds([1, *self._elsewhere]))
+        if self._wants_plain(price):
+            return Plan("none", 0)
+        asked = limit, remaining, price, rates, ahead
+        best, probe, seconds = self._best(*asked, sharing=1 + able)
+        self.willing = best.source in ("model", "chain")
+        if self.willing and willing < able:
+            best, probe, seconds = self._best(*asked, sharing=1 + willing)
+        if "model" in shared.sources:
+            self._judge(best.source in ("model", "chain"), ahead)
+        if best.source in ("none", "suffix") and seconds <= shared.purse:
+            shared.purse -= seconds
+            return probe
+        return best
+
+    def _best(
+        self,
+        limit: int,
+        remaining: int,
+        price: float,
+        rates: tuple[list[float], list[float]],
+        ahead: float,
+        sharing: int,
+    ) -> tuple[Plan, Plan, float]:
+        """The plan of most worth; one that shows what the model is worth now, and the seconds it may lose."""
+        shared = self.controller
+        target, draft = shared.target, shared.draft
+        self._sharing = sharing
+        rows = self._pass(limit, sharing)
+        alone = self._pass(limit, 1) if sharing > 1 else rows
         plain = target.seconds(1)
-        price = (tokens + tokens_elsewhere) / max(length * plain, 1e-9)
-        price = max(price, (1.0 + tokens_elsewhere) / rows[0])
-        step = draft.seconds(1)
+        steps = [draft.seconds(count) / count for count in range(1, sharing + 1)]
+        step = steps[-1]
 
         def plan(
             source: Source, most: int, found: int, reading: int | None = None, keen: float = 1.0
         ) -> Plan:
-            return Plan(source, most, found, price, rates, keen * ahead, step, rows, reading)
+            return Plan(source, most, found, price, rates, keen * ahead, steps, rows, alone, reading)
 
         cut, offered, _, reach = best_cut(self._found[:limit], rates, limit, price, rows)
         best = plan("suffix", cut, cut) if cut else Plan("none", 0)
-        if self._wants_plain(price):
-            return Plan("none", 0)
         if "model" not in shared.sources:
-            return best
+            return best, best, inf
         if not draft.known(1):  # what a drafted token takes shows once the draft has caught up
             limit = min(limit, FIRST)
             if self._unseen <= 2:
-                return plan("model", limit, 0)
+                return plan("model", limit, 0), best, inf
         gain, drafted, extra = self._modelled.over(shared.modelled, 3.0)
         rounds = max(1.0, min(remaining, max(shared.answer(), self._emitted)) / (1.0 + gain))
         carried = max(1.0 / rounds, self._other)
-        stake = (BET + STAKE * self._emitted) * plain
+        stake = (BET + STAKE * self._emitted) * plain / (1 + len(self._elsewhere))  # the others wait as well
         worth, probe = offered, inf
         options: list[tuple[Source, int, float]] = [("model", 0, 1.0)]
         if cut and cut < limit:
@@ -175,28 +211,27 @@ class Control:
                     typical = share * (reached * keen * gain - price * (drafted * step + extra * plain))
                 value = max(typical, profile(reached, keen * ahead, most, price, step, rows[used:]))
                 value += offered if used else 0.0
-                catch_up = draft.seconds(read) - step
+                catch_up = draft.seconds(read) - draft.seconds(1)
                 if not used and catch_up <= stake:
                     probe = max(0.0, offered - value + price * catch_up)
                 net = value - price * catch_up * (1.0 if used else carried)
                 if catch_up <= stake * max(0.0, value - offered) and net > worth + MARGIN:
                     best, worth = plan(source, limit, used, reading, keen), net
-        self._judge(best.source in ("model", "chain"), ahead)
-        if best.source in ("none", "suffix") and probe / price <= shared.purse:
-            shared.purse -= probe / price
-            best = plan("model", limit, 0, WINDOW)
-        return best
+        return best, plan("model", limit, 0, WINDOW), probe / price
 
-    def _pass(self, drafted: int) -> list[float]:
-        """Seconds of the target's next pass by how many drafted rows this request has in it."""
-        target, split = self.controller.target, self._others > 0 and self.controller.even
-        base = self._rows_elsewhere - self._others if split else 1 + self._rows_elsewhere
-        base = min(base, KNOTS[-1] - drafted - 1)  # beyond, a row costs what it does there
-        passes = target.table(base + drafted)[base:]
-        if not split:
-            return passes
-        together = target.seconds(1 + self._others)  # a row of each; what some have more is another pass
-        return [together + more for more in passes]
+    def _pass(self, drafted: int, sharing: int) -> list[float]:
+        """Seconds of the target's next pass by how many drafted rows this request has in it.
+
+        Where several draft alike (`sharing`), each one's share of what their rows add to one of each.
+        """
+        shared, others = self.controller, self._elsewhere
+        if not others:
+            return shared.target.table(1 + drafted)[1:]
+        if sharing == 1:
+            return [shared.seconds([1 + mine, *others]) for mine in range(drafted + 1)]
+        rest = list(others[: 1 + len(others) - sharing])
+        passes = [shared.seconds([1 + mine] * sharing + rest) for mine in range(drafted + 1)]
+        return [passes[0] + (took - passes[0]) / sharing for took in passes]
 
     def _judge(self, pays: bool, ahead: float) -> None:
         """One verdict a request on its model drafting: it is what the next request starts from."""
@@ -216,7 +251,7 @@ class Control:
     def _wants_plain(self, price: float) -> bool:
         """Is it time to see what the target alone takes? At once if never seen, later now and then."""
         shared = self.controller
-        if self._rows_elsewhere or shared.target.observed < 2:
+        if self._elsewhere or shared.target.observed < 2:
             return False
         if not shared.target.known(1):
             return True
@@ -227,6 +262,11 @@ class Control:
         if self.mode != "off":
             self.controller.ends.add(self._emitted, float(stopped))
 
+    def reading(self, plan: Plan) -> int:
+        """Tokens that the draft reads for this round's first token of its own."""
+        read = self._unseen + plan.found
+        return min(read, plan.reading or read)
+
     def learn(self, outcome: Outcome) -> None:
         """Take in what the planned round gave and took."""
         shared, plan = self.controller, self._plan
@@ -235,20 +275,13 @@ class Control:
         drafted = list(outcome.confidences)[: shared.longest]
         used = min(plan.found, len(drafted))
         modelled = len(drafted) - used
-        fed = min(self._unseen + used, plan.reading or self._unseen + used)
         self._learn_acceptance(drafted, used, max(0, outcome.agreed), emitted, max(0, outcome.found_agreed))
         if modelled and not used and outcome.certainty is not None:
             shared.certain.learn(bin_of(outcome.certainty), outcome.agreed > 0)
-        if modelled:
-            if fed <= 2:
-                shared.draft.observe(1, outcome.draft_seconds / modelled)
-            else:  # the feed's share of the time, as far as is known
-                feed = shared.draft.seconds(fed)
-                steps = (modelled - 1) * shared.draft.seconds(1)
-                shared.draft.observe(fed, outcome.draft_seconds * feed / (feed + steps))
         self._other += 0.3 * ((self._copying and not modelled) - self._other)
         if self.mode == "auto":  # what is drafted to order says nothing about rounds at their best
-            self._learn_pace(plan, drafted, used, modelled, fed, outcome.seconds)
+            self._learn_pace(outcome, drafted, used, modelled)
+        self._plan, self._found = Plan("none", 0), ()  # a round too near the end for a plan comes without one
 
     def _learn_acceptance(
         self, drafted: list[float], used: int, agreed: int, emitted: int, found_agreed: int
@@ -259,40 +292,30 @@ class Control:
         for index in range(used, min(len(drafted), emitted, agreed + 1)):
             model.learn(bin_of(drafted[index]), index < agreed)
 
-    def _learn_pace(
-        self, plan: Plan, drafted: list[float], used: int, modelled: int, fed: int, seconds: float
-    ) -> None:
+    def _learn_pace(self, outcome: Outcome, drafted: list[float], used: int, modelled: int) -> None:
         """Tokens expected of the round rather than counted: the same mean with less noise."""
-        shared = self.controller
-        rates = self.leanings["model"].rates()
-        kept = plan.keep(drafted) if plan.source != "none" else 0
-        suffix = self.leanings["suffix"].rates() if used else []
-        reach, tokens, gain, reached, ahead = 1.0, 0.0, 0.0, 0.0, 0.0
-        for index, confidence in enumerate(drafted):
-            rate = (suffix if index < used else rates)[bin_of(confidence)]
-            if index >= used:
-                reached += reach
-                ahead += reach * rate
-            reach *= rate
-            if index < kept:
-                tokens += reach
-                gain += reach if index >= used else 0.0
-        if reached:
+        shared, plain = self.controller, self.controller.target.seconds(1)
+        kept = min(outcome.kept, len(drafted)) if self._plan.source != "none" else 0
+        rates = (self.leanings["suffix"].rates(), self.leanings["model"].rates())
+        given = expect(drafted, used, kept, rates)
+        if given.reached:
             for averages in (self._ahead, shared.ahead):
-                averages.add(ahead / reached, weight=reached)
-        plain = shared.target.seconds(1)
-        passes = self._pass(kept)
-        alone, expected = passes[0], passes[kept]
+                averages.add(given.ahead / given.reached, weight=given.reached)
+        passes = self._pass(kept, self._sharing)
+        extra = passes[kept] - passes[0]
         if modelled and not used:
             for averages in (self._modelled, shared.modelled):
-                averages.add(gain, modelled, (expected - alone) / plain)
+                averages.add(given.gain, modelled, extra / plain)
+        if not isfinite(outcome.seconds):
+            return
+        expected = passes[0] + self._sharing * extra
         if modelled:
-            expected += shared.draft.seconds(fed) + (modelled - 1) * shared.draft.seconds(1)
-        took = seconds if isfinite(seconds) else expected
-        length = min(max(took, 0.6 * expected), 1.6 * expected) / plain
+            expected += shared.draft.seconds(max(self.reading(self._plan), self._sharing))
+            expected += (modelled - 1) * shared.draft.seconds(self._sharing)
+        length = min(max(outcome.seconds, 0.6 * expected), 1.6 * expected) / plain
         if modelled:
-            self._lost += length - 1.0 - tokens
+            self._lost += (length - passes[0] / plain) / self._sharing - given.tokens
         for averages in (self._paces[self._copying], shared.paces[self._copying]):
-            averages.add(1.0 + tokens, length)
-        saved = PROBING * length * plain / (1 + self._rows_elsewhere)  # others of the round save from it too
+            averages.add(1.0 + given.tokens, length)
+        saved = PROBING * length * plain / (1 + len(self._elsewhere))  # others of the round save from it too
         shared.purse = min(shared.purse + saved, PURSE * plain)

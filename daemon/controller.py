@@ -14,9 +14,10 @@ from typing import Any
 from draftd.daemon.averages import Averages
 from draftd.daemon.calibration import BINS, BOUNDS, CHOSEN, Calibration, Chosen
 from draftd.daemon.control import Control, Mode
-from draftd.daemon.costs import Costs
+from draftd.daemon.costs import KNOTS, Costs
 from draftd.daemon.learnt import CalibrationState, CostsState, Learnt
 from draftd.daemon.plan import Source
+from draftd.models.base import leveled
 
 LONGEST = 256
 ANSWER = 24.0  # tokens an answer is expected to have while none has ended
@@ -60,6 +61,7 @@ class Controller:
         self.purse = 0.0  # seconds saved up for probing
         self.choices: Counter[str] = Counter()
         self.since_plain = 0
+        self._passes: dict[tuple[int, ...], float] = {}  # seconds, by the widths asked for
         if learnt is not None:
             self._restore(learnt)
 
@@ -75,9 +77,38 @@ class Controller:
         """One pass of the target, `rows` tokens of all requests in it; call it once a pass."""
         first = not self.target.observed
         self.target.observe(rows, seconds)
+        self._passes.clear()
         if first and not self.draft.observed:
             self.draft.level = 0.1 * self.target.seconds(1)
         self.since_plain = 0 if rows <= 2 else self.since_plain + 1
+
+    def drafted(self, read: int, requests: int, steps: int, tokens: int, seconds: float) -> None:
+        """A round's drafting by the model: passes, what they gave, for how many; the first read `read`."""
+        if read <= 2 * requests:
+            self.draft.observe(max(1, round(tokens / steps)), seconds / steps)
+        else:  # the first pass' share of the time, as far as is known
+            feed, rest = self.draft.seconds(read), (steps - 1) * self.draft.seconds(requests)
+            self.draft.observe(read, seconds * feed / (feed + rest))
+
+    def seconds(self, widths: Sequence[int]) -> float:
+        """What a pass of the target is expected to take by each request's rows in it."""
+        if not self.even or len(widths) == 1:
+            return self.target.seconds(min(sum(widths), KNOTS[-1]))
+        key = tuple(sorted(widths))  # requests of one round ask for the same ones
+        if key not in self._passes:
+            self._passes[key] = self._uneven(key)
+        return self._passes[key]
+
+    def _uneven(self, widths: tuple[int, ...]) -> float:
+        if any(leveled(widths)):
+            return self.target.seconds(min(len(widths) * max(widths), KNOTS[-1]))
+        took, done, left = 0.0, 0, len(widths)  # together as far as all go, then those that go further
+        for width in widths:
+            if width > done:
+                took += self.target.seconds(min(left * (width - done), KNOTS[-1]))
+                done = width
+            left -= 1
+        return took
 
     @property
     def learnt(self) -> Learnt:

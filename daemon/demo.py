@@ -34,7 +34,7 @@ def main() -> int:
         with ExitStack() as stack:
             with console.status("starting a daemon") as shown:
                 daemon = private_daemon(
-                    PAIR, lambda status: shown.update(f"starting a daemon: {status.detail}")
+                    PAIR, lambda status: shown.update(f"starting a daemon: {status.detail}"), cold=True
                 )
                 endpoint = stack.enter_context(daemon)
             console.print(f"a daemon serves [bold]{PAIR}[/] at {endpoint}", soft_wrap=True)

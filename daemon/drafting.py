@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from draftd.daemon.controller import Controller
 from draftd.daemon.plan import Outcome, Plan, Source
 from draftd.drafts.base import Context, Draft, Proposal, common_prefix
 from draftd.drafts.suffix import SuffixDraft
+from draftd.ipc.errors import InvalidRequest
 from draftd.models.groups import tops_of
 from draftd.models.rejection import Dice, Law, law_of, one_hot
 from draftd.models.sampling import choose, confidence
@@ -36,7 +38,6 @@ class Drafted:
     made: Proposal = field(default_factory=Proposal)  # what of it was used, then the model's
     kept: int = 0
     drawn: list[Law] = field(default_factory=list)  # for rejection: what the model's tokens came from
-    model_seconds: float = 0.0
 
     @property
     def tokens(self) -> list[int]:
@@ -72,6 +73,7 @@ class Drafting:
         sources = [source for source, there in named.items() if there is not None]
         self.controller = controller or Controller(sources)
         self.dice = Dice()
+        self._sharing = 0  # requests that the model still drafts for in this round
         self.model_seconds = 0.0  # of the last round, our own sampler's time taken off
 
     def draft(self, batch: Sequence[Work]) -> list[Drafted]:
@@ -81,12 +83,9 @@ class Drafting:
         contexts, extended = [], []
         for work, drafted in zip(batch, drafts, strict=True):
             request = work.request
-            # A prompt's last pass drafts nothing: the first token should wait neither for the draft's prefill
-            # nor, where a prefill left only one token to feed, for drafting.
             if request.cache_only and self.model is not None:
                 self.model.prepare(request.slot, request.tokens[: request.cached + work.feed])
-            first = work.prefill or len(request.tokens) == request.prompt
-            if first or request.mode == "off" or request.end - len(request.tokens) < 2:
+            if not _may_draft(work):
                 continue
             self._plan(request, drafted, batch)
             if drafted.plan.source in ("model", "chain") and not _ended(request, drafted.made.tokens):
@@ -94,12 +93,22 @@ class Drafting:
                 extended.append((request, drafted))
         if contexts and self.model is not None:
             self._extend(contexts, extended)
-        for work, drafted in zip(batch, drafts, strict=True):
-            if work.request.rejection is None:
-                drafted.kept = drafted.plan.keep(drafted.made.confidence)
-            else:  # to drop a token for what it turned out to be would favour the others
-                drafted.kept = len(drafted.made.tokens)
+        self._cut(batch, drafts)
         return drafts
+
+    def _cut(self, batch: Sequence[Work], drafts: Sequence[Drafted]) -> None:
+        """Keep of each request's tokens what is worth its rows beside the others', the longest first."""
+        widths = [work.feed + len(drafted.made.tokens) for work, drafted in zip(batch, drafts, strict=True)]
+        for index in sorted(range(len(batch)), key=lambda index: -widths[index]):
+            drafted, request, feed = drafts[index], batch[index].request, batch[index].feed
+            drafted.kept = len(drafted.made.tokens)
+            # Of tokens drawn for rejection to drop one for what it turned out to be would favour the others.
+            if drafted.kept and request.rejection is None:
+                others = widths[:index] + widths[index + 1 :]
+                costs = request.control.controller if request.control else self.controller
+                rows = [costs.seconds([feed + more, *others]) for more in range(drafted.kept + 1)]
+                drafted.kept = drafted.plan.keep(drafted.made.confidence, rows)
+            widths[index] = feed + drafted.kept
 
     def watches(self, request: Request) -> bool:
         """Is it of use to know how sure the target is of this request's next token?"""
@@ -108,7 +117,7 @@ class Drafting:
 
     def learn(self, request: Request, drafted: Drafted, tokens: list[int], seconds: float) -> None:
         """Tell the controller what the target said (`tokens`, before a stop cuts them) and the round took."""
-        request.last_rows, request.last_tokens = 1 + drafted.kept, len(tokens)
+        request.last_rows = 1 + drafted.kept
         if request.control is None or request.mode == "off":
             return
         request.control.learn(
@@ -116,8 +125,8 @@ class Drafting:
                 confidences=drafted.made.confidence,
                 agreed=common_prefix(drafted.made.tokens, tokens),
                 emitted=len(tokens),
+                kept=drafted.kept,
                 found_agreed=common_prefix(drafted.found, tokens),
-                draft_seconds=drafted.model_seconds,
                 seconds=seconds,
                 certainty=request.certainty[-1] if len(request.certainty) > request.tally.rounds else None,
             )
@@ -152,6 +161,12 @@ class Drafting:
         if self.model is not None:
             self.model.copy(source, target, length)
 
+    def swap(self, one: int, other: int) -> None:
+        """Two slots change places."""
+        for source in (self.model, self.suffix):
+            if source is not None:
+                source.swap(one, other)
+
     def _plan(self, request: Request, drafted: Drafted, batch: Sequence[Work]) -> None:
         if request.control is None:
             sampled: Chosen = "sampled" if request.sampling.temperature > 0 else "greedy"
@@ -168,20 +183,30 @@ class Drafting:
                 [Context(request.slot, request.tokens, limit, _no_choice, lambda _: True, scope)]
             )
             found = _useful(request, found)
-        others = [work.request for work in batch if work.request is not request]
+        others = [work for work in batch if work.request is not request]
+        others.sort(key=self._shares)
+        shares = [self._shares(work) for work in others]
         drafted.found = found.tokens
         drafted.plan = control.plan(
             remaining,
             found.confidence,
-            rows_elsewhere=sum(other.last_rows for other in others),
-            tokens_elsewhere=sum(other.last_tokens for other in others),
-            others=len(others),
+            elsewhere=[work.feed if work.prefill else work.request.last_rows for work in others],
+            able=sum(each > 0 for each in shares),
+            willing=sum(each > 1 for each in shares),
             signs=request.certainty,
             unseen=self.model.unseen(request.slot, request.tokens) if self.model is not None else 1,
             length=len(request.tokens),
         )
         used = drafted.plan.found
         drafted.made = Proposal(found.tokens[:used], found.confidence[:used])
+
+    def _shares(self, work: Work) -> int:
+        """Might the model draft for a request now? 0: no; 1: it would not, as last asked; 2: yes."""
+        mode, control = work.request.mode, work.request.control
+        named = mode == "auto" or mode[0] in ("model", "chain")
+        if not (named and self.model is not None and _may_draft(work)):
+            return 0
+        return 2 if control is None or control.willing else 1
 
     def _context(self, request: Request, drafted: Drafted) -> Context:
         """What the model is asked: to go on from the request and what the suffix already gave."""
@@ -191,7 +216,9 @@ class Drafting:
         def pick(row: NDArray[np.float32], position: int) -> tuple[int, float]:
             began = time.perf_counter()
             if request.processors is not None:
-                request.processors.apply(row, picked)
+                # Where its grammar can't go on behind what was only drafted, that may never be said.
+                with suppress(InvalidRequest):
+                    request.processors.apply(row, picked)
             tops = tops_of(row)
             if request.rejection is None:
                 token = choose(row, request.sampling, position, tops)
@@ -201,11 +228,14 @@ class Drafting:
                 drafted.drawn.append(law)
             probability = confidence(row, token, tops)
             picked.append(token)
+            self._sharing -= len(picked) == plan.limit  # nobody asks whether to go on
             self.model_seconds -= time.perf_counter() - began
             return token, probability
 
         def proceed(confidences: Sequence[float]) -> bool:
-            return not _ended(request, picked) and plan.proceed([*before, *confidences])
+            on = plan.proceed([*before, *confidences], self._sharing) and not _ended(request, picked)
+            self._sharing -= not on and len(picked) < plan.limit
+            return on
 
         tokens = request.tokens + drafted.made.tokens if before else request.tokens
         most = plan.limit - len(before)
@@ -214,8 +244,15 @@ class Drafting:
     def _extend(self, contexts: list[Context], extended: list[tuple[Request, Drafted]]) -> None:
         assert self.model is not None
         began = time.perf_counter()
+        self._sharing = len(contexts)
         proposals = self.model.propose(contexts)
         self.model_seconds += time.perf_counter() - began
+        if steps := max(len(proposal.tokens) for proposal in proposals):
+            read = sum(
+                request.control.reading(drafted.plan) for request, drafted in extended if request.control
+            )
+            tokens = sum(len(proposal.tokens) for proposal in proposals)
+            self.controller.drafted(read, len(extended), steps, tokens, self.model_seconds)
         for (request, drafted), proposal in zip(extended, proposals, strict=True):
             more = proposal
             if not proposal.drawn:  # not chosen by `pick`, so what is of no use may be among it
@@ -223,12 +260,26 @@ class Drafting:
                 drafted.drawn.clear()
             drafted.made.tokens += more.tokens
             drafted.made.confidence += more.confidence
-            drafted.model_seconds = self.model_seconds / len(extended)
+
+
+def _may_draft(work: Work) -> bool:
+    """Is anything drafted for a request in this round?
+
+    A prompt's last pass drafts nothing: the first token should wait neither for the draft's prefill nor,
+    where a prefill left only one token to feed, for drafting.
+    """
+    request = work.request
+    begun = not work.prefill and len(request.tokens) > request.prompt
+    return begun and request.mode != "off" and request.end - len(request.tokens) >= 2
 
 
 def _ended(request: Request, drafted: Sequence[int]) -> bool:
-    """Would the last of the drafted tokens end the answer? What would follow it is no use."""
-    return bool(drafted) and drafted[-1] in request.stop_ids
+    """Would the drafted tokens end the answer? What would follow them is no use."""
+    if not drafted:
+        return False
+    return drafted[-1] in request.stop_ids or (
+        request.processors is not None and request.processors.ends(drafted)
+    )
 
 
 def _useful(request: Request, proposal: Proposal, behind: Sequence[int] = ()) -> Proposal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from draftd.daemon.drafting import Drafted, Drafting
 from draftd.daemon.pulse import DRAFTING, FORWARD
 from draftd.daemon.request import Parked, Request
 from draftd.daemon.scheduler import Scheduler, Work
+from draftd.ipc.errors import DraftdError, EngineFailed, InvalidRequest
 from draftd.models.base import Rows, Span, Target, is_even
 from draftd.models.logprobs import Logprob, logprob
 from draftd.models.rejection import Dice, verify_rejection
@@ -23,13 +25,14 @@ from draftd.models.verify import verify
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """What one round gave one request; `finish` is the reason once it has ended."""
+    """What one round gave one request; `finish` is the reason once it has ended ("error": see `error`)."""
 
     request: Request
     tokens: list[int]
     drafted: list[bool]  # by token: had the draft proposed it?
     finish: str | None
     logprobs: list[Logprob]  # by token, where the request asks for them
+    error: DraftdError | None = None
 
 
 class Engine:
@@ -47,7 +50,7 @@ class Engine:
         self.target = target
         self.beat = beat
         self.drafting = drafting or Drafting()
-        self.scheduler = Scheduler(target, self.drafting.forget, self.drafting.copy, chunk)
+        self.scheduler = Scheduler(target, self.drafting, chunk)
         self.dice = Dice()
 
     def add(self, request: Request) -> None:
@@ -96,7 +99,14 @@ class Engine:
             for work, drafted, tokens, raw in zip(batch, drafts, answers, unchanged, strict=True)
             if tokens
         ]
-        return emissions + self._ended()
+        return emissions + self._failed(batch) + self._ended()
+
+    def _failed(self, batch: Sequence[Work]) -> list[Emission]:
+        """The ends of those that the round found an error of."""
+        failed = [work.request for work in batch if work.request.error is not None]
+        for request in failed:
+            self.scheduler.remove(request)
+        return [Emission(request, [], [], "error", [], request.error) for request in failed]
 
     def _ended(self) -> list[Emission]:
         return [Emission(request, [], [], "prefilled", []) for request in self.scheduler.ended()]
@@ -109,27 +119,52 @@ class Engine:
         ]
 
     def _verify(self, work: Work, drafted: Drafted, rows: Rows, raw: Rows | None) -> list[int]:
-        """Accepted drafts and one token more, the target's own; none while the prompt is being fed."""
+        """Accepted drafts and one token more, the target's own.
+
+        None while the prompt is being fed, nor where the request can't go on: its `error` says why.
+        """
         request = work.request
         request.cached += work.feed
         if not work.last:
             return []
-        if request.beams is not None:
-            return self._search(request, request.beams, rows, raw)
-        position = len(request.tokens)
-        if request.rejection is None:
-            tokens = verify(rows, drafted.tokens, request.sampling, position, request.processors)
-        else:
-            given = (request.rejection, request.sampling, self.dice, request.processors)
-            tokens = verify_rejection(rows, drafted.tokens, drafted.laws, *given)
+        try:
+            if request.beams is not None:
+                return self._search(request, request.beams, rows, raw)
+            tokens = self._checked(request, drafted, rows)
+        except InvalidRequest as error:  # its grammar
+            request.error = error
+            return []
+        numbers = [not math.isnan(row[token]) for row, token in zip(rows, tokens, strict=False)]
+        if not numbers[0]:
+            return self._no_numbers(request)
+        tokens = tokens[: [*numbers, False].index(False)]  # what is none the next round meets first
         if self.drafting.watches(request):
             request.certainty.append(certainty(rows[0]))
         request.cached += len(tokens) - 1
         self.target.truncate(request.slot, request.cached)
         return tokens
 
+    def _checked(self, request: Request, drafted: Drafted, rows: Rows) -> list[int]:
+        """What verification leaves of the drafts, and one token more."""
+        if request.rejection is None:
+            position = len(request.tokens)
+            return verify(rows, drafted.tokens, request.sampling, position, request.processors)
+        given = (request.rejection, request.sampling, self.dice, request.processors)
+        return verify_rejection(rows, drafted.tokens, drafted.laws, *given)
+
+    def _no_numbers(self, request: Request) -> list[int]:
+        """End a request whose rows are no numbers; nothing that was computed for it is used again."""
+        request.error = EngineFailed(
+            f"the model's logits behind {len(request.tokens)} tokens are not numbers: look for damage with "
+            "draftd models verify, and with transformers try a wider dtype"
+        )
+        request.cached = 0
+        return []
+
     def _search(self, request: Request, beams: Beams, rows: Rows, raw: Rows | None) -> list[int]:
         """One step of a beam search: no tokens until it is over, then the whole answer."""
+        if math.isnan(rows.max()):
+            return self._no_numbers(request)
         if request.processors is not None:
             for row, hypothesis in zip(rows, beams.parents(), strict=True):
                 request.processors.apply(row, hypothesis.tokens)
@@ -161,9 +196,11 @@ class Engine:
         """Keep each request's books, and tell the controller what the round took and gave."""
         model_seconds = self.drafting.model_seconds
         fed = [span for each in spans for span in each]
-        one_pass = not self.target.even or is_even(fed)
-        if one_pass and not any(work.prefill for work in batch):
-            self.drafting.controller.took(sum(len(span.tokens) for span in fed), target_seconds)
+        prompts = any(work.prefill for work in batch)
+        if not prompts and (is_even(fed) or not self.target.even):  # one pass
+            widths = [len(span.tokens) for span in fed]
+            rows = len(widths) * max(widths) if self.target.even else sum(widths)
+            self.drafting.controller.took(rows, target_seconds)
         for work, drafted, tokens in zip(batch, drafts, answers, strict=True):
             tally = work.request.tally
             tally.draft_seconds += model_seconds
@@ -172,24 +209,27 @@ class Engine:
                 tally.prefill_seconds += target_seconds
             else:
                 tally.verify_seconds += target_seconds
-                self.drafting.learn(work.request, drafted, tokens, seconds)
+                if work.request.error is None:
+                    self.drafting.learn(work.request, drafted, tokens, math.nan if prompts else seconds)
 
     def _emit(self, work: Work, drafted: Drafted, tokens: list[int], raw: Rows | None) -> Emission:
-        """Add a round's tokens to their request, cut at a stop token or at its end."""
+        """Add a round's tokens to their request, cut at a stop token or behind its grammar's end."""
         request = work.request
         accepted = min(len(tokens) - 1, drafted.kept)
         finish = None
         for index, token in enumerate(tokens):
             if token in request.stop_ids:
                 tokens, finish = tokens[:index], "stop"
+            elif request.processors is not None:
+                # One by one: without drafts no token would follow the one that completes the grammar.
+                request.processors.accept([token])
+                if request.processors.ended:
+                    tokens, finish = tokens[: index + 1], "stop"
+            if finish is not None:
                 accepted = min(accepted, index + 1)  # what lies behind the end was no use
                 break
         request.tally.count(drafted.kept, accepted, drafted.plan.source, drafted.sources)
         request.tokens += tokens
-        if request.processors is not None:
-            request.processors.accept(tokens)
-            if finish is None and request.processors.ended:
-                finish = "stop"
         if finish is None and len(request.tokens) >= request.end:
             finish = "length"
         if finish is not None:

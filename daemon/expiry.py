@@ -21,10 +21,11 @@ class Expiry:
         self._next = 0.0
 
     def tick(self, now: float) -> float | None:
-        """Look through the requests when it is time to; when to be called next."""
-        if not self.jobs.by_key and not self.jobs.prefills.by_key:
+        """Look through the requests and what waits for room when it is time to; when to be called next."""
+        if not self.jobs.by_key and not self.jobs.prefills.by_key and not self.jobs.apps.waits:
             return None
         if now >= self._next:
+            self.jobs.apps.retry()
             for job in list(self.jobs.by_key.values()):
                 self._look(job, now)
             for prefill in list(self.jobs.prefills.by_key.values()):
@@ -51,6 +52,8 @@ class Expiry:
                 )
                 return
             self.jobs.push(job)  # a full connection may have room again
+            if job.key not in self.jobs.by_key:
+                return  # it has its end now, or nobody to take it
         if job.deadline is not None and now >= job.deadline and not job.ended:
             self.jobs.stop(job, "deadline", answerable=self.answerable() and not job.told)
             job.told, job.deadline = True, now + GRACE

@@ -26,11 +26,11 @@ class Faults:
     def blame(self, engine: Engine, error: Exception) -> Request | None:
         """The request at which a round failed; None if that can't be told, and the engine must end."""
         again, self._last_round_failed = self._last_round_failed, True
-        asked = {request.key: request for request in engine.scheduler.running if not request.cache_only}
-        if again or len(asked) > 1 or out_of_memory(error):
+        # Whom the round was for, not who runs: some may have ended in it, and nobody has heard of that.
+        met = {request.key: request for request in engine.scheduler.at_work}
+        if again or len(met) != 1 or out_of_memory(error):
             return None
-        prefills = [request for request in engine.scheduler.running if request.cache_only]
-        return next(iter(asked.values()), prefills[-1] if prefills else None)
+        return next(iter(met.values()))
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -74,12 +74,14 @@ class Front:
         self.life = Lifecycle(self.engine, self.poller, self.jobs, self.clears, lifetime, settings.pair)
         self.governing = Governing(settings, self.life, self.engine.send)
         self.loads = Loads(self.apps, self.life, self._status)
+        self.life.load_failed = self.loads.refuse
         self.expiry = Expiry(self.jobs, lambda: self.life.state == "ready")
         self.notifier = Notifier()
         self.reload = Reload(again or (lambda: settings), self.jobs, self.life, self._adopt)
         self.timers: list[Timer] = [
             gates.tick,
             self.governing.tick,
+            self.loads.tick,
             self.life.tick,
             self.loads.tick,
             self.expiry.tick,
@@ -107,6 +109,7 @@ class Front:
             self.notifier.stopping()
             self.jobs.fail_all(Cancelled("the daemon is stopping"))
             self.clears.fail_all(Cancelled("the daemon is stopping"))
+            self.loads.fail_all(self.life.failure or Cancelled("the daemon is stopping"))
         finally:
             self.engine.stop()
             self.apps.close()
@@ -222,7 +225,7 @@ class Front:
                     raise EngineFailed(self.life.detail)
                 self.clears.open(client, message)
             case messages.GetStatus():
-                self.apps.send(client, self._status(message))
+                self.apps.reply(client, self._status(message))
             case messages.Hello():
                 self._hello(client, user, message)
 
@@ -247,7 +250,7 @@ class Front:
             capabilities=list(CAPABILITIES),
             lease_ms=message.lease_ms,
         )
-        self.apps.send(client, welcome)
+        self.apps.reply(client, welcome)
 
     def _status(self, asked: messages.GetStatus) -> messages.Status:
         full: dict[str, Any] = {}

@@ -7,7 +7,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
@@ -69,6 +69,13 @@ ABSENT = {  # what OpenAI has besides, and why it is not here
     "chat": "answers are not stored",
     "models": "models are loaded with `draftd models`, not over HTTP",
 }
+
+
+class Json(JSONResponse):
+    """JSON in UTF-8; half of a surrogate pair, as in a model's name, goes back the way JSON spells it."""
+
+    def render(self, content: Any) -> bytes:
+        return _utf8(json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
 
 
 def create_app(endpoint: str | None) -> FastAPI:
@@ -162,30 +169,32 @@ async def _respond(
         while isinstance(event, Tokens):
             parts.append(event)
             event = await _unless_gone(anext(events), request)
-    return JSONResponse(answers.whole(head, reply(parts, event)))
+    return Json(answers.whole(head, reply(parts, event)))
 
 
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-async def _unless_gone(work: Any, request: Request) -> Tokens | Done:
+async def _unless_gone(work: Awaitable[Tokens | Done], request: Request) -> Tokens | Done:
     """Wait for an event, but not longer than the app waits for us: its leaving cancels the request."""
     task = asyncio.ensure_future(work)
-    while True:
-        finished, _ = await asyncio.wait({task}, timeout=0.2)
-        if finished:
-            return task.result()  # type: ignore[no-any-return]
-        if await request.is_disconnected():
+    try:
+        while not (await asyncio.wait({task}, timeout=0.2))[0]:
+            if await request.is_disconnected():
+                raise asyncio.CancelledError
+        return task.result()
+    finally:
+        if not task.done():  # cancelled, as all requests are at shutdown: nobody else would end it
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-            raise asyncio.CancelledError
 
 
 async def _stream(
     head: Head, event: Tokens | Done, events: AsyncGenerator[Tokens | Done, None], body: types.Sampling
-) -> AsyncGenerator[str, None]:
+) -> AsyncGenerator[bytes, None]:
     """Server-sent events as OpenAI sends them; an error becomes an event of its own, then the stream ends."""
+    told = [0] * (body.n or 1)  # characters of the tokens whose log-probabilities went out, by answer
     async with aclosing(events):
         for index in range(body.n or 1):
             if (chunk := answers.opening(head, index)) is not None:
@@ -193,7 +202,8 @@ async def _stream(
         try:
             while isinstance(event, Tokens):
                 if event.text or event.tool_calls or event.logprobs:
-                    yield _event(answers.piece(head, event, body.mark_drafted))
+                    yield _event(answers.piece(head, event, body.mark_drafted, told[event.index]))
+                    told[event.index] += sum(len(each.text) for each in event.logprobs)
                 event = await anext(events)
         except DraftdError as error:
             _, kind = _status(error)
@@ -204,11 +214,15 @@ async def _stream(
             yield _event(answers.closing(head, index, end, event.usage))
         if head.usage:
             yield _event(answers.usage_chunk(head, event.usage))
-        yield "data: [DONE]\n\n"
+        yield b"data: [DONE]\n\n"
 
 
-def _event(chunk: dict[str, Any]) -> str:
-    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+def _event(chunk: dict[str, Any]) -> bytes:
+    return _utf8(f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n")
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")  # U+D800 becomes \ud800, which in JSON means it
 
 
 def _model(status: Status) -> dict[str, Any]:
@@ -224,7 +238,7 @@ def _body(message: str, kind: str, code: str | None, param: str | None = None) -
 
 
 def _error(status: int, message: str, kind: str, code: str | None, param: str | None = None) -> JSONResponse:
-    return JSONResponse({"error": _body(message, kind, code, param)}, status)
+    return Json({"error": _body(message, kind, code, param)}, status)
 
 
 async def _on_error(_: Request, error: Exception) -> JSONResponse:
@@ -241,13 +255,16 @@ async def _on_error(_: Request, error: Exception) -> JSONResponse:
 async def _on_wrong_body(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        sentence = f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+        return _error(400, sentence, "invalid_request_error", None)
     where = ".".join(str(part) for part in first["loc"][1:])
-    return _error(400, f"{where}: {first['msg']}", "invalid_request_error", None, where or None)
+    nothing = "the body is no JSON object: send one, as Content-Type: application/json"
+    sentence = f"{where}: {first['msg']}" if where else nothing
+    return _error(400, sentence, "invalid_request_error", None, where or None)
 
 
 async def _on_wrong_path(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     sentence = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(
-        {"error": _body(sentence, "invalid_request_error", None)}, error.status_code, error.headers
-    )
+    return Json({"error": _body(sentence, "invalid_request_error", None)}, error.status_code, error.headers)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from draftd.ipc import Reply
 from draftd.ipc.messages import Done, Tokens
-from draftd.ipc.parts import AnswerEnd, Logprob, Stats, ToolCall, ToolCallPart, Usage
+from draftd.ipc.parts import Alternative, AnswerEnd, Logprob, Stats, ToolCall, ToolCallPart, Usage
 
 Kind = Literal["chat", "completion"]
 OBJECTS = {  # of a whole answer, of a chunk
@@ -71,11 +71,14 @@ def opening(head: Head, index: int) -> dict[str, Any] | None:
     return head.chunk({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
 
 
-def piece(head: Head, event: Tokens, marks: bool) -> dict[str, Any]:
-    """A chunk with text or calls; with `marks` also which of its tokens the draft had proposed."""
+def piece(head: Head, event: Tokens, marks: bool, begin: int = 0) -> dict[str, Any]:
+    """A chunk with text or calls; with `marks` also which of its tokens the draft had proposed.
+
+    `begin`: characters of the tokens in this answer's earlier chunks.
+    """
     choice: dict[str, Any] = {
         "index": event.index,
-        "logprobs": logprobs(head.kind, event.logprobs),
+        "logprobs": logprobs(head.kind, event.logprobs, begin),
         "finish_reason": None,
     }
     if head.kind == "completion":
@@ -137,8 +140,8 @@ def timings(made: Sequence[tuple[Stats, int]], usage: Usage) -> dict[str, Any]:
     }
 
 
-def logprobs(kind: Kind, found: Sequence[Logprob]) -> dict[str, Any] | None:
-    """OpenAI's two shapes of the same figures; None where nobody asked."""
+def logprobs(kind: Kind, found: Sequence[Logprob], begin: int = 0) -> dict[str, Any] | None:
+    """OpenAI's two shapes of the same figures, the old with offsets from `begin`; None where nobody asked."""
     if not found:
         return None
     if kind == "chat":
@@ -156,13 +159,30 @@ def logprobs(kind: Kind, found: Sequence[Logprob]) -> dict[str, Any] | None:
                 for each in found
             ]
         }
-    offsets, at = [], 0
+    offsets, at = [], begin
     for each in found:
         offsets.append(at)
         at += len(each.text)
     return {
-        "tokens": [each.text for each in found],
+        "tokens": [_key(each) for each in found],
         "token_logprobs": [each.logprob for each in found],
-        "top_logprobs": [{other.text: other.logprob for other in each.top} for each in found],
+        "top_logprobs": [_by_key(each.top) for each in found],
         "text_offset": offsets,
     }
+
+
+def _by_key(top: Sequence[Alternative]) -> dict[str, float]:
+    """The alternatives' log-probabilities; of two of one text the likelier's, which comes first."""
+    found: dict[str, float] = {}
+    for each in top:
+        found.setdefault(_key(each), each.logprob)
+    return found
+
+
+def _key(token: Logprob | Alternative) -> str:
+    """A token's text, or as OpenAI writes it the bytes of one that is no text by itself."""
+    try:
+        bytes(token.bytes).decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
+    return token.text

@@ -49,7 +49,7 @@ class Sampling(Body):
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0.0)
-    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    top_p: float | None = Field(default=None, ge=0.0, le=1.0)  # 0: the likeliest token only
     n: int | None = Field(default=None, ge=1, le=128)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -59,7 +59,7 @@ class Sampling(Body):
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     # llama.cpp's and draftd's own
-    top_k: int | None = None
+    top_k: int | None = Field(default=None, ge=-1)  # 0 and, as some servers have it, -1: all
     min_p: float | None = None
     repetition_penalty: float | None = None
     speculate: bool | str | None = None
@@ -105,6 +105,10 @@ def generate(body: Chat | Completion, default_tokens: int) -> dict[str, Any]:
     }
     # An app that says nothing expects OpenAI's temperature of 1, not the daemon's greedy answer.
     found["temperature"] = 1.0 if body.temperature is None else body.temperature
+    if body.top_p == 0.0:
+        found |= {"top_p": 1.0, "temperature": 0.0}
+    if body.top_k == -1:
+        found["top_k"] = 0
     found["max_tokens"] = body.max_tokens or default_tokens
     if body.stop:
         found["stop"] = [body.stop] if isinstance(body.stop, str) else body.stop

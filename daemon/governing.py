@@ -53,9 +53,12 @@ class Governing:
     def adopt(self, settings: Settings) -> None:
         """Go by other marks from here on."""
         self.settings = settings
-        self.governor.marks = _marks(settings)
+        if settings.governor:
+            self.governor.marks = _marks(settings)
+        else:
+            self.governor = Governor(_marks(settings))  # on the top rung: it turns nobody away any more
         self.threads = _threads(settings)
-        self.life.lifetime.keep_alive = settings.keep_alive
+        self.life.lifetime.adopt(settings.keep_alive, time.monotonic())
 
     def admit(self) -> None:
         """A request wants in: Overloaded while the machine has nothing left for new ones."""

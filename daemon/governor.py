@@ -2,7 +2,8 @@
 
 Pure: readings and times come in as arguments. One rung at a time, since each takes a while to show: down once
 a reading has been over its mark for `dwell` seconds, and up again once all have been clear of theirs (by a
-margin) for four times as long.
+margin) for four times as long. Where a step up brings the lack back, since the machine has no room for what
+it takes up again, the next one waits twice as long.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ WORDS = {
 }
 
 UP = 4  # times the dwell that all must have been clear before a step up
+RELAPSE = 120  # times the dwell after a step up in which a step down is a relapse
+DOUBLINGS = 4  # of the wait for a step up, at most
 ROOMY = 40.0  # percent available, above which a stall is some other program's limit and no lack of memory
 
 
@@ -67,9 +70,13 @@ class Governor:
         self.why = ""
         self._down_since: float | None = None  # since when a reading has asked for a lower rung
         self._up_since: float | None = None  # since when none has asked to stay
+        self._rose: float | None = None  # when the first step up behind the last step down was
+        self._relapses = 0
 
     def step(self, reading: Reading, now: float) -> Rung:
         """Take a reading at `now` (seconds, monotonic) and give the rung that holds from here on."""
+        if self._rose is not None and now - self._rose >= RELAPSE * self.marks.dwell:
+            self._rose, self._relapses = None, 0
         asking = [(limit, words) for limit, words in _over(reading, self.marks) if limit > self.rung]
         if asking:
             self._up_since = None
@@ -78,6 +85,8 @@ class Governor:
                 self.rung = Rung(self.rung + 1)
                 self.why = max(asking)[1]
                 self._down_since = now
+                if self._rose is not None:
+                    self._rose, self._relapses = None, min(self._relapses + 1, DOUBLINGS)
             return self.rung
         self._down_since = None
         eased = _over(reading, _eased(self.marks))
@@ -90,9 +99,10 @@ class Governor:
         else:
             self.why = "what asked for this has passed: stepping up slowly"
             self._up_since = now if self._up_since is None else self._up_since
-            if now - self._up_since >= UP * self.marks.dwell:
+            if now - self._up_since >= self._wait():
                 self.rung = Rung(self.rung - 1)
                 self._up_since = now
+                self._rose = now if self._rose is None else self._rose
                 self.why = self.why if self.rung else ""
         return self.rung
 
@@ -100,7 +110,11 @@ class Governor:
         """Seconds until requests may be taken again, if all readings stay clear of their marks."""
         rungs = max(0, self.rung - Rung.REFUSE + 1)
         clear = 0.0 if self._up_since is None else now - self._up_since
-        return max(0.0, rungs * UP * self.marks.dwell - clear)
+        return max(0.0, rungs * self._wait() - clear)
+
+    def _wait(self) -> float:
+        """Seconds that all must have been clear before a step up."""
+        return float(UP * self.marks.dwell * 2**self._relapses)
 
 
 def _over(reading: Reading, marks: Marks) -> Iterator[tuple[Rung, str]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from draftd.daemon.delivery import Delivery
 from draftd.ipc import parts
+
+Reason = Literal["cancelled", "deadline"]
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +24,7 @@ class Job:
     emitted: list[list[int]]  # by answer: its tokens so far
     characters: list[int]  # and how much text they are
     endings: list[dict[str, Any] | None]  # by answer, of those that have ended
+    stopping: Reason | None = None  # it is to end before its time, and the engine was told
     told: bool = False  # the engine knows that the deadline has passed
     text: str = ""  # of the answers, kept only to be logged
     first: float | None = None  # monotonic seconds of the first token

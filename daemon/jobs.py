@@ -6,13 +6,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from draftd.daemon.admission import Admission
 from draftd.daemon.apps import Apps
 from draftd.daemon.counters import Counters
 from draftd.daemon.delivery import Delivery
-from draftd.daemon.job import Job, ended_before
+from draftd.daemon.job import Job, Reason, ended_before
 from draftd.daemon.lifetime import Lifetime
 from draftd.daemon.logs import content, fields
 from draftd.daemon.prefills import Prefills
@@ -24,8 +24,6 @@ log = logging.getLogger("draftd.front")
 NOTHING: Mapping[str, Any] = {}
 
 MAX_ENDS = 3  # engines that a request may end without a token in between; fewer than end the daemon's tries
-
-Reason = Literal["cancelled", "deadline"]
 
 
 class Jobs:
@@ -108,7 +106,7 @@ class Jobs:
         self.by_key[job.key] = self.by_client[client, message.id] = job
         if self.settings.log_content:
             log.info("request%s", fields(request=job.key, app=self.apps.name(client), prompt=prompt(message)))
-        self.apps.send(client, messages.Accepted(id=message.id, seed=body["seed"]))
+        self.apps.reply(client, messages.Accepted(id=message.id, seed=body["seed"]))
         self.submit(job)
 
     def open_prefill(self, client: bytes, message: messages.Prefill) -> None:
@@ -142,6 +140,7 @@ class Jobs:
         """End a request before its time; the engine answers with `done` and what there was, if it can."""
         if job.ended:
             return
+        job.stopping = reason
         self.tell_engine({"type": "cancel", "key": job.key, "reason": reason})
         if not answerable:
             self._end_here(job, reason)
@@ -163,8 +162,10 @@ class Jobs:
 
     def submit_all(self) -> None:
         """A new engine goes on with what the last one left unfinished."""
-        for job in self.by_key.values():
-            if not job.ended:
+        for job in [job for job in self.by_key.values() if not job.ended]:
+            if job.stopping is not None:  # the last one ended before it could say so
+                self._end_here(job, job.stopping)
+            else:
                 self.submit(job)
         self.prefills.submit_all()
 
@@ -197,11 +198,11 @@ class Jobs:
                 self._end(job, messages.Error(id=job.delivery.id, **body))
 
     def push(self, job: Job) -> None:
-        """Send what there is, and forget the request once its end is sent or its app is gone."""
+        """Send what there is; forget the request once its end is sent, or an error, or its app is gone."""
         outcome = job.delivery.push(self.apps)
-        if outcome == "gone" and not job.ended:
-            self.drop(job, "client_gone")
-        elif outcome == "gone" or (outcome == "sent" and job.ended):
+        if outcome in ("gone", "unfit") and not job.ended:
+            self.drop(job, "client_gone" if outcome == "gone" else DraftdError.code)
+        elif outcome in ("gone", "unfit") or (outcome == "sent" and job.ended):
             self._forget(job)
 
     # ---- ends

@@ -23,6 +23,7 @@ from draftd.models.fetch import cached_path
 
 log = logging.getLogger("draftd.engine")
 MEGABYTE = 1_000_000
+DIRECTORY = ("*.safetensors", "*.bin", "config.json")  # what of a transformers model its cache depends on
 
 
 class Keeping:
@@ -65,11 +66,17 @@ def identity(settings: Settings, info: dict[str, Any]) -> str:
         str(settings.gpu_layers != 0),
         *_weights(target, settings),
     ]
-    parts += [version("llama_cpp_python") if info["backend"] == "llama_cpp" else version("transformers")]
+    if info["backend"] == "llama_cpp":  # which takes a model's long or short rotary factors by the context
+        parts += [version("llama_cpp_python"), str(info["context"])]
+    else:
+        parts.append(version("transformers"))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _weights(model: Model, settings: Settings) -> list[str]:
+    """Their digests, and that of what a directory says of them: rotary factors, a window."""
     path = cached_path(model, settings.cache_dir)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for pattern in DIRECTORY for file in path.glob(pattern))
     return [digest(file, settings.cache_dir) for file in files]

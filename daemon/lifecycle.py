@@ -47,6 +47,7 @@ class Lifecycle:
         self.learnt: dict[str, Any] = {}
         self.failure: DraftdError | None = None  # why the pair can't be loaded: the daemon's end
         self.fall_back: Callable[[DraftdError], None] | None = None  # instead of that end, after a reload
+        self.load_failed: Callable[[DraftdError], None] = lambda failure: None  # tells who asked for a load
         self._was_ready = False
         self._leaves_by = inf  # monotonic seconds: when an engine that was told to end is made to
 
@@ -167,6 +168,7 @@ class Lifecycle:
                     self.failure = failure
                 self.jobs.fail_all(failure)
                 self.clears.fail_all(failure)
+                self.load_failed(failure)
 
     def died(self, *, stopping: bool) -> None:
         """The engine's process ended: its last words first, then plan the next one or give up."""

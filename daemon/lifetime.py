@@ -26,9 +26,9 @@ class Lifetime:
         self.stage = Stage.OUT
         self.leases: set[int] = set()
         self.leaves_at = inf  # when the engine leaves if nobody takes a lease before
-        self._wanted = False  # asked for by `load`, without a lease
+        self.wanted = False  # asked for by `load`, without a lease
         self._told = False  # `unload` was asked for, and outlives the requests that run
-        self._stays = keep_alive  # what the newest lease or load asked for
+        self._asked: float | None = None  # what the newest lease or load asked for, if anything
 
     def acquire(self, lease: int) -> None:
         """A request begins: from here to its release the engine comes, or stays."""
@@ -37,26 +37,32 @@ class Lifetime:
     def release(self, lease: int, now: float, keep_alive: float | None = None) -> None:
         """A request has ended; the engine stays as long as the last to end asked for."""
         self.leases.remove(lease)
-        self._stays = self.keep_alive if keep_alive is None else keep_alive
+        self._asked = keep_alive
         if not self.leases:
             self._rest(now)
 
     def load(self, now: float, keep_alive: float | None = None) -> None:
         """The engine is to come, and to stay for a while, though there is no request yet."""
-        self._stays = self.keep_alive if keep_alive is None else keep_alive
-        self._wanted, self._told = self.stage in (Stage.OUT, Stage.LEAVING), False
+        self._asked = keep_alive
+        self.wanted, self._told = self.stage in (Stage.OUT, Stage.LEAVING), False
         self._rest(now)
+
+    def adopt(self, keep_alive: float, now: float) -> None:
+        """Go by another time from now on, but for what the newest lease or load asked for itself."""
+        changed, self.keep_alive = keep_alive != self.keep_alive, keep_alive
+        if changed and self._asked is None:
+            self._rest(now)
 
     def unload(self, now: float) -> None:
         """The engine is to leave as soon as no request holds it."""
-        self._wanted, self._told = False, self.stage in (Stage.LOADING, Stage.IN)
+        self.wanted, self._told = False, self.stage in (Stage.LOADING, Stage.IN)
         self._rest(now)
 
     def next(self, now: float) -> str | None:
         """What is to be done at this moment: "start" or "stop" the process, or nothing."""
         match self.stage:
-            case Stage.OUT if self.leases or self._wanted:
-                self.stage, self._wanted, self.leaves_at = Stage.LOADING, False, inf
+            case Stage.OUT if self.leases or self.wanted:
+                self.stage, self.wanted, self.leaves_at = Stage.LOADING, False, inf
                 return "start"
             case Stage.LOADING | Stage.IN if not self.leases and now >= self.leaves_at:
                 self.stage, self._told = Stage.LEAVING, False
@@ -85,5 +91,6 @@ class Lifetime:
 
     def _rest(self, now: float) -> None:
         """Set the timer; it does not run while the engine loads, whoever caused that and left."""
+        stays = self.keep_alive if self._asked is None else self._asked
         loading = self.stage is Stage.LOADING
-        self.leaves_at = now if self._told else inf if self._stays < 0 or loading else now + self._stays
+        self.leaves_at = now if self._told else inf if stays < 0 or loading else now + stays

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from draftd.ipc.endpoint import identity
 from draftd.ipc.errors import InvalidConfig
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -35,8 +37,8 @@ def bound(listen: str, *, umask: int, anywhere: bool = False, hint: str = "") ->
     try:
         if unix:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if path.is_socket():  # of a process that is gone; one that lives keeps its own
-                path.unlink()
+            if path.is_socket():
+                _free(path)
             listening.bind(str(path))
         else:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -47,12 +49,22 @@ def bound(listen: str, *, umask: int, anywhere: bool = False, hint: str = "") ->
         raise InvalidConfig(f"cannot listen at {listen}: {reason}: choose another with --listen") from None
     finally:
         os.umask(before)
+    made = identity(path) if unix else None
     try:
         yield listening
     finally:
         listening.close()
-        if unix:
+        if made is not None and identity(path) == made:  # not one that another process made since
             path.unlink(missing_ok=True)
+
+
+def _free(path: Path) -> None:
+    """Remove the socket file of a process that is gone; OSError if one that lives answers there."""
+    with socket.socket(socket.AF_UNIX) as knock:
+        knock.setblocking(False)  # a full queue is an answer too
+        if knock.connect_ex(str(path)) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    path.unlink()
 
 
 def hostname(host: str) -> str:

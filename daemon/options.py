@@ -84,8 +84,8 @@ def answer(
     fields = given(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty, stop=stop, stop_tokens=stop_token, speculate=speculate,
-        verify=verify, grammar=_grammar(schema, regex, grammar),
+        frequency_penalty=frequency_penalty, stop=stop, stop_tokens=stop_token,
+        speculate=_policy(speculate), verify=verify, grammar=_grammar(schema, regex, grammar),
     )  # fmt: skip
     if logit_bias:
         fields["logit_bias"] = dict(_bias(text) for text in logit_bias)
@@ -112,19 +112,33 @@ def asks(command: Callable[..., None]) -> Callable[..., None]:
     return asking
 
 
+def _policy(text: str | None) -> str | bool | None:
+    """true and false as a request has them."""
+    return text == "true" if text in ("true", "false") else text
+
+
 def _grammar(schema: Path | None, regex: str | None, grammar: Path | None) -> dict[str, Any] | None:
     names = {"--schema": schema, "--regex": regex, "--grammar": grammar}
     chosen = [name for name, value in names.items() if value is not None]
     if len(chosen) > 1:
         raise typer.BadParameter(f"{' and '.join(chosen)}: an answer follows one of them, give one")
     if schema is not None:
-        return {"kind": "json_schema", "source": schema.read_text("utf-8")}
+        return {"kind": "json_schema", "source": _read("--schema", schema)}
     if regex is not None:
         return {"kind": "regex", "source": regex}
     if grammar is not None:
         kind = "gbnf" if grammar.suffix == ".gbnf" else "lark"
-        return {"kind": kind, "source": grammar.read_text("utf-8")}
+        return {"kind": kind, "source": _read("--grammar", grammar)}
     return None
+
+
+def _read(option: str, path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"{option}: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise typer.BadParameter(f"{option}: {path} is not UTF-8 text") from None
 
 
 def _bias(text: str) -> tuple[str, float]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from draftd.daemon.request import Parked, Request
-from draftd.drafts.base import common_prefix
+from draftd.drafts.base import common_prefix, exchange
 from draftd.models.base import Target
 
 WORTH_A_COPY = 16  # tokens; fewer are computed about as fast as a slot is copied
+WORTH_A_PASS = 100  # positions moved between slots for each pass that it saves, at most
 
 
 @dataclass(slots=True)
@@ -21,15 +23,22 @@ class Kept:
     used: int  # when, counted in requests
 
 
+class Followers(Protocol):
+    """The drafts, which keep slots of their own beside the target's (daemon/drafting.py)."""
+
+    def forget(self, slot: int, /) -> None: ...
+
+    def copy(self, source: int, target: int, length: int, /) -> None: ...
+
+    def swap(self, one: int, other: int, /) -> None: ...
+
+
 class Places:
     """The slots; prefixes are shared between all of them, and copied where a slot must keep its own."""
 
-    def __init__(
-        self, target: Target, forget: Callable[[int], None], copy: Callable[[int, int, int], None]
-    ) -> None:
+    def __init__(self, target: Target, drafts: Followers) -> None:
         self.target = target
-        self.forget = forget  # tells the drafts that a slot begins anew
-        self.copy = copy  # tells them that a slot begins with what another holds
+        self.drafts = drafts
         self.free = {slot: Kept([], "", 0) for slot in range(target.slots)}
         self.taken: dict[int, Request] = {}
         self._now = 0
@@ -60,12 +69,14 @@ class Places:
                 shared = shared if shared >= WORTH_A_COPY else 0
                 if shared:
                     self.target.copy_prefix(source, slot, shared)
-                    self.copy(source, slot, shared)
+                    self.drafts.copy(source, slot, shared)
         del self.free[slot]
         self.taken[slot] = request
         request.slot = slot
         if request.beams is not None:
-            request.beams.slots = [slot, *(self._lend() for _ in range(request.width - 1))]
+            request.beams.slots = [slot]
+            for _ in range(request.width - 1):
+                self._lend(request.beams.slots)
         # The newest token is always fed for its logits, except where only the cache is wanted.
         request.cached = shared if request.cache_only else min(shared, len(request.tokens) - 1)
         self.target.truncate(slot, request.cached)
@@ -73,7 +84,7 @@ class Places:
             request.begun = True
             request.reused = min(request.cached, request.prompt)
         if not request.reuse:
-            self.forget(slot)
+            self.drafts.forget(slot)
 
     def give(self, request: Request) -> None:
         """A request leaves its slot, which keeps what was computed."""
@@ -83,13 +94,13 @@ class Places:
         if request.beams is not None:
             self.free |= {slot: Kept([], "", 0) for slot in request.beams.slots[1:]}
 
-    def _lend(self) -> int:
-        """A further slot for a request; what it held is lost."""
+    def _lend(self, slots: list[int]) -> None:
+        """A further slot for a request that has these; what it held is lost."""
         slot = self._choose(-1, 0)
         del self.free[slot]
+        slots.append(slot)  # first: where the rest fails, it is still given back
         self.target.truncate(slot, 0)
-        self.forget(slot)
-        return slot
+        self.drafts.forget(slot)
 
     def cache(self, request: Request) -> Parked | None:
         """A copy of what was computed for a request, wherever it stands; None if nowhere."""
@@ -105,12 +116,59 @@ class Places:
         state = self.target.save_slot(request.slot) if tokens else None
         return Parked(tokens, state) if state is not None else None
 
+    def close_up(self, requests: Sequence[Request]) -> None:
+        """Bring requests to slots that follow each other: an `even` target computes only such together.
+
+        What stands in the way changes places with them. Not while a search holds slots, nor where that would
+        take longer than it saves or a slot's content can't be had.
+        """
+        slots = {request.slot for request in requests}
+        count = len(slots)
+        if max(slots) - min(slots) < count or any(other.beams for other in self.taken.values()):
+            return
+
+        def moved(first: int) -> int:  # positions
+            return sum(self._length(slot) for slot in slots ^ set(range(first, first + count)))
+
+        first = min(range(self.target.slots - count + 1), key=moved)
+        rounds = min(request.end - len(request.tokens) for request in requests)
+        if moved(first) > WORTH_A_PASS * rounds:
+            return
+        window = set(range(first, first + count))
+        for one, other in zip(sorted(slots - window), sorted(window - slots), strict=True):
+            if not self._swap(one, other):
+                return
+
+    def _swap(self, one: int, other: int) -> bool:
+        """Exchange what two slots hold, and who; False where the target can't."""
+        lengths = self._length(one), self._length(other)
+        states = [
+            self.target.save_slot(slot) if length else None
+            for slot, length in zip((one, other), lengths, strict=True)
+        ]
+        if any(state is None and length for state, length in zip(states, lengths, strict=True)):
+            return False
+        exchange(self.taken, one, other)
+        exchange(self.free, one, other)
+        for slot in {one, other} & self.taken.keys():
+            self.taken[slot].slot = slot
+        for slot, state, length in zip((other, one), states, lengths, strict=True):
+            self.target.truncate(slot, 0)
+            if state is not None:
+                self.target.load_slot(slot, state, length)
+        self.drafts.swap(one, other)
+        return True
+
+    def _length(self, slot: int) -> int:
+        """Positions that a slot holds."""
+        return self.taken[slot].cached if slot in self.taken else len(self.free[slot].tokens)
+
     def clear(self) -> None:
         """Forget what stands in the free slots."""
         for slot in self.free:
             self.free[slot] = Kept([], "", self._now)
             self.target.truncate(slot, 0)
-            self.forget(slot)
+            self.drafts.forget(slot)
 
     def _choose(self, source: int, shared: int) -> int:
         """The free slot whose loss is least: tokens that stand nowhere else, by how long they were not used.
@@ -119,7 +177,7 @@ class Places:
         stands there behind the shared prefix.
         """
 
-        def loss(slot: int) -> tuple[float, bool, int]:
+        def loss(slot: int) -> tuple[float, bool, bool, int]:
             kept = self.free[slot]
             saved = max(
                 (common_prefix(kept.tokens, held) for other, held in self._held() if other != slot), default=0
@@ -129,7 +187,8 @@ class Places:
             lost = len(kept.tokens) - saved
             if lost < WORTH_A_COPY:
                 lost = 0
-            return lost / (self._now - kept.used + 1), slot != source, kept.used
+            alone = self.target.even and not {slot - 1, slot + 1} & self.taken.keys()
+            return lost / (self._now - kept.used + 1), slot != source, alone, kept.used
 
         return min(self.free, key=loss)
 
@@ -140,7 +199,7 @@ class Places:
         except ValueError as error:
             request.refused = str(error)
             return 0
-        self.forget(slot)
+        self.drafts.forget(slot)
         return length
 
     def _held(self) -> list[tuple[int, Sequence[int]]]:

@@ -27,7 +27,7 @@ class Plan:
     """One request's drafting in one round."""
 
     __slots__ = (
-        *("_ahead", "_rates", "_reach", "_rows", "_seen", "_step"),
+        *("_ahead", "_alone", "_rates", "_reach", "_rows", "_seen", "_steps"),
         *("found", "limit", "price", "reading", "source"),
     )
 
@@ -39,8 +39,9 @@ class Plan:
         price: float = 0.0,
         rates: tuple[list[float], list[float]] = ([], []),
         ahead: float = 1.0,
-        step: float = 0.0,
+        steps: Sequence[float] = (0.0,),
         rows: list[float] | None = None,
+        alone: list[float] | None = None,
         reading: int | None = None,
     ) -> None:
         self.source: Source = source
@@ -50,13 +51,17 @@ class Plan:
         self.reading = reading  # tokens that the model reads at most before it drafts, the newest; None: all
         self._rates = rates  # expected acceptance by bin: the suffix's, the model's
         self._ahead = ahead
-        self._step = step  # seconds of a drafted token
+        self._steps = steps  # seconds of a drafted token, by how many requests share the model's pass
         self._rows = rows or [0.0] * (limit + 1)  # seconds of the pass by drafted rows in it
+        self._alone = alone or self._rows  # the same while no other request drafts as far
         self._seen = 0
         self._reach = 1.0  # probability that all tokens so far are accepted
 
-    def proceed(self, confidences: Sequence[float]) -> bool:
-        """Should the model draft another token after these (the suffix's first, the newest last)?"""
+    def proceed(self, confidences: Sequence[float], sharing: int = 1) -> bool:
+        """Should the model draft another token after these (the suffix's first, the newest last)?
+
+        `sharing`: requests that still draft in the same passes.
+        """
         count = len(confidences)
         if count != self._seen + 1:  # a chain's first call; else one a token
             self._seen, self._reach = 0, 1.0
@@ -64,12 +69,12 @@ class Plan:
                 self._advance(confidences[index])
         if count:
             self._advance(confidences[-1])
-        rows, ahead, gain, cost = self._rows, self._ahead, 0.0, 0.0
-        reach = OPTION * self._reach
+        rows, ahead, gain, cost = self._rows if sharing > 1 else self._alone, self._ahead, 0.0, 0.0
+        reach, step = OPTION * self._reach, self._steps[min(sharing, len(self._steps)) - 1]
         for more in range(1, min(AHEAD, self.limit - count) + 1):
             reach *= ahead
             gain += reach
-            cost += self._step
+            cost += step
             if gain >= self.price * (cost + rows[count + more] - rows[count]):
                 return True
         return False
@@ -78,11 +83,12 @@ class Plan:
         self._reach *= self._rates[self._seen >= self.found][bin_of(confidence)] if self.price else 1.0
         self._seen += 1
 
-    def keep(self, confidences: Sequence[float]) -> int:
-        """How many of the drafted tokens the target should check."""
+    def keep(self, confidences: Sequence[float], rows: Sequence[float] | None = None) -> int:
+        """How many of the drafted tokens the target should check; `rows`: what its pass will take by them."""
         if not self.price:
             return min(len(confidences), self.limit)
-        return best_cut(confidences[: self.limit], self._rates, self.found, self.price, self._rows)[0]
+        most = confidences[: self.limit]
+        return best_cut(most, self._rates, self.found, self.price, rows or self._alone)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +99,9 @@ class Outcome:
     agreed: int  # leading ones of these that are the target's, known for as many as `emitted`
     emitted: int  # tokens of this request the pass gave: accepted and one more, before any stop cuts them
     found_agreed: int = 0  # leading tokens that the suffix found which are the target's, used or not
-    draft_seconds: float = 0.0  # this request's share of the model's drafting
-    seconds: float = 0.0  # the whole round
+    seconds: float = 0.0  # the whole round; nan: it was not one like others
     certainty: float | None = None  # of the target, in its choice of the round's first token
+    kept: int = 0  # leading tokens that the target checked
 
 
 def best_cut(
@@ -103,7 +109,7 @@ def best_cut(
     rates: tuple[list[float], list[float]],
     found: int,
     price: float,
-    rows: list[float],
+    rows: Sequence[float],
 ) -> tuple[int, float, float, float]:
     """The number of leading tokens worth most; with their worth, expected tokens and P(all accepted)."""
     suffix, model = rates
@@ -125,6 +131,34 @@ def expected_tokens(confidences: Sequence[float], rates: list[float]) -> float:
         reach *= rates[bin_of(confidence)]
         tokens += reach
     return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a round's drafts give on the average, by how often tokens of such confidence are accepted."""
+
+    tokens: float  # accepted, of those that the target checked
+    gain: float  # of them the model's
+    reached: float  # of the model's tokens, checked or not, those before which all are accepted
+    ahead: float  # of these the accepted ones
+
+
+def expect(
+    drafted: Sequence[float], found: int, kept: int, rates: tuple[list[float], list[float]]
+) -> Expected:
+    """Of tokens with these confidences, the first `found` of them the suffix's; the target checked `kept`."""
+    suffix, model = rates
+    reach, tokens, gain, reached, ahead = 1.0, 0.0, 0.0, 0.0, 0.0
+    for index, confidence in enumerate(drafted):
+        rate = (suffix if index < found else model)[bin_of(confidence)]
+        if index >= found:
+            reached += reach
+            ahead += reach * rate
+        reach *= rate
+        if index < kept:
+            tokens += reach
+            gain += reach if index >= found else 0.0
+    return Expected(tokens, gain, reached, ahead)
 
 
 def profile(reach: float, ahead: float, most: int, price: float, step: float, rows: list[float]) -> float:

@@ -82,7 +82,7 @@ class Prefills:
             self._fail(prefill, from_code(body["code"], body["message"]))
         else:
             self._end(prefill)
-            self.apps.send(prefill.client, messages.Prefilled(id=prefill.id, **body["told"]))
+            self.apps.reply(prefill.client, messages.Prefilled(id=prefill.id, **body["told"]))
 
     def fail_all(self, error: DraftdError) -> None:
         for prefill in list(self.by_key.values()):
@@ -104,7 +104,7 @@ class Prefills:
     def _stop(self, prefill: Prefill, state: Literal["superseded", "cancelled"]) -> None:
         self.tell_engine({"type": "cancel_prefill", "key": prefill.key})
         self._end(prefill)
-        self.apps.send(prefill.client, messages.Prefilled(id=prefill.id, state=state))
+        self.apps.reply(prefill.client, messages.Prefilled(id=prefill.id, state=state))
 
     def _end(self, prefill: Prefill) -> None:
         del self.by_key[prefill.key]

@@ -20,6 +20,10 @@ from draftd.ipc.messages import Status
 LOADING = 1800.0  # seconds a pair may take to load; the first time it is converted too
 LOOK_EVERY = 0.1  # seconds
 
+# For what is timed: while others compute, or on a rung of the governor's, a daemon drafts less and with fewer
+# threads.
+STEADY = {"DRAFTD_FOLLOW_LOAD": "false", "DRAFTD_GOVERNOR": "false"}
+
 
 @contextmanager
 def private_daemon(

@@ -23,7 +23,8 @@ FRONT_ONLY = {  # not the engine's, or it is told
 }
 # decided once, when the daemon takes its socket and its files
 FIXED = {"endpoint", "group", "allow_users", "curve_key", "curve_clients", "state_dir", "cache_dir"}
-ANSWERS = {"pair", "backend", "dtype", "device", "device_map", "gpu_layers"}  # what an answer is made with
+# What an answer is made with; in llama.cpp the context decides which of its rotary factors a model takes.
+ANSWERS = {"pair", "backend", "dtype", "device", "device_map", "gpu_layers", "context"}
 
 
 class Reload:

@@ -10,12 +10,14 @@ from typing import Literal
 from draftd.daemon.beams import Beams
 from draftd.daemon.control import Control, Mode
 from draftd.daemon.conversations import Conversation
+from draftd.ipc.errors import DraftdError
 from draftd.models.base import State
 from draftd.models.processors import Processors
 from draftd.models.rejection import Rejection
 from draftd.models.sampling import Sampling
 
 Verify = Literal["coupled"] | Rejection
+TOLD = 4096  # rounds whose sources are told: of 128 answers they fit a frame
 
 
 @dataclass(slots=True)
@@ -26,7 +28,7 @@ class Tally:
     drafted: int = 0
     accepted: int = 0
     accepted_by_position: list[int] = field(default_factory=list)
-    drafted_by: list[str] = field(default_factory=list)  # each round's source
+    drafted_by: list[str] = field(default_factory=list)  # each round's source, up to TOLD
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     prefill_seconds: float = 0.0
@@ -43,7 +45,8 @@ class Tally:
                 counts.extend([0] * (index + 1 - len(counts)))
                 counts[index] += index < reached
         self.rounds += 1
-        self.drafted_by.append(by)
+        if len(self.drafted_by) < TOLD:
+            self.drafted_by.append(by)
         self.drafted += drafted
         self.accepted += accepted
         counts = self.accepted_by_position
@@ -100,8 +103,8 @@ class Request:
     control: Control | None = None
     certainty: list[float] = field(default_factory=list)  # of the target, in the first rounds' first tokens
     last_rows: int = 1  # in the last pass
-    last_tokens: int = 1  # given by the last pass
     tally: Tally = field(default_factory=Tally)
+    error: DraftdError | None = None  # it can't go on
 
     @property
     def width(self) -> int:

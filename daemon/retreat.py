@@ -23,6 +23,7 @@ class Retreat:
         self.engine = engine
         self.rung = Rung.NORMAL
         self._longest = loaded.drafting.controller.longest
+        self._threads: int | None = None  # as told; a draft opened anew begins with all
 
     def to(self, rung: Rung) -> None:
         """Do what this rung asks for and undo what only lower ones do."""
@@ -37,6 +38,8 @@ class Retreat:
                 drafting.set_model(self.loaded.open_draft())
             except DraftdError as error:
                 log.warning("the target goes on alone: %s", error.message)
+            if drafting.model is not None and self._threads is not None:
+                drafting.model.set_threads(self._threads)
         self.tidy()
 
     def tidy(self) -> None:
@@ -50,6 +53,7 @@ class Retreat:
 
     def set_threads(self, count: int) -> None:
         """Compute with so many threads from the next round on."""
+        self._threads = count
         self.loaded.target.set_threads(count)
         if self.loaded.drafting.model is not None:
             self.loaded.drafting.model.set_threads(count)

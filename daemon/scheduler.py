@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from draftd.daemon.places import WORTH_A_COPY, Places
+from draftd.daemon.places import WORTH_A_COPY, Followers, Places
 from draftd.daemon.request import Parked, Priority, Request
 from draftd.drafts.base import common_prefix
 from draftd.models.base import Target
@@ -31,19 +30,14 @@ class Work:
 class Scheduler:
     """By priority; among equals the client with the fewest running requests, then who came first."""
 
-    def __init__(
-        self,
-        target: Target,
-        forget: Callable[[int], None],
-        copy: Callable[[int, int, int], None],
-        chunk: int,
-    ) -> None:
+    def __init__(self, target: Target, drafts: Followers, chunk: int) -> None:
         self.target = target
-        self.places = Places(target, forget, copy)
+        self.places = Places(target, drafts)
         self.chunk = chunk
         self.waiting: list[Request] = []  # in the order they came, those that had a slot in front
         self.running: list[Request] = []
         self._ended: list[Request] = []  # prefills that are complete, or overtaken by a request
+        self.at_work: list[Request] = []  # whom the round works for, or failed at
 
     @property
     def busy(self) -> bool:
@@ -55,7 +49,8 @@ class Scheduler:
     def remove(self, request: Request) -> None:
         if request in self.running:
             self.running.remove(request)
-            self.places.give(request)
+            if self.places.taken.get(request.slot) is request:  # else it failed to get one
+                self.places.give(request)
         elif request in self.waiting:
             self.waiting.remove(request)
             request.parked = None
@@ -75,22 +70,26 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """Admit what fits, preempt what must yield, then one piece of work for whoever runs."""
+        self.at_work = []
         passed: list[Request] = []  # waiting, but not for a slot
         while (request := self._next(passed)) is not None:
             if self._soon_shared(request):
                 passed.append(request)
             elif self._make_room(request):
                 self.waiting.remove(request)
+                self.running.append(request)  # first: where it gets no slot, it is still found
+                self.at_work = [request]
                 self.places.take(request)
                 request.started = request.started or time.monotonic()
-                self.running.append(request)
                 if request.cache_only and request.cached == len(request.tokens):
                     self._end(request)
             else:
                 break
-        asked = [request for request in self.running if not request.cache_only]
+        self.at_work = asked = [request for request in self.running if not request.cache_only]
         if not asked:
             return self._prefill()
+        if self.target.even:
+            self.places.close_up(asked)
         generating = any(len(request.tokens) - request.cached == 1 for request in asked)
         urgent = any(request.priority is Priority.INTERACTIVE for request in asked)
         chunk = min(
@@ -150,6 +149,7 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         """Take a request off its slot; its cache is kept aside, so that it goes on as if undisturbed."""
+        self.at_work = [request]
         if not request.cache_only and request.cached > 0:
             state = self.target.save_slot(request.slot)
             if state is not None:
@@ -165,6 +165,7 @@ class Scheduler:
             return []
         request = self.running.pop(0)
         self.running.append(request)
+        self.at_work = [request]
         feed = min(len(request.tokens) - request.cached, self.chunk, PREFILL_CHUNK)
         return [Work(request, feed, last=False, prefill=True)]
 

@@ -44,9 +44,14 @@ def install(
 ) -> None:
     """Make systemd run the daemon, and say what was done."""
     _check(system, dry_run)
-    if gateway and find_spec("fastapi") is None:
+    # also what an earlier install put there: all that runs is of one version
+    beside = [
+        name
+        for name, wanted in zip(BESIDE, (metrics, gateway), strict=True)
+        if wanted or _unit_path(system, name).exists()
+    ]
+    if "draftd-gateway" in beside and find_spec("fastapi") is None:
         raise InvalidConfig("the gateway needs fastapi: run `pip install 'draftd[http]'`")
-    beside = [name for name, wanted in zip(BESIDE, (metrics, gateway), strict=True) if wanted]
     units = [f"{name}.service" for name in ("draftd", *beside)]
     for path, text in rendered(system, beside, executable(system), systemd_version()).items():
         _write(path, text, dry_run)
@@ -89,21 +94,26 @@ def uninstall(system: System = False, dry_run: DryRun = False) -> None:
 @service_app.command()
 def status(system: System = False) -> None:
     """What systemd says of it."""
+    _need_systemctl()
     raise typer.Exit(subprocess.run([*_systemctl(system), "status", "--no-pager", "draftd"]).returncode)
 
 
 def rendered(system: bool, beside: Sequence[str], command: str, version: int) -> dict[Path, str]:
     """Every file to install, by where it goes: the units as shipped, with this draftd's path in them."""
     suffix = "" if system else "-user"
-    directory = Path("/etc/systemd/system") if system else platformdirs.user_config_path("systemd") / "user"
     found = {
-        directory / f"{name}.service": unit(shipped(f"{name}{suffix}.service"), command, version)
+        _unit_path(system, name): unit(shipped(f"{name}{suffix}.service"), command, version)
         for name in ("draftd", *beside)
     }
     if system:
         found[Path("/etc/sysusers.d/draftd.conf")] = shipped("sysusers.conf")
         found[Path("/etc/tmpfiles.d/draftd.conf")] = shipped("tmpfiles.conf")
     return found
+
+
+def _unit_path(system: bool, name: str) -> Path:
+    directory = Path("/etc/systemd/system") if system else platformdirs.user_config_path("systemd") / "user"
+    return directory / f"{name}.service"
 
 
 def shipped(name: str) -> str:
@@ -148,12 +158,16 @@ def systemd_version() -> int:
 def _check(system: bool, dry_run: bool) -> None:
     if dry_run:
         return
+    _need_systemctl()
+    if system and os.geteuid() != 0:
+        raise InvalidConfig("the system service is root's to install: run it with sudo, or without --system")
+
+
+def _need_systemctl() -> None:
     if shutil.which("systemctl") is None:
         raise InvalidConfig(
             "there is no systemctl here: run `draftd serve` by whatever starts services instead"
         )
-    if system and os.geteuid() != 0:
-        raise InvalidConfig("the system service is root's to install: run it with sudo, or without --system")
 
 
 def _systemctl(system: bool) -> list[str]:
@@ -175,7 +189,10 @@ def _run(command: list[str], dry_run: bool) -> None:
     typer.echo(f"run   {shlex.join(command)}")
     if dry_run:
         return
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise DraftdError(f"cannot run `{shlex.join(command)}`: {error.strerror}") from None
     if done.returncode != 0:
         words = " ".join((done.stderr or done.stdout).split()) or f"it ended with status {done.returncode}"
         raise DraftdError(f"`{shlex.join(command)}` failed: {words}")

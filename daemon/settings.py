@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from draftd.ipc.errors import InvalidConfig
 from draftd.ipc.messages import explain
@@ -18,10 +19,12 @@ from draftd.ipc.messages import explain
 class Settings(BaseSettings):
     """What an operator can set; a field's description is its documentation."""
 
-    model_config = SettingsConfigDict(env_prefix="DRAFTD_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="DRAFTD_", extra="forbid", frozen=True, allow_inf_nan=False)
 
     endpoint: str | None = Field(
-        None, description="where apps connect; default: draftd.sock in the runtime directory"
+        None,
+        description="where apps connect; default: draftd.sock in the runtime directory. `run`, `chat`, "
+        "`status`, `top` and other apps do not read the file: give them --endpoint or DRAFTD_ENDPOINT",
     )
     pair: str = Field("smollm2", description="the pair to serve, a name from `draftd models list`")
     backend: Literal["auto", "transformers", "llama_cpp"] = Field(
@@ -46,8 +49,10 @@ class Settings(BaseSettings):
         None,
         description="a group whose members may enter the socket's directory and use the daemon",
     )
-    allow_users: list[str] = Field(
-        [], description="users who may use the daemon; empty: the one it runs as, and root"
+    allow_users: Annotated[list[str], NoDecode] = Field(
+        [],
+        description="users who may use the daemon (the variable: with commas between them); "
+        "empty: the one it runs as, and root",
     )
     curve_key: Path | None = Field(
         None, description="the daemon's secret key file for tcp; default: the systemd credential"
@@ -85,7 +90,6 @@ class Settings(BaseSettings):
     )
     keep_alive: float = Field(
         1800.0,
-        allow_inf_nan=False,
         description="seconds without a request after which the models leave memory; 0: at once, -1: never",
     )
     check_memory: bool = Field(True, description="refuse to serve what does not fit in memory")
@@ -95,17 +99,25 @@ class Settings(BaseSettings):
         description="step back when memory is short, in heat and on battery (see `draftd status`)",
     )
     memory_low: float = Field(
-        5.0, ge=0, le=100, description="percent of memory still available at which the governor steps down"
+        5.0,
+        ge=0,
+        le=60,  # it steps up again at half as much more, which must be there
+        description="percent of memory still available at which the governor steps down",
     )
     memory_stall: float = Field(
         10.0, gt=0, le=100, description="percent of time that programs wait for memory at which it steps down"
     )
-    heat: float = Field(95.0, ge=0, le=200, description="°C of the hottest sensor at which it steps down")
+    heat: float = Field(
+        95.0,
+        ge=0,
+        le=200,
+        description="°C of the hottest of the CPU's and GPU's sensors at which it steps down",
+    )
     battery_low: float = Field(
         20.0, ge=0, le=100, description="percent of charge, on battery, at which new requests are refused"
     )
     governor_dwell: float = Field(
-        5.0, gt=0, le=3600, description="seconds for each step down; a step up takes four times as long"
+        5.0, ge=0.5, le=3600, description="seconds for each step down; a step up takes four times as long"
     )
     cache_dir: Path = Field(
         default_factory=lambda: platformdirs.user_cache_path("draftd"),
@@ -126,6 +138,22 @@ class Settings(BaseSettings):
         description="where `draftd metrics` serves: unix:/path or 127.0.0.1:port; default: metrics.sock "
         "beside the daemon's socket",
     )
+
+    @field_validator("allow_users", mode="before")
+    @classmethod
+    def _by_commas(cls, given: Any) -> Any:
+        """A variable is text: names with commas between them, or a list as JSON has it."""
+        if not isinstance(given, str):
+            return given
+        if given.lstrip().startswith("["):
+            return json.loads(given)
+        return [name.strip() for name in given.split(",") if name.strip()]
+
+    @field_validator("curve_key", "curve_clients", "cache_dir", "state_dir")
+    @classmethod
+    def _at_home(cls, path: Path | None) -> Path | None:
+        """~ is the home directory, here as in a shell."""
+        return path and Path(os.path.expanduser(path))
 
 
 def default_config_path() -> Path:

@@ -64,6 +64,10 @@ class EngineProcess:
         self._starts += 1
         self.restart_at = self._kill_at = self._ready_since = None
         self._hung, self._sent = "", 0
+        if not _is_own(self._directory.name):  # what tidies /tmp takes one that no engine has used for days
+            with contextlib.suppress(OSError):
+                self._directory.cleanup()
+            self._directory = tempfile.TemporaryDirectory(prefix="draftd-")
         path = Path(self._directory.name, f"engine-{self._starts}")
         self.socket = self._context.socket(zmq.PAIR)
         self.socket.set_hwm(0)  # back-pressure is per request, never here
@@ -74,7 +78,7 @@ class EngineProcess:
         self._watch = Watch(self.load["settings"]["hang_seconds"])
         page = self._watch.file
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "draftd.daemon.worker", f"ipc://{path}", str(page)],
+            [sys.executable, "-m", "draftd.daemon.worker", f"ipc://{path}", str(page), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             pass_fds=(page,),
         )
@@ -201,5 +205,15 @@ class EngineProcess:
             self.socket.close()
         if self.exit_fd >= 0:
             os.close(self.exit_fd)
+        if self._watch is not None:
+            self._watch.close()
         self.socket, self.process, self.exit_fd, self._watch = None, None, -1, None
         self.killed_at = None
+
+
+def _is_own(directory: str) -> bool:
+    """Is it there, and not one that somebody else has made in its place?"""
+    try:
+        return os.stat(directory).st_uid == os.geteuid()
+    except OSError:
+        return False

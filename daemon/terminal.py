@@ -1,4 +1,4 @@
-"""What `run` and `chat` show beside the answer."""
+"""What `run` and `chat` show beside the answer, and names as a terminal may have them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def wait_until_ready(client: Client) -> None:
         time.sleep(LOOK_EVERY)
     if shown:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def shown(name: str) -> str:
+    """What an app named itself or a conversation, without what would steer the terminal."""
+    return name if name.isprintable() else ascii(name)
 
 
 def summary(tokens: int, stats: Stats) -> str:

@@ -14,11 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from draftd.daemon.options import Endpoint
+from draftd.daemon.terminal import shown
 from draftd.ipc.client import Client
 from draftd.ipc.errors import DraftdError, Unreachable
 from draftd.ipc.messages import Status
 
 BARS = "▁▂▃▄▅▆▇█"
+LONGEST = 86_400  # seconds between two looks
 
 
 def top(
@@ -27,6 +29,8 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Show it once and end.")] = False,
 ) -> None:
     """Watch requests, speeds, acceptance and memory, live; Ctrl-C ends it."""
+    if not every <= LONGEST:  # nan is in no range, and not out of one
+        raise typer.BadParameter(f"--every {every}: should be seconds from 0.1 to {LONGEST}")
     console = Console()
     with Client(endpoint, name="draftd top") as client:
         speed = Speed()
@@ -113,7 +117,7 @@ def _requests(status: Status) -> RenderableType:
         rate = f"{each['accepted'] / each['drafted']:.0%}" if each["drafted"] else "-"
         table.add_row(
             str(each["request"]),
-            Text(each["app"] or "-"),  # an app's own word: never markup
+            Text(shown(each["app"]) or "-"),  # an app's own word: never markup
             each["state"],
             _age(each["seconds"]),
             str(each["tokens"]),

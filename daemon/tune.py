@@ -11,16 +11,16 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from draftd.daemon import loader, machine, tuned
+from draftd.daemon import budget, loader, machine, tuned
 from draftd.daemon.backend import choose_backend, pass_seconds
 from draftd.daemon.settings import Settings
 from draftd.daemon.tune_figures import agreement, best_length, choose, first_choices, survival, token_seconds
 from draftd.daemon.tuned import SHIPPED, Figure, Record
-from draftd.ipc.errors import InvalidRequest, ModelNotFound
+from draftd.ipc.errors import InvalidRequest
 from draftd.models.base import Target, Tokenizer
 from draftd.models.catalog import Model, Pair
 from draftd.models.digest import digest
-from draftd.models.fetch import cached_path, exclusive, is_here
+from draftd.models.fetch import cached_path, exclusive, need
 from draftd.models.gguf_tensors import read_tensors
 from draftd.models.gguf_tokenizer import GGUFTokenizer
 from draftd.models.pair import PairReport, check_pair
@@ -59,13 +59,15 @@ class Outcome:
 def tune(pair: Pair, settings: Settings, text: str, quick: bool, say: Say) -> Outcome:
     """Make candidates, measure them beside each other, install the best and keep what was measured.
 
-    Raises ModelNotFound, CorruptModel, IncompatiblePair, InvalidRequest (the text is too short), DiskFull.
+    Raises ModelNotFound, CorruptModel, IncompatiblePair, InvalidRequest (the text is too short), DiskFull,
+    OutOfMemory (no backend fits; where only one does, that one is measured).
     """
-    for model in pair.models:
-        if not is_here(model, settings.cache_dir):
-            raise ModelNotFound(f"{model.name} is not on this machine: run `draftd models pull {pair.name}`")
+    need(pair, settings.cache_dir)
     threads = settings.threads or machine.cores()
     small = settings.model_copy(update={"context": TOKENS, "slots": 1})
+    if settings.check_memory:
+        small = budget.check(pair, small, budget.measure_room())
+        settings = settings.model_copy(update={"backend": small.backend})
     record_file = tuned.record_path(pair.name, settings)
     with exclusive(record_file, f"the tuned draft of {pair.name}", lambda progress: say(progress.note)):
         backend = _backend(pair, settings, threads, say)

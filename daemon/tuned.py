@@ -19,6 +19,7 @@ from draftd.daemon.machine import cores, cpu, package_version
 from draftd.daemon.settings import Settings
 from draftd.models.catalog import Model, Pair
 from draftd.models.digest import digest, replace_text
+from draftd.models.download import writing
 from draftd.models.fetch import cached_path
 
 log = logging.getLogger("draftd.engine")
@@ -129,7 +130,9 @@ def files(pair: str, settings: Settings) -> list[Path]:
 
 
 def write(record: Record, settings: Settings) -> None:
-    replace_text(record_path(record.pair, settings), record.model_dump_json(indent=1) + "\n")
+    path = record_path(record.pair, settings)
+    with writing(path, None):
+        replace_text(path, record.model_dump_json(indent=1) + "\n")
 
 
 def machine(settings: Settings) -> str:

@@ -6,7 +6,6 @@ before the next round, and llama.cpp has a thread to itself (models/llama_cpp.py
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -32,11 +31,11 @@ from draftd.daemon.retreat import Retreat
 from draftd.daemon.scheduler import Work
 from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
-from draftd.ipc.errors import DraftdError
+from draftd.ipc.errors import DraftdError, EngineFailed
 from draftd.models.catalog import load_catalog
+from draftd.models.child import end_with
 
 log = logging.getLogger("draftd.engine")
-PR_SET_PDEATHSIG = 1
 SAVE_EVERY = 30.0  # seconds
 
 
@@ -110,13 +109,14 @@ class Worker:
             if request is None:
                 raise
             self.give_up(request, logs.told(error))
+            self.engine.forget()  # what it may have left half done
             return
         self.faults.went_well()
         for emission in emissions:
             self.emit(emission)
 
     def give_up(self, request: Request, error: DraftdError) -> None:
-        """End a request, or a prefill, that a round failed on, and forget what it may have left half done."""
+        """End a request, or a prefill, with an error."""
         if request.cache_only:
             self.engine.remove(self.prefills.pop(request.key))
             self.refuse_prefill(request.key, error)
@@ -125,7 +125,6 @@ class Worker:
                 del self.choices[choice.request]
                 self.engine.remove(choice.request)
             self.refuse(request.key, error)
-        self.engine.forget()
 
     def handle(self, body: dict[str, Any]) -> bool:
         """One message of the front; False for the last."""
@@ -196,7 +195,7 @@ class Worker:
         """One of a request's answers; one sent again goes on where the last engine left it."""
         emitted = body["emitted"][index]
         request = self.asked.request(body, index, prompt)
-        text = Answer(self.loaded.tokenizer.stream(), body["stop"], self.asked.calls(body))
+        text = Answer(self.loaded.tokenizer.stream(prompt), body["stop"], self.asked.calls(body))
         text.resume(emitted, body["characters"][index])
         if index == 0 and request.cache_owner == body["cache_owner"]:
             self.keeping.load(request, body)  # it goes on with the first answer
@@ -241,11 +240,22 @@ class Worker:
         if emission.request.cache_only:
             self.prefilled(emission.request)
             return
-        choice = self.choices[emission.request]
+        choice = self.choices.get(emission.request)
+        if choice is None:
+            return  # another answer of its request met an error
+        if emission.error is not None:
+            self.give_up(emission.request, emission.error)
+            if isinstance(emission.error, EngineFailed):
+                log.error("request %d: %s", choice.job.key, emission.error)
+                self.engine.forget()  # what it started from, and its other answers, may be no better
+            return
         text = choice.push(emission, self.loaded.tokenizer)
         if text or choice.text.parts:
             self.say(choice.take(text))
         if choice.text.stopped:
+            control = emission.request.control
+            if emission.finish is None and control is not None:
+                control.ended(stopped=True)  # the engine, which reads no text, would have gone on
             self.finish(choice, "stop")
         elif emission.finish is not None:
             self.finish(choice, emission.finish)
@@ -278,11 +288,8 @@ class Worker:
 
 
 def main() -> None:
-    """Entry point of the child; arguments: the front's socket, and the file of the page it watches."""
-    # The front's death must not leave a model in memory; the check closes the gap before prctl took hold.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
-        sys.exit(1)
+    """Entry point of the child; arguments: the front's socket, the page that it watches, its process."""
+    end_with(int(sys.argv[3]))
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's Ctrl-C, or its end, is for the front
         signal.signal(number, signal.SIG_IGN)
     logs.guard()

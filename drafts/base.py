@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+Value = TypeVar("Value")
 # (row of logits [vocab], absolute position of the token it predicts) -> (token, its probability)
 Choose = Callable[[NDArray[np.float32], int], tuple[int, float]]
 
@@ -58,6 +59,10 @@ class Draft(Protocol):
         """Make what is cached for slot `target` the first `length` tokens of what is for `source`."""
         ...
 
+    def swap(self, one: int, other: int) -> None:
+        """Exchange what is cached for two slots; what can't be moved is forgotten."""
+        ...
+
     def drop(self, slots: Sequence[int]) -> None:
         """Forget these slots and give their memory back to the system, as far as that can be done."""
         ...
@@ -83,3 +88,9 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
         else:
             high = middle
     return low
+
+
+def exchange(held: dict[int, Value], one: int, other: int) -> None:
+    """Let two slots' entries, where they have any, change places."""
+    values = [(slot, held.pop(old)) for slot, old in ((other, one), (one, other)) if old in held]
+    held.update(values)

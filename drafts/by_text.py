@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from draftd.drafts.base import Context, Draft, Proposal
+from draftd.drafts.base import Context, Draft, Proposal, exchange
 
 STEPS = 8  # of the draft at most for a token of the target
 
@@ -94,6 +94,11 @@ class TextDraft:
     def copy(self, source: int, target: int, length: int) -> None:
         """Let slot `target` begin with what is cached for `source`, `length` tokens of the draft's own."""
         self._draft.copy(source, target, length)
+
+    def swap(self, one: int, other: int) -> None:
+        """Exchange what is cached for two slots; what can't be moved is forgotten."""
+        exchange(self._read, one, other)
+        self._draft.swap(one, other)
 
     def drop(self, slots: Sequence[int]) -> None:
         """Forget these slots and give their memory back to the system, as far as that can be done."""

@@ -59,6 +59,10 @@ class TokenDraft:
         """Let slot `target` begin with what is cached for `source`, `length` tokens of the draft's own."""
         self._draft.copy(source, target, length)
 
+    def swap(self, one: int, other: int) -> None:
+        """Exchange what is cached for two slots; what can't be moved is forgotten."""
+        self._draft.swap(one, other)
+
     def drop(self, slots: Sequence[int]) -> None:
         """Forget these slots and give their memory back to the system, as far as that can be done."""
         self._draft.drop(slots)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from draftd.drafts.base import Context, Proposal, common_prefix
+from draftd.drafts.base import Context, Proposal, common_prefix, exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,10 @@ class Model(Protocol):
     def truncate(self, slot: int, length: int, /) -> None: ...
 
     def copy_prefix(self, source: int, target: int, length: int, /) -> None: ...
+
+    def save_slot(self, slot: int, /) -> NDArray[np.uint8] | None: ...
+
+    def load_slot(self, slot: int, state: NDArray[np.uint8], length: int, /) -> None: ...
 
     def drop(self, slots: Sequence[int], /) -> None: ...
 
@@ -127,6 +131,17 @@ class LlamaDraft:
         if read.tokens:
             self._model.copy_prefix(source, target, read.cached)
             self._read[target] = read
+
+    def swap(self, one: int, other: int) -> None:
+        """Exchange what is cached for two slots; what can't be moved is forgotten."""
+        states = [self._model.save_slot(slot) if slot in self._read else None for slot in (one, other)]
+        exchange(self._read, one, other)
+        for slot, state in zip((other, one), states, strict=True):
+            self._model.truncate(slot, 0)
+            if state is not None:
+                self._model.load_slot(slot, state, self._read[slot].cached)
+            else:
+                self._read.pop(slot, None)
 
     def drop(self, slots: Sequence[int]) -> None:
         """Forget these slots and give their memory back to the system, as far as that can be done."""

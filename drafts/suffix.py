@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from draftd.drafts.base import Context, Proposal
+from draftd.drafts.base import Context, Proposal, exchange
 from draftd.drafts.suffix_history import History
 from draftd.drafts.suffix_index import DEPTH, FULL, Match, Text, common_suffix
 from draftd.drafts.suffix_store import SuffixStore
@@ -60,6 +60,10 @@ class SuffixDraft:
     def forget(self, slot: int) -> None:
         """Drop a slot's own text; what was remembered stays."""
         self._own.pop(slot, None)
+
+    def swap(self, one: int, other: int) -> None:
+        """Two slots change places."""
+        exchange(self._own, one, other)
 
     def clear(self) -> None:
         """Forget all that is in memory; the files are another matter (suffix_store.clear)."""

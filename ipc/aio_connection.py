@@ -14,7 +14,7 @@ from draftd.ipc import link
 from draftd.ipc.errors import Cancelled, DraftdError
 from draftd.ipc.keys import ClientKeys
 from draftd.ipc.lease import Renewal
-from draftd.ipc.messages import Generate, Hello, Message, Prefill
+from draftd.ipc.messages import Hello, Message
 from draftd.ipc.session import Event, Session, cancel, credit
 
 
@@ -71,7 +71,7 @@ class AsyncConnection:
         self._news[request] = asyncio.Event()
         self._heard = time.monotonic()
         self._send(frame)
-        if kind in (Generate, Prefill):
+        if kind in link.LASTING:
             self._renewal.start()
         return request
 
@@ -86,6 +86,11 @@ class AsyncConnection:
         del self._news[request]
         if not finished and self.down is None:
             self._send(cancel(request))
+
+    def let_go(self, request: str) -> None:
+        """Wait no more for a request that goes on: the lease is renewed for it."""
+        self._session.let_go(request)
+        del self._news[request]
 
     async def wait(self, request: str, limit: float | None) -> Event:
         """The request's next event; raises its error. No limit: as long as the daemon shows signs of life."""
@@ -129,7 +134,7 @@ class AsyncConnection:
 
     def _renew(self) -> None:
         with self._guard, contextlib.suppress(zmq.Again):  # the loop finds out by itself
-            if self.down is None and self._session.unfinished():
+            if self.down is None and self._session.lives():
                 self._socket.send(link.ALIVE, zmq.NOBLOCK)
         with contextlib.suppress(RuntimeError):  # the loop has ended, and the connection with it
             self._loop.call_soon_threadsafe(self._read)

@@ -86,7 +86,7 @@ class Client:
         connection = self._connect()
         request = connection.open(Prefill, params)
         if not wait:
-            connection.leave(request, finished=True)
+            connection.let_go(request)
             return None
         finished = False
         try:

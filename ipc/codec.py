@@ -19,12 +19,15 @@ _ATOMS = {str, bytes, int, float, bool, type(None)}
 def encode(message: BaseModel) -> bytes:
     """The frame of a message; MalformedFrame if it would be too large to be received.
 
-    InvalidRequest for text with a lone surrogate, which pydantic lets through and UTF-8 can't say.
+    InvalidRequest for what pydantic lets through and MessagePack can't say: half of a surrogate pair, an
+    integer beyond 64 bits.
     """
     try:
         frame: bytes = msgpack.packb(message.__dict__, default=_fields)
     except UnicodeEncodeError:
         raise InvalidRequest("the text is not valid Unicode: it holds half of a surrogate pair") from None
+    except OverflowError:
+        raise InvalidRequest("the message holds an integer beyond 64 bits: send it as text") from None
     if len(frame) > MAX_FRAME:
         raise MalformedFrame(f"the message is {len(frame)} bytes, the limit is {MAX_FRAME}")
     return frame
@@ -69,6 +72,8 @@ def _too_deep() -> MalformedFrame:
 def _fields(value: object) -> dict[str, Any]:
     if isinstance(value, BaseModel):
         return value.__dict__
+    if isinstance(value, int):
+        raise OverflowError
     raise TypeError(f"{type(value).__name__} has no place in a message")
 
 

@@ -6,6 +6,7 @@ requests of all; the others wait for their events or for their turn. One more th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ from draftd.ipc import link
 from draftd.ipc.errors import Cancelled, DraftdError
 from draftd.ipc.keys import ClientKeys
 from draftd.ipc.lease import Renewal
-from draftd.ipc.messages import Generate, Hello, Message, Prefill
+from draftd.ipc.messages import Hello, Message
 from draftd.ipc.session import Event, Session, cancel, credit
 
 
@@ -70,7 +71,7 @@ class Connection:
             request, frame = self._session.open(kind, fields)
             self._heard = time.monotonic()
             self._send(frame)
-        if kind in (Generate, Prefill):
+        if kind in link.LASTING:
             self._renewal.start()
         return request
 
@@ -86,6 +87,11 @@ class Connection:
             self._session.close(request)
             if not finished and self.down is None:
                 self._send(cancel(request))
+
+    def let_go(self, request: str) -> None:
+        """Wait no more for a request that goes on: the lease is renewed for it."""
+        with self._lock:
+            self._session.let_go(request)
 
     def wait(self, request: str, limit: float | None) -> Event:
         """The request's next event; raises its error. No limit: as long as the daemon shows signs of life."""
@@ -162,7 +168,9 @@ class Connection:
 
     def _renew(self) -> None:
         with self._lock:
-            if self.down is None and self._session.unfinished():
+            if self.down is None and not self._busy and not self._session.unfinished():
+                self._receive(self._unread(), lost=False)  # nobody else does: what was let go may have ended
+            if self.down is None and self._session.lives():
                 self._send(link.ALIVE)
 
     # What follows is called with the turn held, except _poll: that is what a thread does at the socket.
@@ -194,6 +202,13 @@ class Connection:
         while lost and self._socket.poll(link.LAST_WORDS):
             frames.append(self._socket.recv(zmq.NOBLOCK))
         return lost
+
+    def _unread(self) -> list[bytes]:
+        frames: list[bytes] = []
+        with contextlib.suppress(zmq.Again):
+            while True:
+                frames.append(self._socket.recv(zmq.NOBLOCK))
+        return frames
 
     def _receive(self, frames: list[bytes], lost: bool) -> None:
         if frames:

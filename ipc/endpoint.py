@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import socket
 import stat
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import platformdirs
 from draftd.ipc.errors import EndpointInUse, InvalidEndpoint
 
 MAX_PATH = 107  # bytes that fit in a Unix socket's address
+LOCK = ".lock"  # behind the socket's name: the file that the daemon there has locked
+SECONDS = 2.0  # for a port to say whether anybody is there
 
 
 def resolve(endpoint: str | None = None) -> str:
@@ -49,6 +52,31 @@ def socket_path(endpoint: str) -> Path:
     return Path(rest)
 
 
+def is_held(endpoint: str) -> bool:
+    """Does a daemon hold an endpoint? One that can't be reached may do so all the same."""
+    if is_tcp(endpoint):
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), SECONDS).close()
+        except OSError as error:
+            return not isinstance(error, ConnectionRefusedError)
+        return True
+    path = socket_path(endpoint)
+    try:
+        file = os.open(path.with_name(path.name + LOCK), os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # of another user
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
 def prepare(endpoint: str, group: int | None = None) -> Hold:
     """Make an endpoint safe and free to bind: private directory, this process's lock, no stale socket file.
 
@@ -71,19 +99,19 @@ class Hold:
     def __init__(self, path: Path, group: int | None = None) -> None:
         self.path = path
         self._group = group
-        self._lock = path.with_name(path.name + ".lock")
+        self._lock = path.with_name(path.name + LOCK)
         self._file: int | None = self._claim()
         self._bound: tuple[int, int] | None = None  # device and inode of the socket file
 
     def bound(self) -> None:
         """The socket file is there now: remember which it is."""
-        self._bound = self._socket()
+        self._bound = identity(self.path)
 
     def is_whole(self) -> bool:
         """Are lock and socket file still those of this process?"""
         if self._file is None or self._bound is None:
             return True  # not yet, or no more
-        return _same_file(self._file, self._lock) and self._socket() == self._bound
+        return _same_file(self._file, self._lock) and identity(self.path) == self._bound
 
     def renew(self) -> None:
         """Make directory, lock and a free path again where someone removed them; errors as prepare()."""
@@ -95,12 +123,13 @@ class Hold:
         self.path.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Remove the socket file and the lock; a second call does nothing."""
+        """Remove socket file and lock, unless another daemon has made its own; a second call does nothing."""
         if self._file is None:
             return
-        if self.path.is_socket():
+        if self.path.is_socket() and self._bound in (None, identity(self.path)):
             self.path.unlink(missing_ok=True)
-        self._lock.unlink(missing_ok=True)
+        if _same_file(self._file, self._lock):
+            self._lock.unlink(missing_ok=True)
         os.close(self._file)
         self._file = None
 
@@ -109,13 +138,6 @@ class Hold:
 
     def __exit__(self, *exception: object) -> None:
         self.release()
-
-    def _socket(self) -> tuple[int, int] | None:
-        try:
-            found = self.path.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
 
     def _claim(self) -> int:
         while True:
@@ -134,6 +156,15 @@ class Hold:
                     "stop it or choose another endpoint with --endpoint"
                 ) from None
             os.close(file)  # the daemon that held it removed it between our open and our lock
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a file, None if there is none: what tells it from another of its name."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _same_file(file: int, path: Path) -> bool:

@@ -30,6 +30,7 @@ from draftd.ipc.version import VERSION
 
 MAX_ID = 64  # characters of a request id
 MAX_FAULTS = 5  # wrong fields named in one sentence
+MAX_WORDS = 1000  # characters of an error's sentence, which may quote what an app sent or a library said
 SPECULATE = re.compile(r"auto|off|(suffix|model|chain):[0-9]{1,2}")
 RequestId = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 TokenText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # a token id as a map's key
@@ -37,6 +38,7 @@ TokenText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]  # a token id as a ma
 Bias = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
 # seconds that the models stay in memory afterwards; None: the daemon's setting, 0: none, -1: for ever
 KeepAlive = Annotated[float | None, Field(default=None, ge=-1.0, allow_inf_nan=False)]
+ModelName = Annotated[str | None, Field(default=None, max_length=128)]
 
 
 class Message(Fields):
@@ -64,7 +66,7 @@ class Prompt(Message):
     messages: list[ChatMessage] | None = Field(default=None, fail_fast=True)
     prompt: str | None = None
     tokens: list[Tokens32] | None = Field(default=None, fail_fast=True)
-    model: str | None = None  # the pair to answer with; None: whichever the daemon serves
+    model: ModelName = None  # the pair to answer with; None: whichever the daemon serves
     tools: list[Tool] = Field(default=[], max_length=128)  # the template tells the model of them
     # the app's name for what is kept on disk of the computed prompt and answer; None: nothing is
     conversation: str | None = Field(default=None, max_length=128)
@@ -180,13 +182,13 @@ class Credit(Message):
 
 class Load(Message):
     type: Literal["load"] = "load"  # answered by a status once the models are in memory
-    model: str | None = None
+    model: ModelName = None
     keep_alive: KeepAlive = None
 
 
 class Unload(Message):
     type: Literal["unload"] = "unload"  # answered by a status once they are not
-    model: str | None = None
+    model: ModelName = None
 
 
 class GetStatus(Message):
@@ -260,6 +262,12 @@ class Error(Message):
     code: str
     message: str
     retry_after: float | None = None  # seconds, with `overloaded`
+
+    @field_validator("message")
+    @classmethod
+    def _short(cls, words: str) -> str:
+        """Cut to MAX_WORDS: with what it quotes it could be too long for a frame."""
+        return words if len(words) <= MAX_WORDS else words[:MAX_WORDS] + " …"
 
 
 class Status(Message):

@@ -116,7 +116,7 @@ class Stats(Fields):
     accepted: int
     accepted_by_position: list[int]  # [0] counts how often a first drafted token was accepted
     sources: dict[str, int] = {}  # rounds by who drafted: none, suffix, model, chain
-    drafted_by: list[str] = []  # the same round by round, in their order
+    drafted_by: list[str] = []  # the same round by round, in their order; of the first 4096
     draft_seconds: float
     verify_seconds: float  # target passes, prefill apart
     prefill_seconds: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from draftd.ipc.messages import Done, Message
 from draftd.ipc.parts import AnswerEnd, FunctionCall, Logprob, Stats, ToolCall, ToolCallPart, Usage
 
 Event = messages.DaemonMessage
+ALONE = 600.0  # seconds for which a prefill that nobody waits for keeps the lease, if it is not answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Session:
     def __init__(self) -> None:
         self._made = 0
         self._events: dict[str, deque[Event | DraftdError]] = {}
+        self._alone = ""  # the request that goes on though nobody waits: a connection has one prefill
+        self._until = 0.0  # monotonic seconds: as long as that is believed
 
     def open(self, kind: type[Message], fields: dict[str, Any]) -> tuple[str, bytes]:
         """A new request's id and its frame; InvalidRequest or MalformedFrame if its fields are wrong."""
@@ -60,6 +64,15 @@ class Session:
     def close(self, request: str) -> None:
         """Forget a request; what still arrives for it is dropped."""
         self._events.pop(request, None)
+
+    def let_go(self, request: str) -> None:
+        """Forget a request that goes on: until its answer comes the daemon is to know that the app lives."""
+        if not self._events.pop(request):
+            self._alone, self._until = request, time.monotonic() + ALONE
+
+    def lives(self) -> bool:
+        """Is there anything for which the lease must be renewed?"""
+        return bool(self._events) or (self._alone != "" and time.monotonic() < self._until)
 
     def unfinished(self) -> list[str]:
         """The ids of the open requests."""
@@ -100,6 +113,8 @@ class Session:
         if not request and isinstance(event, DraftdError):
             self.fail(event)  # the daemon could not read whose request it was
             return self.unfinished()
+        if request == self._alone:
+            self._alone = ""
         if request not in self._events:
             return []  # cancelled, or given up
         self._events[request].append(event)

@@ -23,10 +23,25 @@ class Span:
     rows: int
 
 
+SURPLUS = 3  # tokens; a pass reads all weights, and to feed so many in vain takes no longer than another
+
+
+def leveled(widths: Sequence[int]) -> list[int]:
+    """How many tokens to add to each span so that all are as long as the longest; none if that is too much.
+
+    Where spans of unequal lengths (`Target.even`) would be computed in several passes.
+    """
+    longest = max(widths)
+    surplus = [longest - width for width in widths]
+    return surplus if sum(surplus) <= SURPLUS else [0] * len(widths)
+
+
 def is_even(spans: Sequence[Span]) -> bool:
-    """Are these spans of one length, in slots that follow each other?"""
+    """Are these spans, filled up, of one length, and in slots that follow each other?"""
     slots = [span.slot for span in spans]
-    return len({len(span.tokens) for span in spans}) == 1 and max(slots) - min(slots) + 1 == len(slots)
+    widths = [len(span.tokens) for span in spans]
+    filled = {width + more for width, more in zip(widths, leveled(widths), strict=True)}
+    return len(filled) == 1 and max(slots) - min(slots) + 1 == len(slots)
 
 
 class Target(Protocol):
@@ -120,6 +135,6 @@ class Tokenizer(Protocol):
         """The token's raw vocabulary entry, as the tokenizer file spells it; compared by the pair check."""
         ...
 
-    def stream(self) -> TextStream:
-        """A fresh decoder for one answer."""
+    def stream(self, behind: Sequence[int] = ()) -> TextStream:
+        """A fresh decoder for one answer to a prompt of these tokens: none of its text is the answer's."""
         ...

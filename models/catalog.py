@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -85,6 +85,14 @@ class Model(BaseModel):
             return self.path.is_dir()
         return self.hub is not None and self.hub.file is None
 
+    @property
+    def cached_name(self) -> str:
+        """What it is called in the cache, where a local model has no place."""
+        if self.file is not None:
+            return self.file
+        assert self.hub is not None  # the rule above: a directory that is not local has a repository
+        return self.hub.repo.replace("/", "--")
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -143,6 +151,7 @@ def merged_catalog(own: dict[str, Any], path: str) -> Catalog:
     models, entries = _entries(shipped, "the shipped catalog")
     own_models, own_entries = _entries(own, path)
     models |= own_models
+    _refuse_one_name_for_two(models.values(), path)
     entries |= own_entries
     origin = {name: path if name in own_entries else "the shipped catalog" for name in entries}
     pairs = {name: _pair(name, entry, models, origin[name]) for name, entry in entries.items()}
@@ -167,11 +176,16 @@ def _entries(document: dict[str, Any], origin: str) -> tuple[dict[str, Model], d
 
     def parse(section: str, build: Callable[[str, dict[str, Any]], _Named]) -> dict[str, _Named]:
         found = {}
-        for name, entry in document.get(section, {}).items():
+        tables = document.get(section, {})
+        if not isinstance(tables, dict):
+            raise InvalidConfig(f"{origin}: {section} should be tables, as [{section}.NAME]")
+        for name, entry in tables.items():
             if not isinstance(entry, dict) or not re.match(NAME, name):
                 raise InvalidConfig(
                     f"{origin}: [{section}.{name}] needs a name of letters, digits, '.', '-', '_'"
                 )
+            if "name" in entry:
+                raise InvalidConfig(f"{origin}: [{section}.{name}] says a name again: leave out the key name")
             try:
                 found[name] = build(name, entry)
             except ValidationError as error:
@@ -182,6 +196,31 @@ def _entries(document: dict[str, Any], origin: str) -> tuple[dict[str, Model], d
         parse("models", lambda name, entry: Model(name=name, **entry)),
         parse("pairs", lambda name, entry: _PairEntry(**entry)),
     )
+
+
+def _refuse_one_name_for_two(models: Iterable[Model], path: str) -> None:
+    """InvalidConfig where the cache would take one model's file for another's."""
+    holders: dict[str, Model] = {}
+    for model in models:
+        if model.path is not None:
+            continue
+        other = holders.setdefault(model.cached_name, model)
+        if not _one_content(other, model):
+            raise InvalidConfig(
+                f"{path}: [models.{other.name}] and [models.{model.name}] come from different places, and "
+                f"the cache would call both {model.cached_name}: give one another `file`, or take one out"
+            )
+
+
+def _one_content(one: Model, other: Model) -> bool:
+    """Whether two models are one file: of one hash, or from one place; of those with a hash any revision."""
+    if one.sha256 and other.sha256:
+        return one.sha256 == other.sha256
+    if one.hub is None or other.hub is None:
+        return one.pypi == other.pypi
+    if one.sha256 or other.sha256:
+        return (one.hub.repo, one.hub.file) == (other.hub.repo, other.hub.file)
+    return one.hub == other.hub
 
 
 def _pair(name: str, entry: _PairEntry, models: dict[str, Model], origin: str) -> Pair:

@@ -22,6 +22,7 @@ from draftd.ipc.errors import (
     UnsupportedModel,
     from_code,
 )
+from draftd.models.child import end_with
 from draftd.models.digest import damaged, digest, write_manifest
 from draftd.models.download import writing
 from draftd.models.fetch import Progress, Report, exclusive, quiet
@@ -70,7 +71,7 @@ def ensure_transformers(gguf: Path, cache_dir: Path, dtype: str = "bfloat16", re
         staging = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
             with writing(path, None):
-                for old in (path, *path.parent.glob(f".{path.name}.*.new")):
+                for old in (path, *path.parent.glob(f".{glob.escape(path.name)}.*.new")):
                     if old.exists():
                         shutil.rmtree(old)
             _convert_in_child(gguf, staging, dtype, report)
@@ -99,7 +100,8 @@ def _convert_in_child(gguf: Path, directory: Path, dtype: str, report: Report) -
         raise InvalidConfig(
             f"{', '.join(missing)} is not installed: `pip install 'draftd[engine]'` brings it"
         )
-    command = [sys.executable, "-m", "draftd.models.convert", str(gguf), str(directory), dtype]
+    command = [sys.executable, "-m", "draftd.models.convert"]
+    command += [str(gguf), str(directory), dtype, str(os.getpid())]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}  # all is here; main memory
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
@@ -124,8 +126,10 @@ def _convert_in_child(gguf: Path, directory: Path, dtype: str, report: Report) -
             child.stdout.close()
         if status != 0:
             errors.seek(0)
-            last = (errors.read().strip().splitlines() or [f"signal {-status}, often a lack of memory"])[-1]
-            raise EngineFailed(f"converting {gguf} failed: {last}")
+            said = errors.read().strip().splitlines() or [f"exit status {status}"]
+            # One that was killed has said how far it was, not why it ended.
+            why = f"signal {-status}, often a lack of memory" if status < 0 else said[-1]
+            raise EngineFailed(f"converting {gguf} failed: {why}")
 
 
 def _convert(gguf: Path, directory: Path, dtype: str) -> None:
@@ -182,7 +186,8 @@ def _say(**fields: Any) -> None:
 
 
 def _main() -> None:
-    gguf, directory, dtype = sys.argv[1:]
+    gguf, directory, dtype, parent = sys.argv[1:]
+    end_with(int(parent))  # what nobody waits for must not hold gigabytes
     try:
         _convert(Path(gguf), Path(directory), dtype)
     except DraftdError as error:

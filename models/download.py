@@ -44,11 +44,7 @@ def download(
     Raises SourceFailed when it can't be reached, refuses or stops, with what came kept in `part`; DiskFull.
     """
     idle = 0
-    # The system's certificates and certifi's: a company's own root is in the first, some systems have none.
-    trust = httpx.create_ssl_context()
-    trust.load_default_certs()
-    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-    with httpx.Client(timeout=timeout, verify=trust, follow_redirects=True) as client:
+    with _client() as client:
         while True:
             before = length(part)
             try:
@@ -57,6 +53,20 @@ def download(
                 idle = idle + 1 if length(part) <= before else 0
                 if idle >= _TRIES or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
                     raise SourceFailed(_reason(error)) from None
+            except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
+                raise SourceFailed(f"it can't be asked: {error}") from None
+
+
+def _client() -> httpx.Client:
+    # The system's certificates and certifi's: a company's own root is in the first, some systems have none.
+    trust = httpx.create_ssl_context()
+    trust.load_default_certs()
+    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+    try:
+        return httpx.Client(timeout=timeout, verify=trust, follow_redirects=True)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # of a proxy's kind or address
+        mend = "change HTTPS_PROXY or ALL_PROXY"
+        raise SourceFailed(f"the proxy that the environment names can't be used ({error}): {mend}") from None
 
 
 def _attempt(

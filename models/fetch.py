@@ -12,7 +12,7 @@ from typing import Literal
 import filelock
 
 from draftd.ipc.errors import CorruptModel, DownloadFailed, ModelNotFound
-from draftd.models.catalog import Model
+from draftd.models.catalog import Model, Pair
 from draftd.models.digest import damaged, digest, sha256
 from draftd.models.download import SourceFailed, WrongContent, download, length, writing
 from draftd.models.hub import fetch_repository, hub_request, told_sha256
@@ -59,6 +59,7 @@ def ensure(model: Model, cache_dir: Path, report: Report = quiet) -> Path:
             report(Progress(model.name, "note", note=f"{path} is not the catalog's file; fetching it again"))
             path.unlink()
         _try_sources(model, path, cache_dir, report)
+        forget_partial(model, cache_dir)  # also of a source that failed before another gave all
     return path
 
 
@@ -66,10 +67,7 @@ def cached_path(model: Model, cache_dir: Path) -> Path:
     """Where the model is, or will be once it is fetched."""
     if model.path is not None:
         return model.path
-    if model.file is not None:
-        return cache_dir / "models" / model.file
-    assert model.hub is not None  # the catalog's rule: a directory that is not local has a repository
-    return cache_dir / "models" / model.hub.repo.replace("/", "--")
+    return cache_dir / "models" / model.cached_name
 
 
 def is_here(model: Model, cache_dir: Path) -> bool:
@@ -82,6 +80,13 @@ def is_here(model: Model, cache_dir: Path) -> bool:
     if not path.is_file() or (model.size is not None and length(path) != model.size):
         return False
     return model.sha256 is None or digest(path, cache_dir) == model.sha256
+
+
+def need(pair: Pair, cache_dir: Path) -> None:
+    """See that a pair's models can be used now; ModelNotFound says how to get what is missing."""
+    for model in pair.models:
+        if not is_here(model, cache_dir):
+            raise ModelNotFound(f"{model.name} is not on this machine: run `draftd models pull {pair.name}`")
 
 
 def verify(model: Model, cache_dir: Path) -> None:
@@ -99,6 +104,8 @@ def verify(model: Model, cache_dir: Path) -> None:
 
 def forget_partial(model: Model, cache_dir: Path) -> None:
     """Delete what unfinished downloads of this model left."""
+    if model.path is not None:  # never fetched: what is called like its file belongs to another model
+        return
     downloads = cache_dir / "downloads"
     for source in SOURCES:
         part = downloads / f"{cached_path(model, cache_dir).name}.{source}.part"
@@ -191,7 +198,6 @@ def _bring_file(source: str, model: Model, path: Path, part: Path, cache_dir: Pa
         raise WrongContent(f"its file has SHA-256 {found[:12]}… instead of {expected[:12]}…, and was deleted")
     with writing(path, None):
         part.replace(path)
-    forget_joined(part)
     digest(path, cache_dir)
 
 
@@ -203,9 +209,9 @@ def _bring_directory(model: Model, path: Path, staging: Path, report: Report) ->
     if path.is_dir():  # damaged: its good files are kept
         for name in damaged(path, fresh=True):
             (path / name).unlink(missing_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(staging)
+        with writing(staging, None):
+            shutil.rmtree(staging, ignore_errors=True)
+            path.replace(staging)
     fetch_repository(model.hub, staging, advance)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging.replace(path)
+    with writing(path, None):
+        staging.replace(path)

@@ -82,8 +82,8 @@ class GGUFTokenizer:
         """A text's ids and nothing else: no leading tokens, and none for what looks like a control token."""
         return self._native_tokenize(text, add_special=False, parse_special=False)
 
-    def stream(self) -> GGUFTextStream:
-        """A fresh decoder for one answer."""
+    def stream(self, behind: Sequence[int] = ()) -> GGUFTextStream:
+        """A fresh decoder for one answer; llama.cpp gives a token's text whatever stands before it."""
         return GGUFTextStream(self)
 
     def bytes_of(self, token: int) -> bytes:

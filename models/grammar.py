@@ -7,7 +7,7 @@ grammar first, and its matchers are copied in microseconds, which one inside a d
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import llguidance
@@ -22,43 +22,84 @@ Kind = Literal["json_schema", "regex", "lark", "gbnf"]
 
 
 class Matcher:
-    """Where one request stands in its grammar: behind its accepted tokens, and no others."""
+    """Where one request stands in its grammar: behind its accepted tokens, and no others.
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab: int, stop_ids: Iterable[int]) -> None:
-        self._matcher = matcher
+    An error of llguidance's is forgotten by a matcher that begins anew: copies share the lexer that finds it,
+    so it may come of what was only drafted. One that comes again is the grammar's own.
+    """
+
+    def __init__(
+        self, begin: Callable[[], llguidance.LLMatcher], vocab: int, stop_ids: Iterable[int]
+    ) -> None:
+        """`begin` gives a matcher at the start of the grammar."""
+        self._begin = begin
+        self._matcher = begin()
+        self._accepted: list[int] = []
         self._bits = np.zeros((vocab + 31) // 32, np.uint32)
         self._stops = np.array(sorted(stop_ids), np.int64)
 
     @property
+    def error(self) -> str:
+        """Why it can't go on, in llguidance's words; empty: it can."""
+        return _error(self._matcher)
+
+    @property
     def ended(self) -> bool:
         """Whether the grammar is complete and nothing but the end may follow."""
-        return self._matcher.is_stopped()
+        return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Advance over accepted tokens."""
-        self._matcher.try_consume_tokens(list(tokens))
+        count = self._matcher.try_consume_tokens(list(tokens))
+        if self._matcher.is_error():
+            self._begin_anew()
+            count = self._matcher.try_consume_tokens(list(tokens))
+        self._accepted += tokens[:count]
 
     def fitting(self, tokens: Sequence[int]) -> int:
-        """How many leading tokens the grammar admits from here."""
-        return 0 if self.ended else self._matcher.validate_tokens(list(tokens))
+        """How many leading tokens the grammar admits from here, up to its end."""
+        return self._matcher.deep_copy().try_consume_tokens(list(tokens))
+
+    def ends(self, drafted: Sequence[int]) -> bool:
+        """Whether the grammar admits nothing behind drafted tokens: they complete it, or leave it."""
+        matcher = self._matcher.deep_copy()
+        return matcher.try_consume_tokens(list(drafted)) < len(drafted) or matcher.is_stopped()
 
     def mask(self, row: NDArray[np.float32], drafted: Sequence[int] = ()) -> None:
         """Set what the grammar forbids behind `drafted` to minus infinity; it stands where it stood before.
 
         A row behind drafted tokens that leave the grammar stays as it is: they are refused before it counts.
+        InvalidRequest if no token can follow, or llguidance gives up.
         """
+        if self._mask(row, drafted):
+            self._begin_anew()
+            if reason := self._mask(row, drafted):
+                count = len(self._accepted) + len(drafted)
+                raise InvalidRequest(
+                    f"grammar: the answer can't go on behind {count} tokens ({reason}): make the grammar "
+                    "simpler, or see that something can follow there"
+                )
+
+    def _mask(self, row: NDArray[np.float32], drafted: Sequence[int]) -> str:
+        """What `mask` does; where an error hinders it the row stays as it is, and this is the error."""
         # A copy goes ahead: not every grammar takes tokens back, and asking one that does not spoils it.
         matcher = self._matcher.deep_copy() if drafted else self._matcher
         if drafted and matcher.try_consume_tokens(list(drafted)) < len(drafted):
-            return
-        if matcher.is_stopped():
+            return _error(matcher)
+        if not matcher.is_stopped():
+            matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+            if not matcher.is_error():
+                allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: len(row)]
+                np.copyto(row, np.float32(-np.inf), where=allowed == 0)
+        elif not matcher.is_error():
             ends = row[self._stops[self._stops < len(row)]].copy()
             row.fill(-np.inf)
             row[self._stops[self._stops < len(row)]] = ends
-        else:
-            matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-            allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: len(row)]
-            np.copyto(row, np.float32(-np.inf), where=allowed == 0)
+        return _error(matcher)
+
+    def _begin_anew(self) -> None:
+        self._matcher = self._begin()
+        self._matcher.try_consume_tokens(self._accepted)
 
 
 class Vocabulary:
@@ -110,10 +151,19 @@ class Grammars:
                 )
         except (ValueError, TypeError, GbnfToLarkError) as error:  # TypeError: no JSON, as a map with bytes
             raise InvalidRequest(f"grammar: not a {kind}: {_first_line(str(error))}") from None
-        matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
-        if matcher.is_error():
-            raise InvalidRequest(f"grammar: not a {kind}: {_first_line(matcher.get_error())}")
-        return Matcher(matcher, self._vocabulary.vocab_size, self._stop_ids)
+
+        def begin() -> llguidance.LLMatcher:
+            return llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
+
+        matcher = Matcher(begin, self._vocabulary.vocab_size, self._stop_ids)
+        if matcher.error:
+            raise InvalidRequest(f"grammar: not a {kind}: {matcher.error}")
+        return matcher
+
+
+def _error(matcher: llguidance.LLMatcher) -> str:
+    """What is wrong with a matcher, in llguidance's words; empty: nothing."""
+    return _first_line(matcher.get_error()) if matcher.is_error() else ""
 
 
 def _first_line(text: str) -> str:

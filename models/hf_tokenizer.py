@@ -108,9 +108,9 @@ class HfTokenizer:
             return bytes(self._byte_of[character] for character in piece)
         return piece.replace("\u2581", " ").encode()
 
-    def stream(self) -> HfTextStream:
-        """A fresh decoder for one answer."""
-        return HfTextStream(self)
+    def stream(self, behind: Sequence[int] = ()) -> HfTextStream:
+        """A fresh decoder for one answer to a prompt of these tokens: none of its text is the answer's."""
+        return HfTextStream(self, behind)
 
     def is_text(self, token: int) -> bool:
         """Whether a token adds to the text: neither special nor beyond the vocabulary."""
@@ -122,13 +122,24 @@ class HfTokenizer:
 
 
 class HfTextStream:
-    """The text of tokens as they come; all pushes and the flush joined are `decode` of all tokens."""
+    """The text of tokens as they come; all pushes and the flush joined are `decode` of all tokens.
 
-    def __init__(self, tokenizer: HfTokenizer) -> None:
+    Behind a prompt they are what `decode` adds to its text: a decoder drops the space of a text's first word.
+    """
+
+    def __init__(self, tokenizer: HfTokenizer, behind: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._before: list[int] = []  # tokens whose text is out; decoders look at what comes before
+        # tokens whose text is out; decoders look at what comes before
+        self._before: list[int] = next(([token] for token in reversed(behind) if self._is_whole(token)), [])
         self._window: list[int] = []  # tokens whose text isn't wholly out
-        self._out = 0  # characters of before and window that are out
+        self._out = len(tokenizer.decode(self._before))  # characters of before and window that are out
+
+    def _is_whole(self, token: int) -> bool:
+        """Whether a token is a text by itself, which none behind it changes."""
+        if not self._tokenizer.is_text(token) or self._tokenizer.is_byte(token):
+            return False
+        text = self._tokenizer.decode([token])
+        return bool(text) and not text.endswith(HELD)
 
     def push(self, token: int) -> str:
         """The text that became complete with this token, possibly empty."""

@@ -61,8 +61,10 @@ def fetch_repository(source: HubSource, staging: Path, advance: Advance) -> None
     done = 0
     for file in files:
         path = staging / file.rfilename
-        if length(path) != file.size:
+        if not _have(path, file):
             part = path.with_name(path.name + ".part")
+            if file.lfs is None:
+                part.unlink(missing_ok=True)
             url, headers = hub_request(pinned, file.rfilename)
             download(url, part, size=file.size, headers=headers, advance=after(done, total, advance))
             if file.lfs is not None and sha256(part) != file.lfs.sha256:
@@ -70,10 +72,21 @@ def fetch_repository(source: HubSource, staging: Path, advance: Advance) -> None
                 raise WrongContent(f"{file.rfilename} does not have the hash that the hub gives")
             part.replace(path)
         done += file.size
-    write_manifest(staging)
+    with writing(staging, None):
+        write_manifest(staging)
+
+
+def _have(path: Path, file: Any) -> bool:
+    """Whether an earlier try brought this very file, since when the branch may have moved on.
+
+    Weights have a hash; what has none is small, and comes again.
+    """
+    return file.lfs is not None and length(path) == file.size and sha256(path) == file.lfs.sha256
 
 
 def _wanted(name: str) -> bool:
+    if name.startswith("consolidated"):  # the same weights again, as Mistral's own code reads them
+        return False
     return "/" not in name and any(fnmatch.fnmatch(name, pattern) for pattern in _WANTED)
 
 

@@ -34,27 +34,25 @@ class Batch:
             ctypes.cast(self._wanted.ctypes.data, kinds["logits"]),
         )
 
-    def fill(self, spans: Sequence[Span]) -> list[int]:
-        """Lay the spans one after the other; gives the batch index of each span's first wanted row."""
+    def fill(self, spans: Sequence[Span], surplus: Sequence[int]) -> list[int]:
+        """Lay the spans one after the other, each one's last token so many times more behind it.
+
+        Gives the batch index of each span's first wanted row.
+        """
         first_rows = []
         at = 0
-        for span in spans:
-            end = at + len(span.tokens)
+        for span, more in zip(spans, surplus, strict=True):
+            end, over = at + len(span.tokens), at + len(span.tokens) + more
             self._token[at:end] = span.tokens
-            self._position[at:end] = range(span.start, span.start + len(span.tokens))
-            self._slot[at:end] = span.slot
-            self._wanted[at : end - span.rows] = 0
+            self._token[end:over] = span.tokens[-1]
+            self._position[at:over] = range(span.start, span.start + over - at)
+            self._slot[at:over] = span.slot
+            self._wanted[at:over] = 0
             self._wanted[end - span.rows : end] = 1
             first_rows.append(end - span.rows)
-            at = end
+            at = over
         self.struct.n_tokens = at
         return first_rows
-
-    def add(self, token: int, position: int, slot: int) -> None:
-        """One token behind those that were laid, without a row."""
-        at = self.struct.n_tokens
-        self._token[at], self._position[at], self._slot[at], self._wanted[at] = token, position, slot, 0
-        self.struct.n_tokens = at + 1
 
 
 def split(spans: Sequence[Span], size: int) -> list[list[tuple[int, Span]]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from draftd.ipc.errors import ContextOverflow, EngineFailed
 from draftd.models import native
-from draftd.models.base import Rows, Span, State
+from draftd.models.base import Rows, Span, State, leveled
 from draftd.models.llama_batch import Batch, split
 from draftd.models.llama_load import Report, full_precision, load_model, open_context
 
@@ -154,9 +154,9 @@ class LlamaTarget:
         passes = split(spans, self._batch.size)
         parts: list[list[Rows]] = [[] for _ in spans]
         for pieces in passes:
-            first_rows = self._batch.fill([span for _, span in pieces])
-            if self._tiled and len(pieces) == 1 and pieces is passes[-1]:
-                self._pad(pieces[0][1])
+            surplus = self._surplus([span for _, span in pieces], last=pieces is passes[-1])
+            first_rows = self._batch.fill([span for _, span in pieces], surplus)
+            self._removals |= {span.slot for (_, span), more in zip(pieces, surplus, strict=True) if more}
             if code := llama_cpp.llama_decode(self._context, self._batch.struct):
                 self._fail(spans, code)
             for (index, span), first in zip(pieces, first_rows, strict=True):
@@ -166,16 +166,21 @@ class LlamaTarget:
                     parts[index].append(rows if len(passes) == 1 else rows.copy())
         return [self._join(part) for part in parts]
 
-    def _pad(self, span: Span) -> None:
-        """Feed a few tokens more, of which nothing is kept: a whole tile takes less time than most of one."""
-        count, end = len(span.tokens), span.start + len(span.tokens)
-        more = -count % TILES
-        if count == TILE - 1:
-            more = 1
-        if 0 < more < TILE and end + more <= self.context:
-            for position in range(end, end + more):
-                self._batch.add(span.tokens[-1], position, span.slot)
-            self._removals.add(span.slot)
+    def _surplus(self, spans: Sequence[Span], last: bool) -> list[int]:
+        """How many tokens more to feed behind each span, of which nothing is kept, as that takes less time.
+
+        A whole tile of rows takes less than most of one, and spans of one length one pass instead of several.
+        """
+        widths = [len(span.tokens) for span in spans]
+        none = surplus = [0] * len(spans)
+        if last and len(spans) > 1:
+            surplus = leveled(widths)
+        elif last and self._tiled:
+            more = 1 if widths[0] == TILE - 1 else -widths[0] % TILES
+            surplus = [more] if more < TILE else none
+        ends = [span.start + width + more for span, width, more in zip(spans, widths, surplus, strict=True)]
+        fits = max(ends) <= self.context and sum(widths) + sum(surplus) <= self._batch.size
+        return surplus if fits else none
 
     def _rows(self, first: int, rows: int) -> Rows:
         """Rows are in the order of the batch, so the first one's address is enough."""

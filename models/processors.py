@@ -55,11 +55,18 @@ class Processors:
         return self._matcher is not None and self._matcher.ended
 
     def fitting(self, drafted: Sequence[int]) -> int:
-        """How many leading drafted tokens the grammar admits."""
+        """How many leading drafted tokens the grammar admits, up to its end."""
         return len(drafted) if self._matcher is None else self._matcher.fitting(drafted)
 
+    def ends(self, drafted: Sequence[int]) -> bool:
+        """Whether the grammar admits nothing behind drafted tokens."""
+        return self._matcher is not None and self._matcher.ends(drafted)
+
     def apply(self, row: Row, drafted: Sequence[int] = ()) -> None:
-        """Change a row in place, as it stands behind the accepted tokens and then `drafted`."""
+        """Change a row in place, as it stands behind the accepted tokens and then `drafted`.
+
+        InvalidRequest if the grammar can't go on there.
+        """
         if not self._idle:
             self._penalize(row, drafted)
         if self._matcher is not None:

@@ -47,6 +47,8 @@ def choose(row: Row, sampling: Sampling, position: int, tops: Row | None = None)
     if tops is None:
         tops = tops_of(row)
     best = best_of(row, tops)
+    if math.isnan(row[best]):  # numpy takes it for the largest; there is nothing to choose from
+        return best
     noise = noise_of(sampling.seed, position, len(row))
     row_left, floor = _top_k_min_p(row, sampling, tops)
     token = winner(row, tops, best, temperature, noise, floor)

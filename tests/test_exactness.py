@@ -252,11 +252,20 @@ requests = st.tuples(
     chains,
     penalties,
     st.sampled_from(
-        [None, "[ -~]{4,40}", "([a-z]+ )*[.!?]", "(yes|no)(, (yes|no))*", '"[a-f]{3}": [0-9]{1,9}']
+        [
+            None,
+            "a+",
+            "ab?",
+            "[ -~]{4,40}",
+            "([a-z]+ )*[.!?]",
+            "(yes|no)(, (yes|no))*",
+            '"[a-f]{3}": [0-9]{1,9}',
+        ]
     ),
     st.sampled_from(["model", "suffix", "chain", "auto"]),
     st.integers(1, 9),
     st.binary(min_size=1, max_size=24).map(list),
+    st.booleans(),
 )
 
 
@@ -269,10 +278,12 @@ def test_no_draft_or_batch_mate_changes_a_token_with_every_processor_on(
 
     def questions(drafted: bool) -> list[Request]:
         made = []
-        for key, (sampling, penalties, regex, source, length, prompt) in enumerate(asked):
+        for key, (sampling, penalties, regex, source, length, prompt, endless) in enumerate(asked):
             matcher = None if regex is None else grammars.matcher("regex", regex)
             mode: Mode = "off" if not drafted else "auto" if source == "auto" else (source, length)
             made.append(make(key, sampling, mode, prompt, Processors(penalties, prompt, matcher)))
+            if endless:  # what would end it is a token like the others
+                made[-1].stop_ids = frozenset()
         return made
 
     alone = [run(Engine(target), [question])[0] for question in questions(drafted=False)]

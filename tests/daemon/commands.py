@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import pytest
 
 from draftd.ipc import messages
 from draftd.ipc.messages import Generate
@@ -35,3 +41,16 @@ def begin_only(message: messages.ClientMessage, say: Say) -> None:
         say(scripted.done(message.id, "cancelled"))
     else:
         scripted.answer(message, say)
+
+
+def started_daemons(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[tuple[Any, ...]]:
+    """The pair, the variables and whether it is cold of each daemon that a module would start for itself."""
+    heard: list[tuple[Any, ...]] = []
+
+    @contextmanager
+    def started(pair: str, report: Any, config: Any, variables: Any, *, cold: bool) -> Iterator[str]:
+        heard.append((pair, variables, cold))
+        yield "ipc://here"
+
+    monkeypatch.setattr(module, "private_daemon", started)
+    return heard

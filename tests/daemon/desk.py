@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,17 @@ from draftd.daemon.settings import Settings
 from draftd.ipc.parts import Stats
 
 SECONDS = 10_000  # milliseconds in which what must come has come
+LONG = 16_777_150  # characters: they fit a frame, and in an error that quotes them they do not
+# Messages that are wrong for a word of that length.
+QUOTED: list[dict[str, Any]] = [
+    {"type": "load", "model": "A" * LONG},
+    {"type": "generate", "prompt": "x", "logit_bias": {"b" * LONG: 1.0}},
+    {
+        "type": "generate",
+        "messages": [{"role": "user", "content": "x"}],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {bytes(LONG // 4): 1}}}],
+    },
+]
 
 
 def buried(levels: int) -> bytes:
@@ -86,6 +98,27 @@ class Desk:
         assert self.ask(app, "generate", request, prompt="x", **fields)["type"] == "accepted"
         return int(self.told[-1]["key"])
 
+    def hear(self, app: App) -> dict[str, Any]:
+        """The next message, while the front looks now and then whether the app's connection has room."""
+        now = time.monotonic()
+        for look in range(2000):
+            if app.socket.poll(5):
+                return app.hear()
+            self.front.expiry.tick(now + look / 100)
+        raise AssertionError("nothing came")
+
+    def stuff(self, key: int) -> int:
+        """Give a request tokens until the connection of its app, which does not read, is full; how many."""
+        count = 0
+        while self.front.jobs.by_key[key].delivery.since is None:
+            self.tokens(key, count)
+            count += 1
+            assert count < 1_000_000
+        for token in range(count, count + 100):
+            time.sleep(0.001)  # ZeroMQ's own thread finds room for a few more
+            self.tokens(key, token)
+        return count + 100
+
     def tokens(self, key: int, *tokens: int) -> None:
         """The engine found tokens; the text of each is one letter."""
         self.front.jobs.relay(
@@ -101,16 +134,16 @@ class Desk:
             }
         )
 
-    def done(self, key: int) -> None:
+    def done(self, key: int, **stats: Any) -> None:
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "cached_tokens": 0}
-        stats = Stats.nothing(seed=1).model_dump()
+        told = {**Stats.nothing(seed=1).model_dump(), **stats}
         self.front.jobs.relay(
             {
                 "type": "done",
                 "key": key,
                 "finish_reason": "stop",
                 "usage": usage,
-                "stats": stats,
+                "stats": told,
                 "books": {"queue_seconds": 0.0, "seconds": 0.0, "positions": {}},
             }
         )

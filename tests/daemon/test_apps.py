@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
+import msgpack
 import pytest
 import zmq
 
 from draftd.daemon import apps as apps_module
-from draftd.ipc import codec
+from draftd.ipc import codec, messages
 from draftd.ipc.version import CAPABILITIES
-from tests.daemon.desk import SECONDS, App, Desk, buried, cancelled
+from tests.daemon.desk import QUOTED, SECONDS, App, Desk, buried, cancelled
 
 
 def _tell_until_gone(desk: Desk, key: int) -> None:
@@ -112,3 +114,72 @@ def test_an_app_that_is_gone_loses_its_request(front: Desk) -> None:
     app.close()
     _tell_until_gone(front, key)
     assert cancelled(front) == [key]
+
+
+@pytest.mark.parametrize("message", QUOTED, ids=["load", "logit_bias", "parameters"])
+def test_an_error_that_quotes_too_much_for_a_frame_is_cut(front: Desk, message: dict[str, Any]) -> None:
+    app = front.app()
+    app.socket.send(msgpack.packb({"id": "1", **message}))
+    front.turn()
+    error = app.hear()
+    assert (error["type"], error["id"], error["code"]) == ("error", "1", "invalid_request")
+    assert len(error["message"]) <= messages.MAX_WORDS + 2
+    assert front.ask(app, "ping", "p")["type"] == "pong"
+
+
+def test_a_reply_that_no_frame_can_hold_is_an_error_of_its_request(front: Desk) -> None:
+    front.front.life.detail = "x" * codec.MAX_FRAME
+    app = front.app()
+    error = front.ask(app, "status", "s")
+    assert (error["type"], error["id"], error["code"]) == ("error", "s", "internal")
+    assert front.ask(app, "ping", "p")["type"] == "pong"
+
+
+def test_replies_wait_until_a_full_connection_has_room(front: Desk) -> None:
+    stuck = front.app(rcvhwm=1, rcvbuf=4096)
+    first = front.generate(stuck)
+    front.stuff(first)
+    stuck.say("load", "l", model="other")
+    front.turn()
+    stuck.say("prefill", "p", prompt="x")
+    front.turn()
+    (prefill,) = front.front.jobs.prefills.by_key
+    front.front.jobs.prefills.relay({"key": prefill, "told": {"state": "complete"}})
+    stuck.say("generate", "2", prompt="x")
+    front.turn()
+    second = front.told[-1]["key"]
+    front.tokens(second, 7)
+    front.done(first)
+    front.done(second)
+    assert front.front.apps.waits
+    heard = []
+    while ("done", "2") not in heard:
+        message = front.hear(stuck)
+        if message["id"] != "1":
+            heard.append((message["type"], message["id"]))
+    replies = [("error", "l"), ("prefilled", "p"), ("accepted", "2")]
+    assert heard == [*replies, ("tokens", "2"), ("done", "2")]
+    assert not front.front.apps.waits
+
+
+def test_of_the_replies_that_wait_there_is_a_bounded_number(
+    front: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apps = front.front.apps
+    sent: list[str] = []
+    monkeypatch.setattr(apps, "_put", lambda client, frame: "blocked")
+    for number in range(apps_module.OUTBOX + 10):
+        apps.reply(b"full", messages.Cleared(id=str(number), files=0))
+        apps.reply(b"gone", messages.Cleared(id=str(number), files=0))
+
+    def put(client: bytes, frame: bytes) -> str:
+        if client == b"gone":
+            return "gone"
+        sent.append(codec.decode(frame)["id"])
+        return "sent"
+
+    monkeypatch.setattr(apps, "_put", put)
+    front.front.expiry.tick(time.monotonic())
+    assert sent == [str(number) for number in range(apps_module.OUTBOX)]
+    assert not apps.waits
+    assert front.front.expiry.tick(time.monotonic()) is None

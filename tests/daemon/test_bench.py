@@ -44,7 +44,9 @@ def answer(
 
 
 def result(category: str = "coding", drafted: Answer | None = None, plain: Answer | None = None) -> Result:
-    return Result("1", category, drafted or answer(), plain or answer())
+    drafted = drafted or answer()
+    plain = plain or answer()
+    return Result("1", category, drafted, plain, drafted.text == plain.text)
 
 
 def test_a_speed_is_all_tokens_over_all_seconds_after_the_first() -> None:
@@ -133,6 +135,21 @@ def test_repeated_answers_count_by_their_median() -> None:
     answers = {"auto": [answer(seconds=3.0), answer(seconds=1.5), answer(seconds=2.0)], "off": [answer()]}
     (only,) = bench_table.results([bench_table.Measured("1", "coding", answers)], "auto")
     assert (only.drafted.seconds, only.plain.seconds) == (2.0, 2.0)
+
+
+def test_a_text_is_the_same_if_every_repeated_answer_has_it() -> None:
+    def same(drafted: str, plain: str) -> bool:
+        """Answers of these texts; the median is the second of three."""
+        turns = {
+            "auto": [answer(text, seconds=1.0 + number) for number, text in enumerate(drafted, 1)],
+            "off": [answer(text, seconds=1.0 + number) for number, text in enumerate(plain, 1)],
+        }
+        (only,) = bench_table.results([bench_table.Measured("1", "coding", turns)], "auto")
+        return only.same_text
+
+    assert same("xxx", "xxx")
+    assert not same("xxy", "xxx")
+    assert not same("xxx", "yxx")
 
 
 def test_policies_are_compared_with_the_best_fixed_one() -> None:

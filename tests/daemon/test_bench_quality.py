@@ -8,17 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from draftd.daemon import bench_forms, bench_latency, bench_quality, bench_scores
+from draftd.daemon import bench_forms, bench_latency, bench_quality, bench_scores, budget
 from draftd.daemon.bench_scores import Item, Said
 from draftd.daemon.bench_table import Measured
 from draftd.daemon.cli import app
+from draftd.daemon.private import STEADY
 from draftd.daemon.settings import Settings, load
-from draftd.ipc.errors import InvalidRequest, ModelNotFound
+from draftd.ipc.errors import InvalidRequest, ModelNotFound, OutOfMemory
 from draftd.models.catalog import load_catalog
 from draftd.models.gguf_tensors import kind_name, read_tensors
 from draftd.models.quantize import BY_NAME, quantize
+from tests.daemon.commands import started_daemons
 from tests.daemon.conftest import Serve
 from tests.daemon.test_bench import answer
 
@@ -213,6 +216,37 @@ def test_quantised_targets_are_asked_and_leave_nothing_behind(own: Settings, tmp
     assert [row["name"] for row in report["rows"]] == names
     assert set(report["said"]) == set(names)
     assert list((tmp_path / "cache" / "tuned").iterdir()) == []
+
+
+def test_a_form_that_does_not_fit_is_left_out(
+    own: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"COLUMNS": "300", "DRAFTD_CONTEXT": "512", "DRAFTD_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    both = load_catalog().pair("both")
+    plenty = budget.Room(10**12, 0)
+    _, llama_cpp = budget.asked(both, load(None), plenty)
+    monkeypatch.setattr(budget, "measure_room", lambda: budget.Room(llama_cpp.memory, 0))
+    asked = ["bench", "--quality", "--pair", "both", "--per-category", "1", "--max-tokens", "4"]
+    done = CliRunner().invoke(app, [*asked, "--form", "transformers", "--form", "llama_cpp"])
+    assert done.exit_code == 0, done.output
+    assert f"transformers {own.dtype} is left out: both needs" in done.stderr
+    assert "llama.cpp, drafting" in done.stdout
+    alone = CliRunner().invoke(app, [*asked, "--form", "transformers"])
+    assert isinstance(alone.exception, OutOfMemory)
+    monkeypatch.setenv("DRAFTD_CHECK_MEMORY", "false")
+    (form,), _ = bench_forms.forms(both, own, ("transformers",), tmp_path)
+    bench_forms.must_fit(form, load(None))
+
+
+def test_its_own_daemons_are_steady_and_have_learnt_nothing(
+    own: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = started_daemons(monkeypatch, bench_quality)
+    (form,), _ = bench_forms.forms(load_catalog().pair("both"), own, ("llama_cpp",), tmp_path)
+    with bench_quality.daemon(form, None, None, Console(stderr=True)) as where:
+        assert where == "ipc://here"
+    assert heard == [("both", STEADY | {"DRAFTD_BACKEND": "llama_cpp"}, True)]
 
 
 def test_a_form_of_a_running_daemon_cannot_be_chosen() -> None:

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
-from draftd.daemon.private import private_daemon
+from draftd.daemon import bench
+from draftd.daemon.private import STEADY, private_daemon
+from draftd.daemon.settings import load
 from draftd.ipc import Client
 from draftd.ipc.errors import EngineFailed
 from draftd.ipc.messages import Status
+from tests.daemon.commands import started_daemons
 from tests.daemon.conftest import Serve
 
 
@@ -138,6 +142,28 @@ def test_a_private_daemon_that_can_not_start_says_why() -> None:
         private_daemon("nothing", lambda status: None),
     ):
         pass
+
+
+@pytest.mark.usefixtures("own_pair")
+def test_a_pair_that_is_not_here_ends_it_as_any_command(prompts: Path) -> None:
+    unknown = run("--pair", "nothing", "--prompts", prompts)
+    assert (unknown.returncode, len(unknown.stderr.splitlines())) == (4, 1)
+    assert unknown.stderr.startswith("draftd: there is no pair 'nothing'")
+    missing = run("--pair", "smollm2", "--prompts", prompts)
+    assert missing.returncode == 4
+    assert "run `draftd models pull smollm2`" in missing.stderr
+
+
+@pytest.mark.usefixtures("own_pair")
+def test_its_own_daemon_is_steady_and_has_learnt_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = started_daemons(monkeypatch, bench)
+    with bench._daemon(None, "tiny", None, Console(stderr=True)) as where:
+        assert where == "ipc://here"
+    assert heard == [("tiny", STEADY, True)]
+    for name, value in STEADY.items():
+        monkeypatch.setenv(name, value)
+    settings = load(None)
+    assert (settings.follow_load, settings.governor) == (False, False)
 
 
 def test_errors_are_one_sentence(tmp_path: Path, prompts: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,7 @@ def test_a_gpu_takes_as_many_layers_as_fit(settings: Settings) -> None:
     none = budget.best(tiny(), on_llama, Room(10**12, 1))
     assert none is not None
     assert none.gpu_layers == 0
+    assert "gpu_layers" not in budget.options(none)
     (torch,) = budget.asked(tiny(), settings.model_copy(update={"backend": "transformers"}), Room(0, 1))
     assert parts(torch)["target: weights"] == 0
 
@@ -132,3 +134,32 @@ def test_serve_refuses_with_the_same_table_and_status_4(serve: Serve, tmp_path: 
     lines = daemon.lines.read_text()
     assert "target: keys and values" in lines
     assert lines.strip().splitlines()[-1].startswith("draftd: tiny needs 618")
+
+
+def test_layers_that_do_not_fit_a_gpu_are_advised_against(settings: Settings) -> None:
+    """The draft leaves the GPU with the target: both have the setting's layers."""
+    greedy = settings.model_copy(update={"backend": "llama_cpp", "gpu_layers": -1})
+    for room in (Room(10**12, 1), Room(10**12, 0)):
+        better = budget.best(tiny(), greedy, room)
+        assert better is not None
+        assert (better.gpu_layers, better.gpu) == (0, 0)
+        with pytest.raises(OutOfMemory, match=r"of the GPU .* and gpu_layers = 0, which needs"):
+            budget.check(tiny(), greedy, room)
+    held = budget.best(tiny(), greedy, Room(10**12, 10**12))
+    assert held is not None
+    assert held.gpu_layers == -1
+    assert "gpu_layers" not in budget.options(held), "as the settings have it"
+
+
+def test_a_gpu_whose_memory_cannot_be_read_is_no_reason_to_refuse(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert budget.measure_room().gpu is None
+    room = Room(10**12, None)
+    greedy = settings.model_copy(update={"backend": "llama_cpp", "gpu_layers": -1})
+    assert budget.check(tiny(), greedy, room) == greedy
+    (asked,) = budget.asked(tiny(), greedy, room)
+    assert budget.table(asked, room).splitlines()[-1].endswith("unknown")
+    with pytest.raises(OutOfMemory, match="of memory"):
+        budget.check(tiny(), greedy, Room(10**6, None))

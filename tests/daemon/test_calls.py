@@ -38,8 +38,8 @@ def written(form: Form, name: str, given_: str) -> str:
     return f"{form.opening}{form.head}{name}{form.middle}{given_}{form.tail}"
 
 
-def read(form: Form, pieces: Sequence[str], end: bool = True) -> tuple[Calls, Told]:
-    reader = Calls(form)
+def read(form: Form, pieces: Sequence[str], end: bool = True, bound: bool = False) -> tuple[Calls, Told]:
+    reader = Calls(form, bound)
     parts = [part for piece in pieces for part in reader.push(piece)]
     if end:
         parts += reader.flush()
@@ -88,6 +88,26 @@ def test_a_text_without_calls_is_the_text(text: str, data: st.DataObject) -> Non
     assert not reader.made
     if text[:1] != "{":
         assert read(BARE, cut(data, text))[1] == (text, [])
+
+
+@given(value=values, data=st.data())
+def test_an_answer_that_follows_a_schema_is_text_whatever_stands_in_it(
+    value: Any, data: st.DataObject
+) -> None:
+    whole = json.dumps(value, ensure_ascii=False)
+    reader, told = read(HERMES, cut(data, whole), bound=True)
+    assert told == (whole, [])
+    assert not reader.made
+
+
+@given(said=calls, data=st.data())
+def test_calls_in_the_place_of_an_answer_by_a_schema(
+    said: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    whole = "\n".join(written(HERMES, *call) for call in said)
+    reader, told = read(HERMES, cut(data, whole), bound=True)
+    assert told == ("", said)
+    assert reader.made
 
 
 @given(

@@ -22,14 +22,21 @@ from tests.daemon.conftest import Daemon, Serve, serving
 PROMPT = "def add(a, b):"
 ASK: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 30, "temperature": 0.8, "seed": 4}
 
-# `draftd` with readings from a file in place of this machine's
+# `draftd` with readings from a file in place of this machine's, and no time between two rungs
 SCRIPTED = """
 import json, sys
 from pathlib import Path
 from draftd.daemon import cli, readings
+from draftd.daemon.governing import Governing
 from draftd.daemon.governor import Reading
 file = Path(sys.argv.pop(1))
 readings.read = lambda: Reading(**json.loads(file.read_text()))
+DWELL = {"governor_dwell": 0.05}
+def tick(self, now, real=Governing.tick):
+    if self.settings.governor_dwell != DWELL["governor_dwell"]:
+        self.adopt(self.settings.model_copy(update=DWELL))
+    return real(self, now)
+Governing.tick = tick
 cli.main()
 """
 
@@ -108,7 +115,6 @@ def test_the_ladder_down_and_up_again(serve: Serve, tmp_path: Path) -> None:
     read()
     daemon = serve(
         program=[sys.executable, "-c", SCRIPTED, str(readings)],
-        governor_dwell="0.05",
         backend="llama_cpp",
         target="same.gguf",
         draft="same.gguf",

@@ -111,20 +111,84 @@ def test_a_draft_that_would_read_a_window_only_is_expected_to_agree_less() -> No
     assert far.source == "none"
 
 
-@pytest.mark.parametrize("even", [False, True])
-def test_where_longer_spans_take_a_pass_of_their_own_drafts_are_priced_so(even: bool) -> None:
+def taught(even: bool) -> Controller:
+    """A controller that has seen passes of 1 s and half a second a row."""
     controller = Controller(("model",), even=even)
     for rows in (1, 2, 4, 8, 16):
-        controller.took(rows, 1.0 + 0.1 * rows)
-    control, seconds = controller.begin(), controller.target.seconds
-    control.plan(64, rows_elsewhere=3, others=3)
-    beside = [seconds(4) + seconds(1), seconds(4) + seconds(2)] if even else [seconds(5), seconds(6)]
-    assert control._pass(2)[:3] == pytest.approx([seconds(4), *beside])
-    control.plan(64, rows_elsewhere=6, others=2)  # who draft too: their rows are in that pass already
-    beside = [seconds(3) + seconds(rows) for rows in (4, 5)] if even else [seconds(7), seconds(8)]
-    assert control._pass(1)[:2] == pytest.approx(beside)
+        controller.took(rows, 1.0 + 0.5 * rows)
+    return controller
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_where_longer_spans_take_a_pass_of_their_own_drafts_are_priced_so(even: bool) -> None:
+    control = taught(even).begin()
+    control.plan(64, elsewhere=[1, 1, 1, 1, 1])
+    assert control._pass(2, 1) == pytest.approx([4.0, 4.0 + 1.5, 4.0 + 2.0] if even else [4.0, 4.5, 5.0])
+    # Beside one that drafts three: as many more are filled up rather than given another pass.
+    control.plan(64, elsewhere=[4])
+    assert control._pass(3, 1)[::3] == pytest.approx([5.0, 5.0] if even else [3.5, 5.0])
     control.plan(64)  # alone there is but one span
-    assert control._pass(2)[:3] == pytest.approx([seconds(1), seconds(2), seconds(3)])
+    assert control._pass(2, 1)[:3] == pytest.approx([1.5, 2.0, 2.5])
+
+
+def test_spans_of_many_lengths_take_a_pass_for_each_step_between_them() -> None:
+    controller = taught(True)
+    assert controller.seconds([1, 9, 5, 9]) == pytest.approx((1 + 2.0) + (1 + 6.0) + (1 + 4.0))
+    assert controller.seconds([3, 4, 2]) == pytest.approx(1 + 6.0)  # filled up to four each
+    assert taught(False).seconds([1, 9, 5, 9]) == pytest.approx(1 + 12.0)
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_who_drafts_beside_others_that_do_takes_its_share(even: bool) -> None:
+    controller = taught(even)
+    control = controller.begin()
+    control.plan(64, elsewhere=[1, 1])
+    assert control._pass(2, 3) == pytest.approx([2.5 + each / 3 for each in (0.0, 1.5, 3.0)])
+    whole = (0.0, 1.5, 3.0) if even else (0.0, 1.0, 2.0)  # filled up for the third, or without it
+    assert control._pass(2, 2) == pytest.approx([2.5 + each / 2 for each in whole])
+    control.plan(64, elsewhere=[64, 1])  # the first one is fed a prompt meanwhile
+    base = controller.seconds([64, 1, 1])
+    assert control._pass(1, 2) == pytest.approx([base, base + (controller.seconds([64, 2, 2]) - base) / 2])
+
+
+def test_several_draft_where_one_alone_would_not() -> None:
+    """A step of the draft takes what three tokens are worth beside three others, but all four share it."""
+    found = {}
+    for able, willing in ((0, 0), (3, 0), (3, 3)):
+        controller = Controller(("model",))
+        for _ in range(20):
+            controller.took(1, 1.0)
+            controller.took(4, 1.0)
+            controller.drafted(1, 1, 4, 4, 4 * 0.5)
+            controller.drafted(4, 4, 4, 16, 4 * 0.5)
+        controller.hope, controller.good = 1.0, 0.9
+        controller.modelled.add(3.0, 4.0, 0.0, weight=3.0)
+        control = controller.begin()
+        plan = control.plan(64, elsewhere=[1, 1, 1], able=able, willing=willing)
+        found[able, willing] = plan.source, control.willing
+    assert found == {(0, 0): ("none", False), (3, 0): ("none", True), (3, 3): ("model", True)}
+
+
+def test_what_others_add_to_a_round_is_not_held_against_a_draft_that_pays() -> None:
+    controller = taught(False)
+    control = controller.begin()
+    for _ in range(8):
+        plan = control.plan(64, elsewhere=[2, 2, 2], able=3, willing=3)
+        assert plan.source == "model"
+        control.learn(Outcome([0.95], 1, 2, seconds=controller.seconds([2, 2, 2, 2]), kept=1))
+        controller.drafted(4, 4, 1, 4, 0.1)
+    assert control._lost < 0.0
+
+
+def test_a_draft_that_is_taken_away_is_not_judged_for_that() -> None:
+    controller = taught(False)
+    controller.hope = 1.0
+    control = controller.begin()
+    control.plan(64)
+    control.learn(Outcome([0.9], 1, 2, seconds=2.0, kept=1))
+    controller.sources = frozenset({"suffix"})
+    control.plan(64)
+    assert controller.hope == 1.0
 
 
 def test_requests_of_one_round_save_up_for_probing_once() -> None:
@@ -134,7 +198,7 @@ def test_requests_of_one_round_save_up_for_probing_once() -> None:
         for rows in (1, 4, 9):
             controller.took(rows, target[rows])
         control = controller.begin()
-        control.plan(1, rows_elsewhere=others)
+        control.plan(1, elsewhere=[1] * others)
         control.learn(Outcome([], 0, 1, seconds=(target[1] + target[4]) / 2))
         saved.append(controller.purse)
     assert saved[0] == pytest.approx(4 * saved[1])
@@ -146,7 +210,8 @@ def test_what_a_window_took_is_learnt_as_the_window_s_cost() -> None:
     before = controller.draft.seconds(WINDOW)
     control = controller.begin()
     assert control.plan(64, unseen=4000).reading == WINDOW
-    control.learn(Outcome([0.9], 1, 2, draft_seconds=before, seconds=before + controller.target.seconds(2)))
+    controller.drafted(WINDOW, 1, 1, 1, before)
+    control.learn(Outcome([0.9], 1, 2, seconds=before + controller.target.seconds(2), kept=1))
     assert controller.draft.seconds(WINDOW) == pytest.approx(before)
 
 
@@ -256,17 +321,17 @@ def test_a_fixed_mode_drafts_exactly_so(mode: Mode, offered: int, expected: tupl
 
 def test_a_chain_tells_its_sources_apart() -> None:
     rates = ([0.9] * 14, [0.1] * 14)
-    plan = Plan("chain", 8, found=2, price=1.0, rates=rates, ahead=0.9, step=0.5, rows=[0.0] * 9)
+    plan = Plan("chain", 8, found=2, price=1.0, rates=rates, ahead=0.9, steps=[0.5], rows=[0.0] * 9)
     assert plan.proceed([0.5, 0.5])  # 0.81: the suffix's
     assert not plan.proceed([0.5, 0.5, 0.5])  # 0.081: a token of the model
-    assert not Plan("chain", 8, 0, 1.0, rates, 0.9, 0.5, [0.0] * 9).proceed([0.5, 0.5])
+    assert not Plan("chain", 8, 0, 1.0, rates, 0.9, [0.5], [0.0] * 9).proceed([0.5, 0.5])
 
 
 def test_only_tokens_worth_their_rows_are_kept() -> None:
     rates = ([0.5] * 14, [0.5] * 14)
-    cheap = Plan("model", 8, 0, 1.0, rates, 0.9, 0.0, [0.0] * 9)
-    dear = Plan("model", 8, 0, 1.0, rates, 0.9, 0.0, [0.2 * row for row in range(9)])
-    step = Plan("model", 8, 0, 1.0, rates, 0.9, 0.0, [0.0, 0.7, 0.7, 0.7, 0.7, 2.0, 2.0, 2.0, 2.0])
+    cheap = Plan("model", 8, 0, 1.0, rates, 0.9, [0.0], [0.0] * 9)
+    dear = Plan("model", 8, 0, 1.0, rates, 0.9, [0.0], [0.2 * row for row in range(9)])
+    step = Plan("model", 8, 0, 1.0, rates, 0.9, [0.0], [0.0, 0.7, 0.7, 0.7, 0.7, 2.0, 2.0, 2.0, 2.0])
     assert [plan.keep([0.5] * 8) for plan in (cheap, dear, step)] == [8, 2, 4]
 
 
@@ -289,7 +354,7 @@ def test_greedy_sampled_and_rejection_requests_are_judged_apart() -> None:
             for _ in range(30):
                 control.plan(100)
                 agreed = int(chosen == liked)
-                control.learn(Outcome([0.75], agreed, agreed + 1, 0, 0.01, 0.1))
+                control.learn(Outcome([0.75], agreed, agreed + 1, 0, 0.1, kept=1))
         for chosen in CHOSEN:
             assert (controller.calibrations["model", chosen].rate(9) > 0.5) == (chosen == liked)
 
@@ -300,7 +365,7 @@ def test_a_wide_pass_of_others_makes_long_drafts_dear() -> None:
     run(controller, MACHINES[FLAT], answers("math")[:2], Weather(Random(7)))
     control = controller.begin()
     for elsewhere in (0, 3, 64, 512, 100_000):
-        plan = control.plan(200, [0.9] * 40, rows_elsewhere=elsewhere, tokens_elsewhere=3.0)
+        plan = control.plan(200, [0.9] * 40, elsewhere=[elsewhere] if elsewhere else [])
         assert plan.limit <= controller.longest
 
 
@@ -315,11 +380,31 @@ def test_the_report_names_sources_rates_and_costs() -> None:
     assert sum(report["choices"].values()) > 20
 
 
+def test_a_round_beside_a_prompt_says_nothing_of_the_pace() -> None:
+    controller = taught(False)
+    control = controller.begin()
+    for seconds, changed in ((float("nan"), False), (1.5, True)):
+        before = list(controller.paces[False].sums)
+        control.plan(64)
+        control.learn(Outcome([], 0, 1, seconds=seconds))
+        assert (controller.paces[False].sums != before) == changed
+
+
+def test_a_round_without_a_plan_says_nothing_of_what_the_last_one_found() -> None:
+    controller = Controller(("suffix",))
+    control = controller.begin()
+    control.plan(64, [0.99] * 4)
+    control.learn(Outcome([0.99] * 4, 4, 5, 4, 0.1, kept=4))
+    tried = list(controller.calibrations["suffix", "greedy"].tried)
+    control.learn(Outcome([], 0, 1, seconds=0.1))
+    assert controller.calibrations["suffix", "greedy"].tried == tried
+
+
 def test_times_that_are_no_numbers_leave_no_trace() -> None:
     controller = Controller()
     control = controller.begin()
     control.plan(100)
-    control.learn(Outcome([float("nan")], 0, 1, 0, float("nan"), float("nan")))
+    control.learn(Outcome([float("nan")], 0, 1, 0, float("nan")))
     assert controller.calibrations["model", "greedy"].tried[0] == 1  # no confidence counts as least
     assert all(isfinite(figure) for figures in controller.learnt.averages.values() for figure in figures)
 
@@ -331,17 +416,15 @@ outcomes = st.builds(
     agreed=st.integers(-3, 50),
     emitted=st.integers(-3, 50),
     found_agreed=st.integers(-3, 50),
-    draft_seconds=anything,
     seconds=anything,
 )
 modes = st.one_of(
     st.sampled_from(["auto", "auto", "off"]),
     st.tuples(st.sampled_from(["none", "suffix", "model", "chain"]), st.integers(0, 50)),
 )
+widths = st.lists(st.integers(1, 3000), max_size=4)
 rounds = st.lists(
-    st.tuples(
-        st.integers(-1, 40), st.lists(anything, max_size=40), st.integers(-1, 3000), outcomes, anything
-    ),
+    st.tuples(st.integers(-1, 40), st.lists(anything, max_size=40), widths, outcomes, anything),
     max_size=12,
 )
 
@@ -351,12 +434,12 @@ rounds = st.lists(
 def test_no_outcome_breaks_it(
     mode: Mode,
     longest: int,
-    story: Sequence[tuple[int, list[float], int, Outcome, float]],
+    story: Sequence[tuple[int, list[float], list[int], Outcome, float]],
 ) -> None:
     controller = Controller(longest=longest)
     control = controller.begin(mode)
     for remaining, found, elsewhere, outcome, seconds in story:
-        plan = control.plan(remaining, found, elsewhere, 1.0)
+        plan = control.plan(remaining, found, elsewhere)
         assert 0 <= plan.found <= plan.limit <= max(0, min(longest, remaining - 1))
         assert plan.found <= len(found)
         assert (plan.source == "none") == (plan.limit == 0)
@@ -365,7 +448,8 @@ def test_no_outcome_breaks_it(
         assert isinstance(plan.proceed(drafted), bool)
         assert 0 <= plan.keep(drafted) <= min(plan.limit, len(drafted))
         assert not plan.proceed([0.99] * plan.limit)
-        controller.took(elsewhere, seconds)
+        controller.took(1 + sum(elsewhere), seconds)
+        controller.drafted(control.reading(plan), 1, 3, 3, seconds)
         control.learn(outcome)
     kept = controller.learnt
     assert Learnt.model_validate_json(kept.model_dump_json()) == kept

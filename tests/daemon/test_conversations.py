@@ -12,10 +12,11 @@ import subprocess
 import sys
 from array import array
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from draftd.daemon import conversations
+from draftd.daemon import conversations, keeping
 from draftd.daemon.conversations import OWN, Conversation, Conversations
 from draftd.daemon.engine import Engine
 from draftd.daemon.keeping import Keeping
@@ -156,6 +157,34 @@ def test_a_request_starts_from_what_its_own_users_app_left(tmp_path: Path) -> No
     again = ask("1").parked
     assert again is not None
     assert again.tokens[: len(prompt)] == prompt
+
+
+def test_a_cache_of_another_context_is_another_models_in_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes long or short rotary factors by the context, where a model has both."""
+    monkeypatch.setattr(keeping, "_weights", lambda model, settings: ["the weights"])
+
+    shipped: dict[str, Any] = {}
+
+    def identity(backend: str, context: int) -> str:
+        return keeping.identity(Settings(**shipped), {"backend": backend, "context": context})
+
+    assert identity("llama_cpp", 2048) == identity("llama_cpp", 2048) != identity("llama_cpp", 32768)
+    assert identity("transformers", 2048) == identity("transformers", 32768) != identity("llama_cpp", 32768)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_a_directory_that_differs_in_a_file_is_of_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    settings = Settings.model_validate({"cache_dir": tmp_path / "cache"})
+
+    def identity(folder: str, content: str) -> str:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(content)
+        monkeypatch.setattr(keeping, "cached_path", lambda model, cache_dir: tmp_path / folder)
+        return keeping.identity(settings, {"backend": "transformers"})
+
+    assert identity("one", "a") == identity("same", "a") != identity("other", "b")
 
 
 def test_the_engine_is_told_whose_app_a_conversation_is_of(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Literal
@@ -15,6 +17,7 @@ from draftd.daemon.settings import Settings, load
 from draftd.ipc.errors import CorruptModel
 from draftd.models import probe
 from draftd.models.catalog import Model, Pair
+from tests.daemon.conftest import Daemon
 from tests.tiny import retokenize, write_tiny
 from tests.tiny_gguf import write_gguf
 
@@ -138,6 +141,49 @@ def test_an_open_socket_directory_fails(home: Path) -> None:
     assert check.mend == f"run `chmod o= {home}/run`"
     (home / "run").chmod(0o700)
     assert checks.socket(load()).state == "ok"
+
+
+def test_a_socket_directory_that_many_share_is_not_closed_to_them(home: Path) -> None:
+    (home / "run").mkdir()
+    (home / "run").chmod(0o1777)
+    check = checks.socket(load())
+    assert check.state == "FAIL"
+    assert check.mend == f"use a directory of its own, as in ipc://{home}/run/draftd/draftd.sock"
+
+
+def test_an_endpoint_on_tcp_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAFTD_ENDPOINT", "tcp://127.0.0.1:5555")
+    for name in ("DRAFTD_SERVER_KEY", "DRAFTD_CLIENT_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    check = checks.socket(load())
+    assert check.state == "warn"
+    assert "tcp needs keys" in check.found
+
+
+def test_a_member_of_the_group_need_not_write_beside_a_daemon_that_answers(
+    shared: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    check = checks.socket(load(endpoint=shared.endpoint))
+    assert check.state == "ok"
+    assert "a daemon serves tiny" in check.found
+
+
+def test_a_directory_that_is_closed_to_us_is_said_to_be(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another user's is, below which pathlib raises; root would see through real permissions."""
+    closed, stat = home / "c", Path.stat
+
+    def refusing(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if closed in path.parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    closed.mkdir()
+    monkeypatch.setattr(Path, "stat", refusing)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed)
+    settings = load(endpoint=f"ipc://{closed}/run/d.sock", cache_dir=closed / "cache")
+    assert checks.socket(settings).found == f"{closed}/run can't be made"
+    assert checks.directories(settings).found == f"no permission to write to {closed}"
 
 
 def test_a_socket_path_too_long_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ class Question:
     penalties: Penalties = field(default_factory=Penalties)
     regex: str | None = None  # over "a", "b", …; the last token is the end
     ends: bool = False  # it is without a regex, too
+    ignored: bool = False  # with one it is not, but a token like the others
     prompt: Sequence[int] = tuple(PROMPT)
     scale: float = 1.0
     slots: int = 4
@@ -61,7 +62,8 @@ class Question:
         self.draft = TableTarget(self.vocab, scale=self.scale)
         noise = np.random.default_rng(1).standard_normal(self.draft.table.shape) * self.scale
         self.draft.table += 0.5 * noise.astype(np.float32)
-        self.stop_ids = frozenset({self.vocab - 1} if self.regex or self.ends else ())
+        ending = self.ends or (self.regex and not self.ignored)
+        self.stop_ids = frozenset({self.vocab - 1} if ending else ())
         self.grammars = Grammars(letters(self.vocab), self.vocab) if self.regex else None
 
     def processors(self) -> Processors:
@@ -158,6 +160,7 @@ QUESTIONS = {
     "end": Question(ends=True),
     "penalties": Question(penalties=Penalties(1.3, 0.4, 0.9, ((1, 0.7),))),
     "grammar": Question(sampling=Sampling(1.2), regex="a*(b|ba)a?b?"),
+    "end ignored": Question(sampling=Sampling(1.2), regex="a*(b|ba)a?b?", ignored=True),
     "all": Question(
         sampling=Sampling(0.9, top_k=2, min_p=0.02), penalties=Penalties(1.2, 0.3, 0.5), regex="[ab]{2,4}"
     ),

@@ -107,6 +107,18 @@ def test_logprobs_in_both_shapes(client: openai.OpenAI) -> None:
     assert len(old.choices[0].logprobs.token_logprobs or []) == old.usage.completion_tokens  # type: ignore[union-attr]
 
 
+def test_offsets_of_a_stream_are_those_of_the_whole_answer(client: openai.OpenAI) -> None:
+    create = client.completions.create
+    whole = create(model="tiny", prompt="abc", max_tokens=8, n=2, logprobs=0, seed=1).choices
+    streamed: list[list[int]] = [[], []]
+    for chunk in create(model="tiny", prompt="abc", max_tokens=8, n=2, logprobs=0, seed=1, stream=True):
+        choice = chunk.choices[0]
+        if choice.logprobs is not None:
+            streamed[choice.index] += choice.logprobs.text_offset or []
+    assert streamed == [choice.logprobs.text_offset for choice in whole if choice.logprobs is not None]
+    assert any(offsets[-1] > 0 for offsets in streamed if offsets)
+
+
 def test_a_schema_holds(client: openai.OpenAI) -> None:
     schema = {
         "type": "object",
@@ -161,6 +173,17 @@ def test_a_number_that_json_does_not_have_is_refused(base: str) -> None:
     reply = httpx.post(f"{base}/v1/chat/completions", content=body, headers=kind)
     assert reply.status_code == 400
     assert "logit_bias.97: should be a finite number" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_s_name_that_utf_8_can_not_say_goes_back_as_it_came(base: str, stream: bool) -> None:
+    body = json.dumps(ASK | {"model": "\ud800", "max_tokens": 3, "stream": stream})
+    kind = {"Content-Type": "application/json"}
+    reply = httpx.post(f"{base}/v1/chat/completions", content=body, headers=kind)
+    assert reply.status_code == 200
+    first = reply.text.partition("\n")[0].removeprefix("data: ")
+    assert json.loads(first)["model"] == "\ud800"
+    assert not stream or reply.text.endswith("data: [DONE]\n\n")
 
 
 def test_what_is_not_here_says_so(client: openai.OpenAI) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any, cast
 
 import httpx
 import pytest
 
+from draftd.daemon.gateway import _unless_gone
 from draftd.daemon.gateway_guard import Guard
 from tests.daemon.conftest import Daemon, Serve
 from tests.daemon.gateways import ASK, gateway
@@ -59,6 +62,42 @@ def test_a_body_that_is_none(base: str, content: bytes) -> None:
     reply = httpx.post(f"{base}/v1/chat/completions", content=content)
     assert reply.status_code == 400
     assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_what_is_wrong_with_a_body_s_json_is_told(base: str) -> None:
+    kind = {"Content-Type": "application/json"}
+    reply = httpx.post(f"{base}/v1/chat/completions", content=b'{"model": nope}', headers=kind)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, None)
+    assert error["message"] == "the body is no JSON: Expecting value at character 10"
+    plain = httpx.post(f"{base}/v1/chat/completions", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert plain.json()["error"]["message"].startswith("the body is no JSON object: send one")
+
+
+def test_a_request_that_is_cancelled_leaves_nothing_at_work() -> None:
+    """As all are at the gateway's shutdown."""
+
+    class Here:
+        async def is_disconnected(self) -> bool:
+            return False
+
+    async def cancelled() -> None:
+        begun = asyncio.Event()
+
+        async def events() -> AsyncGenerator[Any, None]:
+            begun.set()
+            await asyncio.Event().wait()
+            yield None
+
+        stream, here = events(), Here()
+        waiting = asyncio.create_task(_unless_gone(anext(stream), cast(Any, here)))
+        await begun.wait()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await stream.aclose()  # RuntimeError if it still runs
+
+    asyncio.run(cancelled())
 
 
 def test_no_more_of_a_body_is_kept_than_a_prompt_needs(base: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,3 +107,18 @@ def test_whatever_is_read_it_moves_by_one_rung_a_dwell_and_names_a_reason(series
             last, moved = rung, float(second)
         assert bool(governor.why) == (rung > Rung.NORMAL)
         assert WORDS[rung]
+
+
+def test_a_draft_that_just_does_not_fit_is_loaded_again_less_and_less_often() -> None:
+    governor = Governor(MARKS)
+    ups: list[int] = []
+    for second in range(3600):
+        before = governor.rung
+        available = 4.0 if before < Rung.NO_DRAFT else 10.0  # percent
+        if governor.step(Reading(memory_available=available), float(second)) < before:
+            ups.append(second)
+    gaps = [later - earlier for earlier, later in pairwise(ups)]
+    assert gaps[:5] == [47, 87, 167, 327, 327], "the wait, and 7 seconds down again"
+    assert rungs(governor, [CALM] * 2000, start=3600.0)[-1] == Rung.NORMAL
+    rungs(governor, [SHORT_OF_MEMORY] * 8, start=5600.0)
+    assert rungs(governor, [CALM] * 60, start=5608.0).index(Rung.NORMAL) == 20, "what held is no relapse"

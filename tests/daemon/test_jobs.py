@@ -76,3 +76,18 @@ def test_a_new_engine_gets_the_tokens_and_the_text_that_are_out(front: Desk) -> 
     front.front.jobs.submit_all()
     again = front.told[-1]
     assert (again["emitted"], again["characters"], again["seed"]) == ([[1, 2, 3]], [3], 3)
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "deadline"])
+def test_what_was_to_end_when_its_engine_died_is_not_begun_again(front: Desk, reason: Any) -> None:
+    app = front.app()
+    key = front.generate(app)
+    front.tokens(key, 1)
+    assert app.hear()["tokens"] == [1]
+    front.front.jobs.stop(front.front.jobs.by_key[key], reason, answerable=True)
+    front.front.jobs.submit_all()
+    done = app.hear()
+    assert (done["type"], done["finish_reason"]) == ("done", reason)
+    assert done["usage"]["completion_tokens"] == 1
+    assert [body["type"] for body in front.told] == ["generate", "cancel"]
+    assert not front.front.jobs.by_key

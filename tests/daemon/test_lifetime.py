@@ -24,6 +24,7 @@ class Machine(RuleBasedStateMachine):
         self.made = 0
         self.idle_since = 0.0  # since when no lease has been held
         self.stays = keep_alive  # what the last to go asked for
+        self.own = False  # it gave a time of its own
         self.told = False
 
     def follow(self) -> None:
@@ -61,6 +62,13 @@ class Machine(RuleBasedStateMachine):
         self.told = False
         self.follow()
         assert self.process != "none"
+
+    @rule(keep_alive=st.sampled_from([-1.0, 0.0, 2.0, 7.0]))
+    def adopt(self, keep_alive: float) -> None:
+        if keep_alive != self.life.keep_alive and not self.own:
+            self.stays, self.idle_since = keep_alive, self.now
+        self.life.adopt(keep_alive, self.now)
+        self.follow()
 
     @rule()
     def unload(self) -> None:
@@ -102,6 +110,7 @@ class Machine(RuleBasedStateMachine):
 
     def rest(self, keep_alive: float | None) -> None:
         self.stays = self.life.keep_alive if keep_alive is None else keep_alive
+        self.own = keep_alive is not None
         self.idle_since = self.now
 
     @invariant()
@@ -148,3 +157,22 @@ def test_unload_waits_for_the_request_that_runs_and_load_takes_it_back() -> None
     life.unload(60.0)
     life.release(2, 61.0, keep_alive=-1.0)
     assert life.next(61.0) == "stop"
+
+
+def test_another_keep_alive_counts_at_once_but_not_over_what_a_request_asked_for() -> None:
+    life = Lifetime(-1.0)
+    life.acquire(1)
+    life.next(0.0)
+    life.ready(1.0)
+    life.release(1, 2.0)
+    assert life.look_at() == inf
+    life.adopt(10.0, 5.0)
+    assert life.look_at() == 15.0
+    life.adopt(10.0, 9.0)
+    assert life.look_at() == 15.0, "another reload puts nothing off"
+    life.acquire(2)
+    life.release(2, 10.0, keep_alive=60.0)
+    life.adopt(0.0, 11.0)
+    assert life.look_at() == 70.0
+    life.load(12.0)
+    assert life.next(12.0) == "stop"

@@ -1,14 +1,17 @@
-"""What a reload that leaves the models where they are tells the engine, and the one after it."""
+"""What a reload tells the engine and the one after it, and which requests it ends."""
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from draftd.daemon import logs
+from draftd.daemon.governor import Rung
 from draftd.daemon.settings import Settings
+from draftd.ipc.errors import Overloaded
 from tests.daemon.desk import desk
 
 
@@ -34,3 +37,47 @@ def test_how_to_log_reaches_the_engine_that_runs_and_the_next(
         front.reload._again = lambda: Settings.model_validate({**changed, "queue": 9})
         front.reload.run(front.settings)
         assert len(told) == 1, "nothing of the logs has changed"
+
+
+@pytest.mark.parametrize(("changed", "left"), [({"context": 8192}, 0), ({"slots": 2}, 1)])
+def test_open_requests_end_where_the_rest_could_be_another_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], left: int
+) -> None:
+    monkeypatch.setattr(logs, "set_up", lambda level, content: None)
+    with desk(tmp_path) as made:
+        front, app = made.front, made.app()
+        made.generate(app)
+        replaced: list[dict[str, Any]] = []
+        monkeypatch.setattr(front.life, "replace", lambda load, pair: replaced.append(load["settings"]))
+        front.reload._again = lambda: Settings.model_validate(changed)
+        front.reload.run(front.settings)
+        assert len(front.jobs) == left
+        if not left:
+            assert app.hear()["code"] == "cancelled"
+        (settings,) = replaced
+        assert {name: settings[name] for name in changed} == changed, "the engine's, so another takes over"
+
+
+def test_without_the_governor_nobody_is_turned_away_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "set_up", lambda level, content: None)
+    with desk(tmp_path) as made:
+        front = made.front
+        front.governing.governor.rung = Rung.REFUSE
+        with pytest.raises(Overloaded):
+            front.governing.admit()
+        front.reload._again = lambda: front.settings.model_copy(update={"governor": False})
+        front.reload.run(front.settings)
+        front.governing.admit()
+        assert front.governing.report()["rung"] == Rung.NORMAL
+
+
+def test_another_keep_alive_is_in_force_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "set_up", lambda level, content: None)
+    with desk(tmp_path) as made:
+        front = made.front
+        assert front.life.lifetime.look_at() == inf
+        front.reload._again = lambda: front.settings.model_copy(update={"keep_alive": 100.0})
+        front.reload.run(front.settings)
+        assert front.life.lifetime.look_at() < inf

@@ -138,3 +138,11 @@ def test_threads_are_set_on_both_models() -> None:
     retreat, target = made(Draft)
     retreat.set_threads(3)
     assert target.threads == cast(Draft, retreat.loaded.drafting.model).threads == 3
+
+
+def test_a_draft_that_is_opened_again_has_the_targets_threads() -> None:
+    retreat, target = made(Draft)
+    retreat.to(Rung.NO_DRAFT)
+    retreat.set_threads(3)
+    retreat.to(Rung.NORMAL)
+    assert target.threads == cast(Draft, retreat.loaded.drafting.model).threads == 3

@@ -13,6 +13,7 @@ from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
 from draftd.daemon.request import Priority, Request
 from draftd.daemon.scheduler import BACKGROUND_CHUNK, PREFILL_CHUNK
+from draftd.drafts.llama_cpp import LlamaDraft
 from draftd.models.sampling import Sampling
 from tests.fakes import TableDraft, TableTarget
 
@@ -294,14 +295,38 @@ def test_a_parked_cache_that_is_refused_is_computed_again(monkeypatch: pytest.Mo
     assert background.tokens == alone(0, text(40), 20)
 
 
+def test_what_runs_closes_up_where_only_neighbours_are_computed_together() -> None:
+    target = TableTarget(slots=4, context=200)
+    target.even = True
+    drafting = Drafting(LlamaDraft(TableTarget(slots=4, seed=1, context=300)))
+    rounds: list[list[int]] = []
+    engine = Engine(
+        target, drafting, beat=lambda _, __, batch: rounds.append([work.request.slot for work in batch])
+    )
+    counts = dict(enumerate((20, 4, 20)))
+    answers = [request(key, text(30, key), count) for key, count in counts.items()]
+    run(engine, *answers)
+    assert {len(slots) for slots in rounds} == {3, 2, 1}
+    assert all(max(slots) - min(slots) < len(slots) for slots in rounds)
+    assert target.loaded > 0, "whoever was left beside the gap has moved"
+    assert [each.tokens for each in answers] == [alone(key, text(30, key), counts[key]) for key in counts]
+
+
+def test_nobody_moves_for_fewer_passes_than_that_takes() -> None:
+    target = TableTarget(slots=4, context=2000)
+    target.even = True
+    run(Engine(target), *(request(key, text(1000, key), count) for key, count in enumerate((8, 4, 8))))
+    assert target.loaded == 0
+
+
 @given(st.data())
 @hypothesis_settings(max_examples=60)
 def test_any_traffic_gives_each_request_its_undisturbed_answer(data: st.DataObject) -> None:
-    """Priorities, prefills, shared prefixes and cancellations in any order, on one to three slots."""
-    slots = data.draw(st.integers(1, 3))
-    engine = Engine(
-        TableTarget(slots=slots, context=400), Drafting(TableDraft(TableTarget(seed=1))), chunk=32
-    )
+    """Priorities, prefills, shared prefixes, drafts and cancellations in any order, on one to four slots."""
+    slots = data.draw(st.integers(1, 4))
+    target = TableTarget(slots=slots, context=400)
+    target.even = data.draw(st.booleans())
+    engine = Engine(target, Drafting(LlamaDraft(TableTarget(slots=slots, seed=1, context=500))), chunk=32)
     stem = text(60)
     live: list[Request] = []
     finished: list[Request] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from draftd.daemon import service
-from draftd.ipc.errors import InvalidConfig
+from draftd.ipc.errors import DraftdError, InvalidConfig
 from tests.systemd_box import Box, Unavailable
 from tests.tiny import write_tiny
 from tests.tiny_gguf import write_gguf
@@ -121,6 +121,28 @@ def test_a_dry_run_names_each_step_and_takes_none(tmp_path: Path, monkeypatch: p
     assert f"write {tmp_path}/systemd/user/draftd.service\n" in done.stdout
     assert "run   systemctl --user daemon-reload\n" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_upgrade_takes_the_units_that_are_there_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    metrics = tmp_path / "systemd" / "user" / "draftd-metrics.service"
+    metrics.parent.mkdir(parents=True)
+    metrics.touch()
+    service.install(dry_run=True)
+    said = capsys.readouterr().out
+    assert f"write {metrics}\n" in said
+    assert "run   systemctl --user restart draftd.service draftd-metrics.service\n" in said
+    assert "gateway" not in said
+
+
+def test_where_systemd_is_missing_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InvalidConfig, match="there is no systemctl here"):
+        service.status()
+    with pytest.raises(DraftdError, match="cannot run `systemd-sysusers x`: No such file"):
+        service._run(["systemd-sysusers", "x"], dry_run=False)
 
 
 @pytest.fixture(scope="module")

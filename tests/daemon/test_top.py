@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+import typer
 from rich.console import Console
 
-from draftd.daemon.top import Speed, view
+from draftd.daemon.top import Speed, top, view
 from draftd.ipc.messages import Status
 from tests.daemon.test_metrics import full_status
 
@@ -59,6 +61,18 @@ def test_a_daemon_that_has_done_nothing_says_so() -> None:
     assert "no requests" in text
     assert "nothing drafted yet" in text
     assert "restarts" not in text
+
+
+def test_a_name_cannot_steer_the_terminal() -> None:
+    text = shown(status(active=[{**ACTIVE, "app": "\x1b[2J\x9bred"}]))
+    assert row(text, "17")[1] == r"'\x1b[2J\x9bred'"
+    assert text.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("every", [float("nan"), float("inf"), 1e300])
+def test_no_look_is_a_time_that_is_none(every: float) -> None:
+    with pytest.raises(typer.BadParameter, match="should be seconds"):
+        top(every=every)
 
 
 def test_a_full_bar_an_empty_one_and_a_place_that_was_never_reached() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from draftd.daemon import loader, tune, tuned
+from draftd.daemon import budget, loader, tune, tuned
 from draftd.daemon.settings import Settings
 from draftd.daemon.tuned import SHIPPED, Figure
 from draftd.ipc.errors import DiskFull, InvalidRequest, ModelNotFound
@@ -107,6 +108,31 @@ def test_pull_goes_on_where_tuning_fails(
     with pytest.raises(DiskFull):
         models("tune")
     assert names(tiny[1]) == []
+
+
+def test_pull_says_where_the_target_does_not_fit_and_loads_nothing(
+    tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "measure_room", lambda: budget.Room(10**6, 0))
+    monkeypatch.setattr(loader, "load_llama_cpp", None)
+    pulled = models("pull")
+    assert pulled.exit_code == 0
+    assert "the draft is not tuned: tiny needs" in pulled.stderr
+    assert tuned.find(*tiny) is None
+
+
+def test_the_one_backend_that_fits_is_measured(
+    tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, settings = replace(tiny[0], backend="auto"), tiny[1]
+    small = settings.model_copy(update={"context": tune.TOKENS, "slots": 1})
+    _, llama_cpp = budget.asked(pair, small, budget.Room(10**12, 0))
+    monkeypatch.setattr(budget, "measure_room", lambda: budget.Room(llama_cpp.memory, 0))
+    monkeypatch.setattr(tune, "choose_backend", None)  # it would load the target in both
+    favour(monkeypatch, SHIPPED)
+    record = tune.tune(pair, settings, TEXT, True, lambda line: None).record
+    assert record is not None
+    assert record.backend == "llama_cpp"
 
 
 def test_a_text_that_is_too_short_and_one_that_is_not_there(tiny: tuple[Pair, Settings]) -> None:

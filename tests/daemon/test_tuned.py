@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
+from pathlib import Path
 
 import pytest
 
 from draftd.daemon import tune, tuned
 from draftd.daemon.settings import Settings
+from draftd.daemon.tuned import SHIPPED, Figure, Record
+from draftd.ipc.errors import DiskFull
 from draftd.models.base import Span
 from draftd.models.catalog import Pair, load_catalog
 from draftd.models.llama_cpp import LlamaTarget
@@ -90,6 +94,30 @@ def test_the_tuned_file_answers_as_a_model(
     model = LlamaTarget.load(found[0], slots=1, context=64, threads=1)
     assert model.forward([Span(0, 0, [65, 66, 67], 1)])[0].shape == (1, 272)
     model.close()
+
+
+def test_a_record_that_the_disk_has_no_room_for_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    figure = Figure(
+        source="s", types=SHIPPED, size=1, milliseconds=1.0, acceptance=0.5, length=1, speedup=1.0
+    )
+    record = Record(
+        pair="p",
+        machine="m",
+        backend="llama_cpp",
+        chosen=0,
+        source_sha256="0",
+        file=None,
+        file_sha256=None,
+        figures=[figure],
+    )
+    monkeypatch.setattr(tuned, "replace_text", full)
+    with pytest.raises(DiskFull):
+        tuned.write(record, Settings.model_validate({"cache_dir": tmp_path}))
 
 
 def test_the_text_that_comes_along_is_long_enough() -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 import torch
 import zmq
 
-from draftd.daemon import logs
+from draftd.daemon import logs, worker
 from draftd.daemon.asked import Asked
+from draftd.daemon.control import Control
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
 from draftd.daemon.keeping import Keeping
@@ -23,7 +29,9 @@ from draftd.daemon.pulse import SIZE, Pulse
 from draftd.daemon.retreat import Retreat
 from draftd.daemon.settings import Settings
 from draftd.daemon.worker import Worker
+from draftd.ipc.errors import InvalidRequest
 from draftd.models.base import Rows, Span
+from draftd.models.processors import Penalties, Processors, Row
 from tests.fakes import TableTarget
 
 VOCAB = 8
@@ -74,7 +82,7 @@ class Letters:
 
     stop_ids = frozenset[int]()
 
-    def stream(self) -> Letters:
+    def stream(self, behind: Sequence[int] = ()) -> Letters:
         return self
 
     def push(self, token: int) -> str:
@@ -218,9 +226,40 @@ def test_a_request_resumed_at_any_token_ends_as_it_would_have(ending: Ending, st
         )
 
 
+@pytest.mark.parametrize("room", [0, 8], ids=["with its limit", "before its limit"])
+def test_an_answer_that_a_stop_string_ends_has_ended_by_itself_once(
+    ending: Ending, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    _, text, _ = ending.ask(max_tokens=20, speculate=True)
+    stop, learn, heard = text[:12], Control.ended, list[bool]()
+
+    def hear(control: Control, stopped: bool) -> None:
+        heard.append(stopped)
+        learn(control, stopped)
+
+    monkeypatch.setattr(Control, "ended", hear)
+    answer = ending.worker.loaded.drafting.controller.answer()
+    tokens, _, done = ending.ask(max_tokens=12 + room, speculate=True, stop=[stop])
+    assert (len(tokens), done["finish_reason"]) == (12, "stop")
+    assert len(heard) == 1
+    if room:
+        assert heard == [True]
+        assert ending.worker.loaded.drafting.controller.answer() < answer
+
+
 def test_a_resumed_token_outside_the_vocabulary_is_refused(bench: Bench) -> None:
     (error,) = bench.run({**GENERATE, "emitted": [[VOCAB]]}, {"type": "stop"})
     assert error["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize("emitted", [[], [1]], ids=["new", "sent again"])
+def test_a_search_wider_than_the_engine_s_slots_is_refused(bench: Bench, emitted: list[int]) -> None:
+    """The front asks only what the configuration was when the request came."""
+    wide = {"beams": bench.target.slots + 1, "temperature": 0.0, "emitted": [emitted]}
+    (error,) = bench.run({**GENERATE, **wide}, {"type": "stop"})
+    assert error["code"] == "invalid_request"
+    assert "beams=5 needs as many slots, this daemon has 4: ask for 4 at most" in error["message"]
+    assert not bench.worker.engine.busy
 
 
 def test_a_fault_of_ours_ends_one_request_and_not_the_engine(
@@ -326,3 +365,105 @@ def test_a_second_fault_in_a_row_ends_the_engine(bench: Bench) -> None:
     bench.target.failing = next_one
     with pytest.raises(ZeroDivisionError):
         bench.run(GENERATE)
+
+
+@pytest.mark.parametrize(("parent", "begins"), [(1, True), (2, False)])
+def test_it_runs_only_under_the_front_that_started_it_be_that_process_1(
+    monkeypatch: pytest.MonkeyPatch, parent: int, begins: bool
+) -> None:
+    class BeginsError(Exception):
+        pass
+
+    def guard() -> None:
+        raise BeginsError
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(prctl=lambda *_: 0))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(os, "getppid", lambda: parent)
+    monkeypatch.setattr(logs, "guard", guard)
+    monkeypatch.setattr(sys, "argv", ["worker", "ipc:///nowhere", "0", "1"])
+    with pytest.raises(BeginsError if begins else SystemExit):
+        worker.main()
+
+
+def test_a_beam_search_resumed_behind_its_stop_string_gives_nothing_more(ending: Ending) -> None:
+    _, text, _ = ending.ask(max_tokens=12, beams=2)
+    asked: dict[str, Any] = {"max_tokens": 12, "beams": 2, "stop": [text[4:6]]}
+    tokens, before, done = ending.ask(**asked)
+    assert 0 < len(tokens) < 12
+    for cut in (len(tokens) - 1, len(tokens)):
+        known = "".join(chr(97 + token) for token in tokens[:cut])[: len(before)]
+        rest, more, end = ending.ask(**asked, emitted=[tokens[:cut]], characters=[len(known)])
+        assert tokens[:cut] + rest == tokens
+        assert known + more == before
+        assert end["finish_reason"] == done["finish_reason"] == "stop"
+        assert end["usage"]["completion_tokens"] == len(tokens)
+
+
+class Stuck(Processors):
+    def apply(self, row: Row, drafted: Sequence[int] = ()) -> None:
+        raise InvalidRequest("grammar: the answer can't go on")
+
+
+def test_a_grammar_that_errs_ends_its_request_with_all_its_answers_and_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def processors(body: dict[str, Any], prompt: list[int]) -> Processors | None:
+        return Stuck(Penalties(), prompt) if body["key"] == 1 else None
+
+    monkeypatch.setattr(bench.worker.asked, "processors", processors)
+    bench.target.at = 5
+    bench.target.interrupt = lambda: bench.say({"type": "stop"})  # type: ignore[method-assign]
+    two = {"emitted": [[], []], "characters": [0, 0], "endings": [None, None]}
+    said = bench.run({**GENERATE, **two}, {**GENERATE, "key": 2, "max_tokens": 5})
+    (error,) = [body for body in said if body["key"] == 1]
+    assert (error["type"], error["code"]) == ("error", "invalid_request")
+    assert error["message"] == "grammar: the answer can't go on"
+    assert said[-1]["type"] == "done"
+    assert said[-1]["usage"]["completion_tokens"] == 5
+    assert [bench.worker.jobs, bench.worker.choices] == [{}, {}]
+    assert len(bench.worker.engine.scheduler.places.free) == 4
+
+
+def test_logits_that_are_no_numbers_end_a_request_and_what_it_started_from_is_forgotten(
+    ending: Ending, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompt = [1, 2, 3] * 10
+    whole = ending.ask(tokens=prompt, max_tokens=20)
+    ending.target.at = ending.target.passes + 1
+    ending.target.interrupt = lambda: ending.say({"type": "stop"})  # type: ignore[method-assign]
+    with monkeypatch.context() as patched:
+        patched.setattr(ending.target, "row", lambda tokens: np.full(VOCAB, np.nan, np.float32))
+        (error,) = ending.run({**GENERATE, "tokens": [*prompt, 4], "key": 2})
+    assert (error["key"], error["code"]) == (2, "engine_failed")
+    assert "are not numbers" in error["message"]
+    assert "request 2: the model's logits" in caplog.text
+    tokens, text, done = ending.ask(tokens=prompt, max_tokens=20)
+    assert (tokens, text) == whole[:2]
+    assert done["usage"]["cached_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"tokens": [1, VOCAB]},
+        {"tokens": None, "prompt": "x"},
+        {"tokens": None, "messages": [{"role": "user", "content": "x", "tool_calls": None}]},
+    ],
+    ids=lambda body: list(body)[-1],
+)
+@pytest.mark.parametrize("kind", ["generate", "prefill"])
+def test_a_prompt_with_a_token_that_the_model_lacks_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: str, body: dict[str, Any]
+) -> None:
+    """A tokenizer may have tokens, added ones, that the model has no place for."""
+
+    def encode(*_: object) -> list[int]:
+        return [1, VOCAB]
+
+    for name in ("encode", "chat"):
+        monkeypatch.setattr(Letters, name, encode, raising=False)
+    asked = GENERATE if kind == "generate" else PREFILL | {"tools": []}
+    (error,) = bench.run({**asked, **body}, {"type": "stop"})
+    assert error["code"] == "invalid_request"
+    assert "token 8 of the prompt is outside the vocabulary of 8" in error["message"]

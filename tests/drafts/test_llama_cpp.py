@@ -229,6 +229,21 @@ def test_what_was_prepared_or_copied_is_not_fed_again(
     assert draft.unseen(1, tokens) == 0
 
 
+def test_slots_that_change_places_take_what_is_cached_with_them(
+    model: LlamaTarget, reference: Callable[[Sequence[int]], Row]
+) -> None:
+    draft, one, other = LlamaDraft(model), text(40), text(25, 3)
+    for slot, tokens in ((0, one), (1, other)):
+        draft.prepare(slot, tokens)
+    draft.swap(0, 1)
+    assert [draft.unseen(slot, tokens) for slot, tokens in ((1, one), (0, other))] == [0, 0]
+    for slot, tokens in ((1, one), (0, other)):
+        (proposal,) = draft.propose([context([*tokens, 5], limit=1, slot=slot)])
+        assert proposal.tokens == [int(reference([*tokens, 5]).argmax())]
+    draft.swap(0, 2)  # with an empty one
+    assert (draft.unseen(2, other), draft.unseen(0, other)) == (0, 25)
+
+
 def windowed(tokens: Sequence[int], reading: int | None, limit: int = 1, slot: int = 0) -> Context:
     return Context(slot, tokens, limit, greedy, lambda _: True, reading=reading)
 

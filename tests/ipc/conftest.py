@@ -46,6 +46,12 @@ class Sync:
     def prefill(self, *, wait: bool = True, **params: Any) -> messages.Prefilled | None:
         return self._runner.run(self._client.prefill(wait=wait, **params))
 
+    def load(self) -> messages.Status:
+        return self._runner.run(self._client.load())
+
+    def unload(self) -> messages.Status:
+        return self._runner.run(self._client.unload())
+
     def ping(self) -> float:
         return self._runner.run(self._client.ping())
 

@@ -63,6 +63,21 @@ def first_tokens_only(message: messages.ClientMessage, say: Say) -> None:
         answer(message, say)
 
 
+def told_late(by: Callable[[messages.Ping], bool] = lambda ping: True) -> Script:
+    """A daemon that says a prefill is complete at the first ping behind it of which `by` is true."""
+    asked: list[str] = []
+
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if isinstance(message, messages.Prefill):
+            asked.append(message.id)
+            return
+        if asked and isinstance(message, messages.Ping) and by(message):
+            say(messages.Prefilled(id=asked.pop(), state="complete"))
+        answer(message, say)
+
+    return script
+
+
 def tokens(
     request: str, text: str, ids: list[int], drafted: list[bool], lengths: list[int]
 ) -> messages.Tokens:

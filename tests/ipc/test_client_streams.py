@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from draftd.ipc import Client, link, messages, progress
+from draftd.ipc import Client, link, messages, progress, session
 from draftd.ipc.errors import Cancelled
 from draftd.ipc.messages import Generate, Hello
 from tests.ipc import scripted
@@ -93,3 +93,28 @@ def test_the_lease_is_renewed_while_the_app_computes(
     for _ in range(3):  # this thread reads nothing, and turns no loop
         daemon.wait_for(messages.Ping)
     stream.close()
+
+
+def test_the_lease_is_renewed_for_a_prefill_that_nobody_waits_for(
+    daemon: ScriptedDaemon, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "PING_EVERY", 0.02)
+    daemon.script = scripted.told_late(lambda ping: ping.id != "alive")
+    client = connect(daemon.endpoint)
+    client.prefill(wait=False, prompt="Hi")
+    for _ in range(3):
+        assert daemon.wait_for(messages.Ping).id == "alive"
+    client.ping()
+    connection = (client if isinstance(client, Client) else client._client)._connection
+    assert connection is not None
+    assert not connection._session.lives()
+
+
+def test_a_prefill_that_nobody_waits_for_is_given_up_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = session.Session()
+    for alone, lives in ((600.0, True), (0.0, False)):
+        monkeypatch.setattr(session, "ALONE", alone)
+        request, _ = opened.open(messages.Prefill, {"prompt": "x"})
+        opened.let_go(request)
+        assert opened.lives() is lives
+    assert opened.unfinished() == []

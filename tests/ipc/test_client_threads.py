@@ -10,8 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from draftd.ipc import Client, messages
+import pytest
+
+from draftd.ipc import Client, link, messages
 from draftd.ipc.errors import Cancelled
+from tests.ipc import scripted
 from tests.ipc.scripted import ScriptedDaemon, first_tokens_only
 
 
@@ -61,6 +64,19 @@ def test_a_thread_that_waits_does_not_hold_up_another(daemon: ScriptedDaemon) ->
     assert time.monotonic() - start < 2  # the closing wakes the thread at the socket
     thread.join(5)
     assert len(caught) == 1
+
+
+def test_a_prefill_that_ended_is_noticed_though_no_thread_reads(
+    daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "PING_EVERY", 0.02)
+    daemon.script = scripted.told_late()
+    with Client(daemon.endpoint) as client:
+        client.prefill(wait=False, prompt="Hi")
+        connection = client._connection
+        assert connection is not None
+        _until(lambda: not connection._session.lives())
+        client.ping()
 
 
 def test_a_signal_ends_the_wait_and_cancels(daemon: ScriptedDaemon) -> None:

@@ -111,3 +111,27 @@ def test_a_slow_daemon_is_waited_for(
 
     daemon.script = script
     assert connect(daemon.endpoint).complete(prompt="Hi").text == "Hello, Wörld!"
+
+
+@pytest.mark.parametrize("call", ["load", "unload"])
+def test_a_load_takes_as_long_as_it_takes(
+    daemon: ScriptedDaemon, connect: Connect, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(link, "PING_EVERY", 0.05)
+    monkeypatch.setattr(link, "SILENCE", 0.2)
+    asked: list[str] = []
+    pings: list[int] = []
+
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if isinstance(message, messages.Load | messages.Unload):
+            asked.append(message.id)
+        elif isinstance(message, messages.Ping):
+            pings.append(1)
+            say(messages.Pong(id=message.id))
+            if len(pings) == 10:  # half a second, longer than SILENCE
+                say(messages.Status(id=asked[0], state="ready"))
+        else:
+            scripted.answer(message, say)
+
+    daemon.script = script
+    assert getattr(connect(daemon.endpoint), call)().state == "ready"

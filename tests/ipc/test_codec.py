@@ -160,3 +160,10 @@ def test_any_map_is_a_message_or_invalid_request(body: dict[str, Any]) -> None:
     for kind in messages.CLIENT_TYPES:
         with contextlib.suppress(InvalidRequest):
             messages.parse_client({**body, "type": kind})
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
+def test_an_integer_beyond_64_bits_is_not_sent(number: int) -> None:
+    grammar = parts.Grammar(kind="json_schema", source={"maximum": number})
+    with pytest.raises(InvalidRequest, match="an integer beyond 64 bits"):
+        codec.encode(messages.Generate(id="1", prompt="x", grammar=grammar))

@@ -153,3 +153,40 @@ def test_a_refused_daemon_leaves_the_first_ones_socket(tmp_path: Path) -> None:
         with pytest.raises(EndpointInUse):
             endpoint.prepare(address)
         assert (tmp_path / "d.sock").is_socket()
+
+
+def test_at_the_end_what_another_daemon_made_in_its_place_is_left(tmp_path: Path) -> None:
+    path, lock = tmp_path / "d.sock", tmp_path / "d.sock.lock"
+    first = endpoint.prepare(f"ipc://{path}")
+    with socket.socket(socket.AF_UNIX) as old, socket.socket(socket.AF_UNIX) as new:
+        old.bind(str(path))
+        first.bound()
+        path.unlink()
+        lock.unlink()
+        second = endpoint.prepare(f"ipc://{path}")
+        new.bind(str(path))
+        second.bound()
+        first.release()
+        assert second.is_whole()
+        assert path.is_socket()
+        second.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_endpoint_is_held_though_nothing_answers_there(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/d.sock"
+    assert not endpoint.is_held(address)
+    with endpoint.prepare(address):
+        assert endpoint.is_held(address)
+    assert not endpoint.is_held(address)
+    (tmp_path / "d.sock.lock").touch()  # of a daemon that was killed
+    assert not endpoint.is_held(address)
+
+
+def test_a_port_is_held_where_something_listens() -> None:
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{port.getsockname()[1]}"
+        assert not endpoint.is_held(address)
+        port.listen()
+        assert endpoint.is_held(address)

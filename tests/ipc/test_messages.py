@@ -107,3 +107,11 @@ def test_every_error_comes_back_by_its_code() -> None:
     assert isinstance(from_code("overloaded", "why"), Overloaded)
     assert from_code("new", "why").code == "new"
     assert DraftdError.code == "internal"
+
+
+def test_an_errors_sentence_is_cut() -> None:
+    short, long = "x" * messages.MAX_WORDS, "x" * (messages.MAX_WORDS + 1)
+    assert messages.Error(code="internal", message=short).message == short
+    cut = messages.Error(code="internal", message=long).message
+    assert cut == short + " …"
+    assert messages.Error(code="internal", message=cut).message == cut, "by whoever reads it not once more"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from draftd.ipc.errors import InvalidConfig, InvalidRequest, ModelNotFound
+from draftd.models import digest, user_catalog
 from draftd.models.catalog import load_catalog, user_catalog_path
+from draftd.models.fetch import cached_path
 from draftd.models.user_catalog import add_pair, remove_pair
 
 
@@ -92,6 +95,17 @@ def test_the_variable_names_the_users_file(tmp_path: Path, monkeypatch: pytest.M
             "[models.x]\nhub = { repo = 'a/b' }\n[pairs.y]\ntarget = 'x'\ndraft = 'x'\n",
             "the draft x must be a GGUF file",
         ),
+        ("models = 1\n", r"models should be tables, as \[models.NAME\]"),
+        ("[models.x]\nname = 'y'\npath = '/x'\n", r"\[models.x\] says a name again"),
+        (
+            "[models.x]\nfile = 'm.gguf'\nhub = { repo = 'a/b', file = 'm.gguf' }\n"
+            "[models.y]\nfile = 'm.gguf'\nhub = { repo = 'c/d', file = 'm.gguf' }\n",
+            r"\[models.x\] and \[models.y\] come from different places, and the cache would call both m.gguf",
+        ),
+        (
+            "[models.x]\nhub = { repo = 'a/b' }\n[models.y]\nhub = { repo = 'a/b', revision = 'v2' }\n",
+            "would call both a--b",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, text: str, said: str) -> None:
@@ -99,6 +113,23 @@ def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, text: str, said: s
     with pytest.raises(InvalidConfig, match=said) as caught:
         load_catalog(path)
     assert str(path) in str(caught.value)
+
+
+def test_models_may_be_one_file(tmp_path: Path) -> None:
+    """Of one place, of one hash, or of the shipped one's place: that has a hash to go by."""
+    place, digest = 'repo = "o/r", file = "x.gguf"', "0" * 64
+    shipped = load_catalog(tmp_path / "none.toml").model("gemma-3-270m-q4_k_m")
+    assert shipped.hub is not None
+    path = written(
+        tmp_path,
+        f'[models.a]\nfile = "x.gguf"\nhub = {{ {place} }}\n'
+        f'[models.b]\nfile = "x.gguf"\nhub = {{ {place} }}\n'
+        f'[models.c]\nfile = "y.gguf"\nsha256 = "{digest}"\nhub = {{ {place} }}\n'
+        f'[models.d]\nfile = "y.gguf"\nsha256 = "{digest}"\nhub = {{ repo = "p/r", file = "y" }}\n'
+        f'[models.e]\nfile = "{shipped.file}"\n'
+        f'hub = {{ repo = "{shipped.hub.repo}", file = "{shipped.hub.file}", revision = "v2" }}\n',
+    )
+    assert set(load_catalog(path).models) >= set("abcde")
 
 
 def test_a_pair_is_added_from_local_files_and_hub_names(tmp_path: Path) -> None:
@@ -112,11 +143,37 @@ def test_a_pair_is_added_from_local_files_and_hub_names(tmp_path: Path) -> None:
     assert mine.draft is not None
     assert (mine.draft.path, mine.draft.size) == (local, len(b"GGUFdraft.gguf"))
     assert mine.draft.sha256 is not None
-    assert other.target.file == "big.Q4.gguf"
+    assert other.target.file == "owner--repo--deep--big.Q4.gguf"
     assert other.target.hub is not None
     assert other.target.hub.file == "deep/big.Q4.gguf"
     assert other.draft == catalog.model("gemma-3-270m-q4_k_m")
-    assert [item.name for item in path.parent.iterdir()] == ["catalog.toml"]
+    names = {item.name for item in path.parent.iterdir()}
+    assert names == {"catalog.toml", ".catalog.toml.lock"}
+
+
+def test_pairs_whose_files_are_called_alike_have_a_file_each(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.toml"
+    add_pair("one", "hub:a/X/ggml-model-Q4_K_M.gguf", None, user_file=path)
+    add_pair("two", "hub:b/Y/ggml-model-Q4_K_M.gguf", None, user_file=path)
+    targets = [load_catalog(path).pair(name).target for name in ("one", "two")]
+    assert len({cached_path(target, tmp_path) for target in targets}) == 2
+
+
+def test_of_two_pairs_added_at_once_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "catalog.toml"
+    write = digest.replace_text
+    second = threading.Thread(target=add_pair, args=("two", "hub:o/s", None), kwargs={"user_file": path})
+
+    def meanwhile(file: Path, text: str) -> None:
+        monkeypatch.setattr(user_catalog, "replace_text", write)
+        second.start()
+        second.join(0.5)  # it waits for the first; without a lock it would have written by then
+        write(file, text)
+
+    monkeypatch.setattr(user_catalog, "replace_text", meanwhile)
+    add_pair("one", "hub:o/r", None, user_file=path)
+    second.join()
+    assert load_catalog(path).own == {"one", "two"}
 
 
 def test_adding_keeps_what_the_user_wrote(tmp_path: Path) -> None:
@@ -128,6 +185,52 @@ def test_adding_keeps_what_the_user_wrote(tmp_path: Path) -> None:
     assert path.read_text("utf-8").count("[pairs.") == 2
     remove_pair("q", path)
     assert path.read_text("utf-8").strip() == mine.strip()
+
+
+def test_comments_stay_with_the_table_that_they_are_of(tmp_path: Path) -> None:
+    own = 'target = "gemma-3-270m-q4_k_m"\n'
+    path = written(tmp_path, f"# first\n[pairs.p]\n# of p\n{own}\n  # the best\n[pairs.q]\n{own}")
+    remove_pair("p", path)
+    assert path.read_text("utf-8") == f"# first\n\n  # the best\n[pairs.q]\n{own}"
+
+
+def test_a_catalog_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    kept, path = written(tmp_path, "# mine\n"), tmp_path / "link.toml"
+    path.symlink_to(kept)
+    add_pair("q", "hub:o/r", None, user_file=path)
+    assert path.is_symlink()
+    assert load_catalog(kept).own == {"q"}
+
+
+def test_a_pair_is_replaced_by_one_of_its_own_models(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.toml"
+    big, small = gguf(tmp_path / "big.gguf"), gguf(tmp_path / "small.gguf")
+    add_pair("p", str(big), str(small), user_file=path)
+    add_pair("p", "p-target", "hub:o/r/other.gguf", user_file=path, force=True)
+    pair = load_catalog(path).pair("p")
+    assert pair.target.path == big
+    assert pair.draft is not None
+    assert pair.draft.hub is not None
+    add_pair("p", "p-draft", "p-target", user_file=path, force=True)
+    pair = load_catalog(path).pair("p")
+    assert pair.target.hub is not None
+    assert pair.draft is not None
+    assert pair.draft.path == big
+
+
+def test_a_model_that_another_pair_uses_stays_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.toml"
+    big, small = gguf(tmp_path / "big.gguf"), gguf(tmp_path / "small.gguf")
+    add_pair("p", str(big), None, user_file=path)
+    add_pair("q", "p-target", None, user_file=path)
+    with pytest.raises(InvalidRequest, match="the pair 'q' uses 'p-target' too"):
+        add_pair("p", str(small), None, user_file=path, force=True)
+    add_pair("p", str(big), str(small), user_file=path, force=True)
+    remove_pair("p", path)
+    assert load_catalog(path).own == {"q"}
+    assert load_catalog(path).pair("q").target.path == big
+    with pytest.raises(InvalidRequest, match="there is a model 'p-target' already"):
+        add_pair("p", str(small), None, user_file=path)
 
 
 def test_a_taken_name_needs_force(tmp_path: Path) -> None:

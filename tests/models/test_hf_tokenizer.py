@@ -65,8 +65,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> HfTokenizer:
     return HfTokenizer.load(write_tiny(tmp_path_factory.mktemp("tiny")))
 
 
-def streamed(tokenizer: HfTokenizer, tokens: Sequence[int]) -> str:
-    stream = tokenizer.stream()
+def streamed(tokenizer: HfTokenizer, tokens: Sequence[int], behind: Sequence[int] = ()) -> str:
+    stream = tokenizer.stream(behind)
     return "".join([stream.push(token) for token in tokens] + [stream.flush()])
 
 
@@ -85,6 +85,29 @@ def test_any_tokens_stream_to_what_they_decode_to(tokenizer: HfTokenizer, data: 
     """Invalid UTF-8, special tokens and ids beyond the vocabulary among them."""
     tokens = data.draw(st.lists(st.integers(0, tokenizer.size + 3)))
     assert streamed(tokenizer, tokens) == tokenizer.decode(tokens)
+
+
+@given(prompt=st.text(), answer=st.text())
+@example(prompt="a bed", answer="decade \ufffd\ufffd é")
+def test_behind_a_prompt_an_answer_is_what_it_adds_to_the_text(
+    tokenizer: HfTokenizer, prompt: str, answer: str
+) -> None:
+    before, tokens = tokenizer.encode(prompt + "a"), tokenizer.encode(answer)
+    known = tokenizer.decode(before)
+    assert known + streamed(tokenizer, tokens, before) == tokenizer.decode([*before, *tokens])
+
+
+def test_an_answers_first_space_is_part_of_it(tmp_path: Path) -> None:
+    """As llama.cpp gives it."""
+    byte_fallback(tmp_path)
+    tokenizer = HfTokenizer.load(tmp_path)
+    ids = {tokenizer.piece(token): token for token in range(tokenizer.size)}
+    the, euro = ids["▁the"], [byte + 1 for byte in "€".encode()]  # after <s>, the bytes
+    bed = tokenizer.encode("a bed")
+    for prompt in (bed, [*bed, 0], [*bed, ids["▁"]], [*bed, *euro[:2]]):
+        assert streamed(tokenizer, [the, ids["a"], the], prompt) == " thea the"
+        assert streamed(tokenizer, [*euro, the], prompt) == "€ the"
+    assert streamed(tokenizer, [the], [0]) == "the", "nothing stands before it"
 
 
 def test_a_run_of_bytes_is_not_ended_by_a_special_token(tmp_path: Path) -> None:

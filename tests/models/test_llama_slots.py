@@ -47,6 +47,27 @@ def test_a_padded_pass_leaves_nothing_behind(target: LlamaTarget, fed: int, padd
     assert close(target, last, fresh(target, full))
 
 
+def test_spans_of_nearly_one_length_are_filled_up_to_one(target: LlamaTarget) -> None:
+    tokens = [text(12, seed) for seed in range(3)]
+    for widths, fed in (((4, 3, 2), 12), ((1, 2, 2), 6), ((5, 3, 3), 11), ((2, 2, 2), 6)):
+        spans = [Span(slot, 0, tokens[slot][:width], width) for slot, width in enumerate(widths)]
+        found = [rows.copy() for rows in target.forward(spans)]
+        assert target._batch.struct.n_tokens == fed  # four more to feed is too much
+        after = target.forward([Span(slot, width, [7], 1) for slot, width in enumerate(widths)])
+        after = [row.copy() for row in after]
+        for slot, width in enumerate(widths):
+            assert close(target, found[slot], fresh(target, tokens[slot][:width], width, slot=slot))
+            assert close(target, after[slot], fresh(target, [*tokens[slot][:width], 7], slot=slot))
+
+
+def test_where_a_slot_is_nearly_full_nothing_is_filled_up(target: LlamaTarget) -> None:
+    full = text(CONTEXT)
+    target.forward([Span(1, 0, full[: CONTEXT - 1], 0)])
+    last = target.forward([Span(0, 0, [5, 6, 7], 3), Span(1, CONTEXT - 1, full[-1:], 1)])[1].copy()
+    assert target._batch.struct.n_tokens == 4
+    assert close(target, last, fresh(target, full, slot=1))
+
+
 def test_a_rollback_far_beyond_the_window(folder: Path) -> None:
     target = LlamaTarget.load(folder / "window.gguf", slots=2, context=1000, threads=1)
     tokens = text(1000)

@@ -54,7 +54,7 @@ class Words:
     def chat(self, messages: object, tools: object = ()) -> list[int]:
         raise NotImplementedError
 
-    def stream(self) -> TextStream:
+    def stream(self, behind: object = ()) -> TextStream:
         raise NotImplementedError
 
     def render(self, messages: object, tools: object = (), *, answer: bool = True) -> str:

@@ -134,3 +134,20 @@ def test_a_state_that_cannot_be_this_models_is_refused() -> None:
         with pytest.raises(ValueError, match="bytes are not"):
             cache.load(0, wrong, length)
         assert cache.lengths == [0, 0]
+
+
+def test_what_is_no_number_is_gone_once_it_is_rolled_back() -> None:
+    """Masked it would count with a weight of 0, and 0 times infinity is NaN."""
+    cache = SlotCache(1, slots=2, context=16)
+    fill(cache, [span(0, 0, 3)], 1.0)
+    fill(cache, [span(0, 3, 5)], torch.inf)
+    cache.end([span(0, 3, 5)])
+    cache.truncate(0, 4)
+    both = [span(0, 4, 1), span(1, 0, 8)]
+    keys, values = fill(cache, both, 2.0)
+    assert keys[0, 0, :, 0].tolist() == [1, 1, 1, torch.inf, 2, 0, 0, 0]
+    assert torch.equal(values, -keys)
+    cache.end(both)
+    cache.truncate(0, 1)
+    keys, _ = fill(cache, [span(0, 1, 1), span(1, 8, 1)], 3.0)
+    assert keys[0, 0, :, 0].tolist() == [1, 3, 0, 0, 2, 0, 0, 0, 0], "what is a number stays"

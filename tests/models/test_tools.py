@@ -84,6 +84,7 @@ def test_a_form_of_one_call_a_turn(tmp_path: Path, template: str) -> None:
         ("{{ tools | tojson }}[CALLS]" + LLAMA3, "a form that draftd does not read"),
         (MARKED.replace("}}}</tool_call>", "}}}"), "a form that draftd does not read"),
         ("{{ tools | tojson }}{{ messages[0].content }}", "a form that draftd does not read"),
+        (LLAMA3.replace(' | tojson(separators=(",", ":"))', ""), "a form that draftd does not read"),
         ("{{ tools | tojson }}{{ messages[-1].content + tools }}", "the model's chat template refuses"),
     ],
 )
@@ -118,7 +119,7 @@ def test_no_arguments_are_an_empty_object() -> None:
     assert shown["function"] == {"name": "now", "arguments": {}}
 
 
-@pytest.mark.parametrize("arguments", ["{", "[1]", '"x"'])
+@pytest.mark.parametrize("arguments", ["{", "[1]", '"x"', "[" * 100_000], ids=["cut", "list", "text", "deep"])
 def test_arguments_that_are_no_object(arguments: str) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
     with pytest.raises(

@@ -160,6 +160,23 @@ def test_a_saved_slot_gives_the_same_rows_in_another(
     close(rows, full(prompt)[30:])
 
 
+def test_a_fault_of_the_model_in_one_request_reaches_no_later_one(
+    target: TransformersTarget, full: Callable[[list[int]], Rows]
+) -> None:
+    """Here a token of NaN: it stood in the slot where the next request attends beside a longer one."""
+    bad, prompts = 260, [tokens(5, seed=1), tokens(30, seed=2)]
+    weight = target._model.get_input_embeddings().weight
+    with torch.inference_mode():
+        kept = weight[bad].clone()
+        weight[bad] = torch.nan
+        target.forward([Span(0, 0, [*tokens(3), bad, *tokens(20)], 0)])
+        weight[bad] = kept
+    target.truncate(0, 0)
+    spans = [Span(slot, 0, prompt, 5) for slot, prompt in enumerate(prompts)]
+    for prompt, rows in zip(prompts, target.forward(spans), strict=True):
+        close(rows, full(prompt)[-5:])
+
+
 def test_random_traffic_equals_the_full_forward(
     target: TransformersTarget, full: Callable[[list[int]], Rows]
 ) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, Llama4TextConfig, Qwen2Config
 
 from draftd.ipc.errors import CorruptModel, DraftdError, InvalidConfig, ModelNotFound, UnsupportedModel
 from draftd.models.base import Span
 from draftd.models.transformers import TransformersTarget
 from draftd.models.transformers_load import longest_context
 from tests.models.targets import TARGET, close, tokens
+from tests.models.test_transformers import save
 from tests.tiny import fill, write_tiny
 
 
@@ -34,6 +35,26 @@ def test_a_rope_that_changes_with_length_limits_the_context() -> None:
         hidden_size=64, num_attention_heads=2, max_position_embeddings=2048, rope_parameters=rope
     )
     assert longest_context(config) == 512
+
+
+@pytest.mark.parametrize(("tuned", "context"), [(True, 7), (False, 256)])
+def test_a_scale_by_position_limits_the_context(tuned: bool, context: int) -> None:
+    config = Llama4TextConfig(
+        floor_scale=8, attn_temperature_tuning=tuned, max_position_embeddings=256, num_hidden_layers=2
+    )
+    assert longest_context(config) == context
+
+
+def test_company_changes_no_row_of_a_llama_4(tmp_path: Path) -> None:
+    """The library counts the positions of all that share a pass from the least one."""
+    layers: dict[str, Any] = {"no_rope_layers": [1, 0], "moe_layers": [], "intermediate_size_mlp": 128}
+    save(tmp_path, "llama4_text", **layers, floor_scale=24, attention_chunk_size=64)
+    target = TransformersTarget.load(tmp_path, **TARGET)  # type: ignore[arg-type]
+    *before, last = tokens(target.context)
+    target.forward([Span(0, 0, before, 0)])
+    (alone,) = target.forward([Span(0, len(before), [last], 1)])
+    found, _ = target.forward([Span(0, len(before), [last], 1), Span(1, 0, tokens(9), 1)])
+    close(found, alone)
 
 
 SMALL = {"vocab_size": 272, "hidden_size": 64}

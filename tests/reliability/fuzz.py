@@ -28,7 +28,7 @@ from draftd.ipc import codec, messages
 from draftd.ipc.errors import CODES, DraftdError
 from draftd.ipc.version import VERSION
 from tests.daemon.conftest import Daemon, serving
-from tests.daemon.desk import buried
+from tests.daemon.desk import QUOTED, buried
 from tests.reliability.daemons import make_files
 from tests.reliability.record import here, record
 
@@ -140,6 +140,7 @@ hostile = st.sampled_from(
         pack({"type": "ping", "id": "x" * 1_000_000}),
         pack({"type": "generate", "id": "1", "tokens": [1.5] * 100_000}),
         pack({"type": "generate", "id": "1", "prompt": "x" * 300_000, "max_tokens": 1}),
+        *(pack({"id": "1", **message}) for message in QUOTED),
     ]
 )
 frames = st.one_of(maps.map(pack), damaged(), st.binary(max_size=64), hostile)

@@ -30,7 +30,7 @@ def test_fuzzed_frames_always_get_a_reply_and_break_nothing(serve: Serve) -> Non
     before = fuzz.memory()
     run(fuzz, 3000)
     front, engine = (late - early for early, late in zip(before, fuzz.memory(), strict=True))
-    assert front < 40 * MIB  # frames of 300 kB come and go
+    assert front < 128 * MIB  # frames of 16 MiB come and go, and the heap keeps room for some
     assert engine < 200 * MIB
     assert fuzz.replies["accepted"]
     assert fuzz.replies["malformed_frame"]

@@ -99,10 +99,12 @@ def run_one(
         spent += cost + target[1 + kept]
         told, passed = weather(cost) if made else 0.0, weather(target[1 + kept])
         controller.took(1 + kept, passed)
+        if made:
+            controller.drafted(read, 1, made, made, told)
         sign = text.certainty[at]
         signs.append(sign)
         control.learn(
-            Outcome(drafted.confidences, agreed, emitted, min(right, emitted), told, told + passed, sign)
+            Outcome(drafted.confidences, agreed, emitted, min(right, emitted), told + passed, sign, kept)
         )
         at += emitted
     control.ended(stopped=True)

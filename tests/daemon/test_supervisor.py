@@ -1,0 +1,61 @@
+"""What the front holds for an engine's process, whose place a program takes here that ends at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from draftd.daemon.supervisor import EngineProcess
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineProcess]:
+    true = shutil.which("true")
+    assert true is not None
+    monkeypatch.setattr(sys, "executable", true)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    made = EngineProcess(context, {"settings": {"hang_seconds": 60.0}})
+    yield made
+    made.stop()
+    context.term()
+
+
+def pages() -> int:
+    """How many pages to watch engines by this process has open."""
+    found = []
+    for file in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found.append(os.readlink(f"/proc/self/fd/{file}"))
+    return sum("draftd-pulse" in name for name in found)
+
+
+def test_an_engine_that_has_ended_leaves_no_descriptor_behind(engine: EngineProcess) -> None:
+    before = pages()
+    for _ in range(3):
+        assert engine.start() == ""
+        assert pages() > before
+        assert engine.reap() == "ended with status 0"
+    assert pages() == before
+
+
+@pytest.mark.parametrize("what", ["gone", "another user's"])
+def test_the_sockets_directory_is_made_anew(
+    engine: EngineProcess, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    first = Path(engine._directory.name)
+    if what == "gone":
+        shutil.rmtree(first)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: -1)
+    assert engine.start() == ""
+    engine.reap()
+    second = Path(engine._directory.name)
+    assert second != first
+    assert second.stat().st_mode & 0o777 == 0o700
