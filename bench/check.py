@@ -23,11 +23,12 @@ import documents
 import hot_loop
 import numpy as np
 from safetensors.numpy import load_file, save_file
+from tables import table
 
 from draftd.daemon import bench_ping
 from draftd.daemon.bench_files import write
 from draftd.daemon.bench_table import speed
-from draftd.daemon.private import private_daemon
+from draftd.daemon.private import STEADY, private_daemon
 from draftd.daemon.timed import Answer, ask
 from draftd.ipc import Client
 
@@ -42,12 +43,7 @@ VOCABULARY = 151_936
 PROMPT = "anna met bert in rome, then anna and bert met carl in rome, and carl told anna and bert"
 LAYERS = 24  # of the target that is made; its draft has two
 # One thread: two wait for each other, and on a busy machine most of all.
-SETTINGS = {
-    "DRAFTD_THREADS": "1",
-    "DRAFTD_CONTEXT": "512",
-    "DRAFTD_DTYPE": "float32",
-    "DRAFTD_FOLLOW_LOAD": "false",
-}
+SETTINGS = STEADY | {"DRAFTD_THREADS": "1", "DRAFTD_CONTEXT": "512", "DRAFTD_DTYPE": "float32"}
 FIRST, PING = "first token, target alone / auto", "a bare ZeroMQ ping / the daemon's"
 SHORT = (FIRST, PING)
 POLICIES = ("off", "auto", "model:8")
@@ -209,11 +205,12 @@ def slower(ratios: dict[str, float], floors: dict[str, float]) -> list[str]:
 
 def lines(ratios: dict[str, float], floors: dict[str, float]) -> list[str]:
     """The table, in Markdown."""
-    made = ["| ratio | measured | floor | |", "|---|---|---|---|"]
     slow = slower(ratios, floors)
-    for name, ratio in ratios.items():
-        made.append(f"| {name} | {ratio:.3g} | {floors[name]:.3g} | {'SLOWER' if name in slow else 'ok'} |")
-    return made
+    rows = [
+        [name, f"{ratio:.3g}", f"{floors[name]:.3g}", "SLOWER" if name in slow else "ok"]
+        for name, ratio in ratios.items()
+    ]
+    return table(["ratio", "measured", "floor", ""], rows)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from typing import Any
 
 import documents
 import psutil
-from fair import STEADY
 from peer_process import NO_FORM, Answer, Contender, leave_out, never_began, resident, spoken
 from transformers import AutoTokenizer
 
 from draftd.daemon import machine, tuned
 from draftd.daemon.bench_files import Prompt
-from draftd.daemon.private import private_daemon
+from draftd.daemon.private import STEADY, private_daemon
 from draftd.daemon.settings import Settings
 from draftd.daemon.settings import load as load_settings
 from draftd.daemon.timed import ask
@@ -27,8 +26,8 @@ from draftd.models.convert import ensure_transformers
 from draftd.models.fetch import ensure
 
 OF_BACKEND = {
-    "transformers": ("hf_generate", "openvino_genai_"),
-    "llama_cpp": ("llama_server", "llama_python", "openvino_genai_"),
+    "transformers": ("draftd_target", "hf_generate", "openvino_genai_"),
+    "llama_cpp": ("draftd_target", "llama_server", "llama_python", "openvino_genai_"),
 }
 MODE_BYTES = 2.2  # what a peer's mode takes in memory over the size of the target's file, as measured
 
@@ -88,7 +87,8 @@ def peer_settings(name: str, files: dict[str, str], options: argparse.Namespace)
     only = None
     if options.only is not None:
         only = [each.removeprefix(begin) for each in options.only if each.startswith(begin)]
-    more = {"threads": options.threads, "context": options.context, "only": only}
+    more = {name: getattr(options, name) for name in ("pair", "backend", "threads", "context")}
+    more["only"] = only
     more["mode_bytes"] = int(MODE_BYTES * Path(files["target_gguf"]).stat().st_size)
     if options.int4:
         more |= {f"{part}_int4": str(options.int4 / part) for part in ("target", "draft")}

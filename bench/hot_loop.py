@@ -1,8 +1,10 @@
 """Where each millisecond of a round goes: `python bench/hot_loop.py --json OUT.json [--pair smollm2]`.
 
 Our own code first: the real engine over a target and a draft that only hand out prepared logits of a wide
-vocabulary; each part's time is the processor's, without the parts that it calls. Then, with --pair, the
-rounds of a real daemon: draft, target, engine, and what queues, sockets and client add.
+vocabulary; each part's time is the processor's, without the parts that it calls. To the engine and its
+controller their passes take what they took on another machine (PLACE), so that `auto` drafts as it would
+there. Then, with --pair, the rounds of a real daemon: draft, target, engine, and what queues, sockets and
+client add.
 """
 
 from __future__ import annotations
@@ -13,15 +15,19 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from typing import Any
 from unittest.mock import patch
 
 import documents
 import numpy as np
 import torch
-from fair import STEADY, order
+from fair import order
+from places import PLACES
 from prepared import Prepared, PreparedDraft
+from replay import Clock, told_by
 from suffix import make_text
+from tables import table
 
 from draftd.daemon import drafting as drafting_module
 from draftd.daemon import engine as engine_module
@@ -31,7 +37,7 @@ from draftd.daemon.controller import Controller
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
 from draftd.daemon.plan import Plan
-from draftd.daemon.private import private_daemon
+from draftd.daemon.private import STEADY, private_daemon
 from draftd.daemon.request import Request, Verify
 from draftd.daemon.scheduler import Scheduler
 from draftd.daemon.timed import Answer, ask
@@ -44,6 +50,8 @@ PROMPT = 400  # tokens of the text that stand there already
 TURNS = 3  # answers of a real daemon by policy, behind one that warms it up
 SCALE = 2.0  # the spread of all logits but the wanted token's
 EXCLUDED = ("target", "draft")  # prepared logits: what they take is no part of ours
+# A target of this vocabulary and a draft that pays, by published figures; they are told with the result.
+PLACE = next(place for place in PLACES if place.name == "14B bf16 on an A100")
 MODES: dict[str, tuple[Mode, Sampling, Verify]] = {
     "off, greedy": ("off", Sampling(), "coupled"),
     "off, 0.8": ("off", Sampling(0.8, seed=1), "coupled"),
@@ -96,6 +104,7 @@ def main() -> None:
     document = documents.begin(
         "hot loop",
         vocabulary=options.vocabulary,
+        place=asdict(PLACE),
         own=own_code(options.vocabulary, options.tokens, options.repeat),
         copied_logits=copied_logits(options.vocabulary),
         daemon=real_rounds(options.pair) if options.pair else None,
@@ -120,12 +129,12 @@ def answer(
     vocabulary: int, tokens: int, mode: Mode, sampling: Sampling, verify: Verify = "coupled"
 ) -> dict[str, float]:
     """One answer's seconds of a round by part; the prompt's pass is left out."""
-    random = np.random.default_rng(0)
-    rows = (SCALE * random.standard_normal((17, vocabulary))).astype(np.float32)
+    random, controller = np.random.default_rng(0), Controller()
+    rows = (SCALE * random.standard_normal((1 + controller.longest, vocabulary))).astype(np.float32)
     text = [token % vocabulary for token in make_text(1000 + PROMPT + tokens, 0)[1000:]] + [0] * 40
-    watch = Stopwatch()
-    drafting = Drafting(PreparedDraft(rows[:1].copy(), text), SuffixDraft(), Controller())
-    engine = Engine(Prepared(rows, text), drafting)
+    watch, clock = Stopwatch(), Clock()
+    drafting = Drafting(PreparedDraft(rows[:1].copy(), text, clock, PLACE), SuffixDraft(), controller)
+    engine = Engine(Prepared(rows, text, clock, PLACE), drafting)
     request = Request(
         key=0,
         tokens=text[:PROMPT],
@@ -138,13 +147,15 @@ def answer(
         reuse=False,
     )
     engine.add(request)
-    engine.step()
-    rounds, before = 0, len(request.tokens)
-    with watched(watch, engine):
-        step = watch.wrap("engine's own lines", engine.step)
-        while engine.busy:
-            step()
-            rounds += 1
+    rounds = 0
+    with told_by(clock):
+        engine.step()
+        before = len(request.tokens)
+        with watched(watch, engine):
+            step = watch.wrap("engine's own lines", engine.step)
+            while engine.busy:
+                step()
+                rounds += 1
     found = {part: seconds / rounds for part, seconds in watch.seconds.items() if part not in EXCLUDED}
     return found | {"tokens": (len(request.tokens) - before) / rounds}
 
@@ -224,23 +235,20 @@ def lines(document: dict[str, Any]) -> list[str]:
     """The tables, in Markdown."""
     own = document["own"]
     parts = list(dict.fromkeys(part for found in own.values() for part in found if part != "tokens"))
+    rows = [
+        [part, *(f"{1e6 * found[part]:.0f}" if part in found else "-" for found in own.values())]
+        for part in parts
+    ]
+    rows.append(["**sum**", *(f"**{1e6 * total(found):.0f}**" for found in own.values())])
+    rows.append(["tokens a round", *(f"{found['tokens']:.2f}" for found in own.values())])
     made = [
         f"Our own code, processor microseconds of a round at a vocabulary of {document['vocabulary']:,}:",
         "",
-        f"| part | {' | '.join(own)} |",
-        "|---" * (len(own) + 1) + "|",
-    ]
-    for part in parts:
-        cells = [f"{1e6 * found[part]:.0f}" if part in found else "-" for found in own.values()]
-        made.append(f"| {part} | {' | '.join(cells)} |")
-    sums = [f"**{1e6 * total(found):.0f}**" for found in own.values()]
-    made.append(f"| **sum** | {' | '.join(sums)} |")
-    given = [f"{found['tokens']:.2f}" for found in own.values()]
-    made.append(f"| tokens a round | {' | '.join(given)} |")
-    made += [
+        *table(["part", *own], rows),
         "",
         f"Beside these the transformers target's logits of nine rows are widened to 32 bits in "
         f"{1e6 * document['copied_logits']:.0f} µs; llama.cpp's are looked at where they lie.",
+        *clocked(document),
     ]
     if daemon := document["daemon"]:
         rounds = daemon["rounds"]
@@ -248,14 +256,30 @@ def lines(document: dict[str, Any]) -> list[str]:
             "",
             f"A round of {daemon['pair']}, target in {daemon['backend']}, through a daemon, milliseconds:",
             "",
-            f"| part | {' | '.join(rounds)} |",
-            "|---" * (len(rounds) + 1) + "|",
+            *table(["part", *rounds], [in_daemon(part, rounds) for part in next(iter(rounds.values()))]),
         ]
-        for part in next(iter(rounds.values())):
-            scale, places = (1, 2) if part == "tokens" else (1000, 3)
-            cells = [f"{scale * found[part]:.{places}f}" for found in rounds.values()]
-            made.append(f"| {'tokens a round' if part == 'tokens' else part} | {' | '.join(cells)} |")
     return made
+
+
+def clocked(document: dict[str, Any]) -> list[str]:
+    """By what times the controller chose; in documents without a place passes took no time."""
+    place = document.get("place")
+    if place is None:
+        return []
+    return [
+        "",
+        "SIMULATED is the controller's clock, which no figure of the table has in it: it chooses drafts as "
+        f"in this place: {place['name']} ({place['source']}), a pass {place['pass_ms']:.1f} ms, each row "
+        f"more {place['row_ms']:.2f} ms (reckoned), a drafted token {place['draft_ms']:.2f} ms "
+        f"({place['drafting']}).",
+    ]
+
+
+def in_daemon(part: str, rounds: dict[str, dict[str, float]]) -> list[str]:
+    """One part's cells of a real daemon's rounds."""
+    if part == "tokens":
+        return ["tokens a round", *(f"{found[part]:.2f}" for found in rounds.values())]
+    return [part, *(f"{1000 * found[part]:.3f}" for found in rounds.values())]
 
 
 def total(parts: dict[str, float]) -> float:

@@ -28,6 +28,7 @@ from contenders import (
     requests,
 )
 from peer_process import Contender, PeerFailed, leave_out, peer, spoken
+from tables import table
 
 from draftd.daemon.bench_files import read_prompts, write
 from draftd.ipc.errors import DraftdError
@@ -164,17 +165,19 @@ def lines(document: dict[str, Any]) -> list[str]:
         + (" -: this system tells no peak; *times* is of the memory after the answer." if unknown else "")
         + documents.libraries(document),
         "",
-        f"| {' | '.join(HEADS)} |",
-        "|---" * len(HEADS) + "|",
+        *table(HEADS, [cells(form, size) for form in forms]),
     ]
-    for form in forms:
-        after = form["after_bytes"]
-        most = after if form["peak_bytes"] is None else form["peak_bytes"]
-        told = "-" if form["peak_bytes"] is None else mebibytes(most)
-        made.append(f"| {form['name']} | {told} | {mebibytes(after)} | {most / size:.2f} |")
     for label, reason in document["missing"].items():
         made += ["", f"{label}: not measured ({documents.without_folders(reason)})."]
     return [*made, ""]
+
+
+def cells(form: Form, size: int) -> list[str]:
+    """One form's line; `size`: bytes of the target's file."""
+    after = form["after_bytes"]
+    most = after if form["peak_bytes"] is None else form["peak_bytes"]
+    told = "-" if form["peak_bytes"] is None else mebibytes(most)
+    return [form["name"], told, mebibytes(after), f"{most / size:.2f}"]
 
 
 def mebibytes(count: int) -> str:

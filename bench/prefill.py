@@ -17,10 +17,11 @@ from typing import Any
 
 import documents
 from documents import tell
-from fair import STEADY, order
+from fair import order
+from tables import table
 
 from draftd.daemon.bench_files import write
-from draftd.daemon.private import private_daemon
+from draftd.daemon.private import STEADY, private_daemon
 from draftd.ipc import Client, Done
 from draftd.ipc.messages import Status
 
@@ -129,18 +130,17 @@ def lines(document: dict[str, Any]) -> list[str]:
 
     plain = median("round", "off", *PREFILLED)
     count = sum(each["policy"] == "off" and each["prefilled"] == "nothing" for each in asked)
-    made = [
+    rows = []
+    for policy, prefilled in product(POLICIES, PREFILLED):
+        first, took = median("first", policy, prefilled), median("prefill", policy, prefilled)
+        rows.append([policy, prefilled, f"{took:.0f}", f"{first:.1f}", f"{first / plain:.2f}"])
+    return [
         f"{asked[0]['prompt_tokens']} prompt tokens, medians of {count}; a decode round of one token takes "
         f"{plain:.1f} ms. In milliseconds:",
         "",
-        "| drafting | prefilled | the prefill | first token | over a decode round |",
-        "|---|---|---|---|---|",
+        *table(("drafting", "prefilled", "the prefill", "first token", "over a decode round"), rows),
+        "",
     ]
-    for policy in POLICIES:
-        for prefilled in PREFILLED:
-            first, took = median("first", policy, prefilled), median("prefill", policy, prefilled)
-            made.append(f"| {policy} | {prefilled} | {took:.0f} | {first:.1f} | {first / plain:.2f} |")
-    return [*made, ""]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main(files: list[Path]) -> None:
     parts = [here := machine(documents[0])]
     if own:
         parts.append(report_speeds.summary(own))
-        alike = [each for each in own if report_speeds.names(each) == report_speeds.names(own[0])]
+        alike = [each for each in own if report_speeds.asked(each) == report_speeds.asked(own[0])]
         parts.append(picture(drawn, "speedup", report_speeds.plot(alike), "speed-up by category"))
     parts += [placed(report_speeds.section(each), each, here) for each in own]
     if len(beside) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -118,6 +119,6 @@ def best_fixed(speeds: Figures) -> dict[str, float]:
 
     The best of several noisy figures is flattered by noise, so the controller's share of it looks too low.
     """
-    fixed = [each for name, each in speeds.items() if name.startswith("draftd ") and name != "draftd auto"]
+    fixed = [each for name, each in speeds.items() if re.fullmatch(r"draftd (off|\w+:\d+)", name)]
     shared = set.intersection(*(set(each) for each in fixed)) if len(fixed) > 1 else set()
     return {question: max(each[question] for each in fixed) for question in sorted(shared)}

@@ -16,6 +16,7 @@ import simulated_gpu
 import suffix
 import verify_modes
 from documents import without_folders
+from tables import table
 
 from draftd.daemon import bench_latency, bench_scores
 
@@ -43,9 +44,7 @@ def quality(document: Document) -> list[str]:
         "answers; 0 to 100. Of a target that is a GGUF file transformers runs the same quantised weights, "
         "converted to 16 or 32 bits: what that quantisation cost is not in the table.",
         "",
-        f"| {' | '.join(heads)} |",
-        "|---" * len(heads) + "|",
-        *(f"| {' | '.join(bench_scores.cells(row))} |" for row in rows),
+        *table(heads, map(bench_scores.cells, rows)),
         "",
         *bench_scores.divergences(rows),
     ]
@@ -77,12 +76,11 @@ def joined(documents: Sequence[Document]) -> list[Document]:
 def latency(found: dict[str, bench_latency.Latency]) -> list[str]:
     """What an answer feels like while it comes, by policy."""
     heads = ["policy", *bench_latency.KINDS]
-    made = ["", "Milliseconds that a reader waits, p50/p95/p99:", "", f"| {' | '.join(heads)} |"]
-    made.append("|---" * len(heads) + "|")
-    for policy, each in found.items():
-        cells = [bench_latency.cell(each.get(kind)) for kind in bench_latency.KINDS]
-        made.append(f"| {policy} | {' | '.join(cells)} |")
-    return [*made, ""]
+    rows = [
+        [policy, *(bench_latency.cell(each.get(kind)) for kind in bench_latency.KINDS)]
+        for policy, each in found.items()
+    ]
+    return ["", "Milliseconds that a reader waits, p50/p95/p99:", "", *table(heads, rows), ""]
 
 
 KINDS: dict[str, tuple[str, Callable[[Document], list[str]]]] = {

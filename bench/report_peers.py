@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from report_figures import (
     picked,
     quantities,
 )
+from tables import row, table
 
 from draftd.daemon.bench_table import geometric_mean
 
@@ -61,8 +63,8 @@ def section(document: dict[str, Any]) -> str:
             speeds[BEST] = hindsight
             gains[BEST] = over(speeds, BEST, "draftd off")
     if BEST in found[WHOLE]:
-        lines.append(row([f"*{BEST}*", *[mean(found[each].get(BEST, {}), forms[each]) for each in forms]]))
-        lines[-1] += " | |"
+        known = [mean(found[each].get(BEST, {}), forms[each]) for each in forms]
+        lines.append(row([f"*{BEST}*", *known, "", ""]))
         if "draftd auto" in found[WHOLE]:
             after, whole = (
                 mean(over(found[each], "draftd auto", BEST), "{:.2f}x") for each in (SPEED, WHOLE)
@@ -99,10 +101,12 @@ def mode(document: dict[str, Any]) -> str:
 
 
 def summary(documents: Sequence[dict[str, Any]]) -> str:
-    """All runs in one table, the first of each kind: speeds after the first token, and over draftd's off."""
+    """All runs in one table, the first that asked the same: speeds after the first token, and over `off`."""
     runs: dict[str, dict[str, Any]] = {}
     for document in documents:
-        runs.setdefault(asked_of(document).replace("draftd's target in ", ""), document)
+        runs.setdefault(in_full(document), document)
+    titles = Counter(map(in_short, runs.values()))
+    heads = [run if titles[in_short(document)] > 1 else in_short(document) for run, document in runs.items()]
     speeds = {run: both_speeds(document)[0] for run, document in runs.items()}
     rows = []
     for name in dict.fromkeys(name for each in speeds.values() for name in each):
@@ -122,9 +126,25 @@ def summary(documents: Sequence[dict[str, Any]]) -> str:
             "means over the prompts of a run. Compare down a column only. Of runs that asked the same, the "
             f"first. *{NO_FORM}*: there is none for what was asked; each run's section has the reasons.",
             "",
-            *table(["contender", *runs], rows),
+            *table(["contender", *heads], rows),
         ]
     )
+
+
+def in_short(document: dict[str, Any]) -> str:
+    """A run in the table of all of them."""
+    return asked_of(document).replace("draftd's target in ", "")
+
+
+def in_full(document: dict[str, Any]) -> str:
+    """The same with what else it was asked: longest answer, context, prompts; older documents tell less."""
+    parts = [in_short(document), f"{document['sampling']['max_tokens']} tokens"]
+    if "context" in document:
+        parts.append(f"context {document['context']}")
+    if "asked" in document:
+        file = f" of {document['prompts']}" if "prompts" in document else ""
+        parts.append(f"{document['asked']} prompts{file}")
+    return ", ".join(parts)
 
 
 def absent(document: dict[str, Any], name: str) -> str:
@@ -161,14 +181,14 @@ def mean(values: dict[str, float], form: str, interval: bool = True) -> str:
 
 
 def same(document: dict[str, Any], name: str, own: str) -> str:
-    """How many answers have the text of the same library's plain ones, where the seed decides on it."""
+    """To how many prompts all answers are the same library's plain ones, where the seed decides on them."""
     if own == name or own not in document["memory_bytes"]:
         return "-"
     if document["sampling"]["temperature"] and not name.startswith("draftd "):
         return OTHER_DRAWS
-    plain = {question: turns[0]["text"] for question, turns in answers(document, own).items()}
+    plain = answers(document, own)
     found = [
-        all(each["text"] == plain[question] for each in turns)
+        len({each["text"] for each in [*turns, *plain[question]]}) == 1
         for question, turns in answers(document, name).items()
     ]
     return f"{sum(found)}/{len(found)}"
@@ -182,21 +202,13 @@ def by_category(document: dict[str, Any]) -> dict[str, set[str]]:
     return found
 
 
-def table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    return [row(heads), "|---" * len(heads) + "|", *map(row, rows)]
-
-
-def row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def caption(document: dict[str, Any], counted: bool) -> str:
     """How to read the table."""
     repeat, sampling = document["repeat"], document["sampling"]
     asked = f"medians of {repeat} answers to each prompt" if repeat > 1 else "one answer to each prompt"
     asks = len({result["question_id"] for result in document["results"]})
     counts = max(map(len, both_speeds(document)[0].values()), default=0)
-    equal = "*same*: answers equal to those of the same library without drafting"
+    equal = "*same*: prompts to which all answers equal those of the same library without drafting"
     if sampling["temperature"]:
         equal += (
             f", by the same seed; *{OTHER_DRAWS}*: a library that draws from other random numbers when it "

@@ -10,9 +10,12 @@ import report_limits
 from bars import bars
 from documents import without_folders
 from report_figures import BEHIND
-from report_peers import mode, table
+from report_peers import mode
+from tables import table
 
 from draftd.daemon.bench_table import geometric_mean, share_of_best
+
+HEADS = ("category", "alone", "drafted", "speed-up", "per pass", "accepted", "first ms", "same")
 
 
 def summary(documents: Sequence[dict[str, Any]]) -> str:
@@ -59,6 +62,12 @@ def title(document: dict[str, Any]) -> str:
     return f"{document['pair']}, target in {document['engine']['backend']}, {mode(document)}"
 
 
+def asked(document: dict[str, Any]) -> list[Any]:
+    """What makes runs comparable: the prompts of each category, the longest answer, the context."""
+    prompts = [(found["name"], found["prompts"]) for found in document["categories"]]
+    return [prompts, document["sampling"]["max_tokens"], document["engine"].get("context")]
+
+
 def names(document: dict[str, Any]) -> list[str]:
     """The categories."""
     return [found["name"] for found in document["categories"]]
@@ -88,6 +97,13 @@ def worst(values: Mapping[str, float], unit: str = "x") -> str:
 def section(document: dict[str, Any]) -> str:
     """One run: its command, its table, what it says of the daemon itself."""
     engine = document["engine"]
+    speedups = known({found["name"]: found["speedup"] for found in document["categories"]})
+    mean = f"**{figure(document['geometric_mean_speedup'])}**"
+    rows = [
+        *map(cells, document["categories"]),
+        [f"**geometric mean of {len(document['categories'])}**", "", "", mean, "", "", "", ""],
+        ["*worst*", "", "", worst(speedups), "", "", "", ""],
+    ]
     lines = [
         f"### {title(document)}",
         "",
@@ -96,24 +112,7 @@ def section(document: dict[str, Any]) -> str:
         f"Target {engine['target']}, draft {engine['draft']}, {engine['threads']} threads; "
         f"answers of {document['sampling']['max_tokens']} tokens at most{medians(document)}.",
         "",
-        "| category | alone | drafted | speed-up | per pass | accepted | first ms | same |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for found in document["categories"]:
-        row = {name: math.nan if value is None else value for name, value in found.items()}
-        share = f" {row['accepted'] / row['drafted']:.0%}" if row["drafted"] else ""
-        lines.append(
-            f"| {row['name']} | {row['plain_speed']:.2f} | {row['drafted_speed']:.2f} "
-            f"| {row['speedup']:.2f}x | {row['accepted_length']:.2f} "
-            f"| {row['accepted']}/{row['drafted']}{share} "
-            f"| {row['drafted_first'] * 1000:.0f}/{row['plain_first'] * 1000:.0f} "
-            f"| {row['same_text']}/{row['prompts']} |"
-        )
-    count = len(document["categories"])
-    speedups = known({found["name"]: found["speedup"] for found in document["categories"]})
-    lines += [
-        f"| **geometric mean of {count}** | | | **{figure(document['geometric_mean_speedup'])}** | | | | |",
-        f"| *worst* | | | {worst(speedups)} | | | | |",
+        *table(HEADS, rows),
         "",
         f"Beside the time of the two models: {document['engine_overhead']:.1%} in the engine, "
         f"{document['whole_overhead']:.1%} with queues, sockets and client.",
@@ -135,6 +134,22 @@ def section(document: dict[str, Any]) -> str:
             ),
         ]
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip()
+
+
+def cells(category: Mapping[str, Any]) -> list[str]:
+    """One category's cells in a run's own table."""
+    found = {name: math.nan if value is None else value for name, value in category.items()}
+    share = f" {found['accepted'] / found['drafted']:.0%}" if found["drafted"] else ""
+    return [
+        category["name"],
+        f"{found['plain_speed']:.2f}",
+        f"{found['drafted_speed']:.2f}",
+        f"{found['speedup']:.2f}x",
+        f"{found['accepted_length']:.2f}",
+        f"{found['accepted']}/{found['drafted']}{share}",
+        f"{found['drafted_first'] * 1000:.0f}/{found['plain_first'] * 1000:.0f}",
+        f"{found['same_text']}/{found['prompts']}",
+    ]
 
 
 def policies(document: dict[str, Any]) -> list[str]:

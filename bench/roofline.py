@@ -21,14 +21,15 @@ from typing import Any
 
 import documents
 import torch
-from fair import STEADY, order
+from fair import order
 from gguf import GGUFReader
 from safetensors import safe_open
+from tables import table
 
 from draftd.daemon import bench_ping, machine, tuned
 from draftd.daemon.bench_files import write
 from draftd.daemon.bench_table import speed
-from draftd.daemon.private import private_daemon
+from draftd.daemon.private import STEADY, private_daemon
 from draftd.daemon.settings import Settings
 from draftd.daemon.settings import load as load_settings
 from draftd.daemon.timed import Answer, ask
@@ -39,6 +40,7 @@ from draftd.models.fetch import ensure
 
 LENGTHS = (2, 4, 8)  # drafted tokens of the rounds whose passes are timed; acceptance is the longest's
 LENGTH = LENGTHS[-1]
+PARTS = ("", "MB that a pass reads", "ms at the memory's speed", "ms measured", "of the memory's speed")
 PROMPTS = {
     "code": "Write a Python function that merges two sorted lists into one.",
     "prose": "Explain how a bicycle stays upright.",
@@ -256,42 +258,51 @@ def lines(document: dict[str, Any]) -> list[str]:
     plain, drafted = document["plain_seconds"], document["drafted_seconds"]
     controller = document["speedup"]["auto"]
     fixed = {policy: each for policy, each in document["speedup"].items() if policy != "auto"}
+    parts = [
+        [
+            name,
+            f"{document['bytes'][name] / 1e6:.0f}",
+            f"{1000 * found[name]:.1f}",
+            f"{1000 * seconds:.1f}",
+            f"{found[name] / seconds:.0%}",
+        ]
+        for name, seconds in (("target", plain), ("draft", drafted))
+        if document["bytes"][name] and seconds
+    ]
+    widths = ", ".join(f"{rows}: {1000 * each:.1f}" for rows, each in document["pass_seconds"].items())
+    reached = ", ".join(f"{each:.2f}" for each in document["reached"])
+    speeds = [
+        *([f"{policy}, measured", f"{each:.2f}x"] for policy, each in fixed.items()),
+        ["the controller, measured", f"{controller:.2f}x"],
+        [
+            f"the best fixed length at these costs and this acceptance ({found['length']:.0f})",
+            f"{found['best']:.2f}x",
+        ],
+        ["the controller's share of it", f"{controller / found['best']:.0%}"],
+        ["if checking were free and both models ran at the memory's speed", f"{found['free']:.2f}x"],
+        ["the controller's share of that", f"{controller / found['free']:.0%}"],
+    ]
     made = [
         f"{document['threads']} threads read {document['bandwidth'] / 1e9:.1f} GB a second.",
         "",
-        "| | MB that a pass reads | ms at the memory's speed | ms measured | of the memory's speed |",
-        "|---|---|---|---|---|",
-    ]
-    for name, seconds in (("target", plain), ("draft", drafted)):
-        if document["bytes"][name] and seconds:
-            made.append(
-                f"| {name} | {document['bytes'][name] / 1e6:.0f} | {1000 * found[name]:.1f} "
-                f"| {1000 * seconds:.1f} | {found[name] / seconds:.0%} |"
-            )
-    widths = ", ".join(f"{rows}: {1000 * each:.1f}" for rows, each in document["pass_seconds"].items())
-    reached = ", ".join(f"{each:.2f}" for each in document["reached"])
-    made += [
+        *table(PARTS, parts),
         "",
         f"A pass of the target by rows, ms: {widths}. Drafts accepted by place: {reached}.",
         "",
-        "| speed over the target alone | |",
-        "|---|---|",
-        *(f"| {policy}, measured | {each:.2f}x |" for policy, each in fixed.items()),
-        f"| the controller, measured | {controller:.2f}x |",
-        f"| the best fixed length at these costs and this acceptance ({found['length']:.0f}) "
-        f"| {found['best']:.2f}x |",
-        f"| the controller's share of it | {controller / found['best']:.0%} |",
-        f"| if checking were free and both models ran at the memory's speed | {found['free']:.2f}x |",
-        f"| the controller's share of that | {controller / found['free']:.0%} |",
+        *table(("speed over the target alone", ""), speeds),
     ]
     if pings := document["pings"]:
-        made += ["", "| round trip, µs, median (p99) | " + " | ".join(pings) + " |", "|---|---|---|"]
-        for name, key in (("daemon", "daemon"), ("bare pyzmq", "bare"), ("bare Unix socket", "unix")):
-            cells = [
-                f"{1e6 * each[f'{key}_median']:.0f} ({1e6 * each[f'{key}_p99']:.0f})"
-                for each in pings.values()
+        trips = [
+            [
+                name,
+                *(
+                    f"{1e6 * each[f'{key}_median']:.0f} ({1e6 * each[f'{key}_p99']:.0f})"
+                    for each in pings.values()
+                ),
             ]
-            made.append(f"| {name} | {' | '.join(cells)} |")
+            for name, key in (("daemon", "daemon"), ("bare pyzmq", "bare"), ("bare Unix socket", "unix"))
+        ]
+        made += ["", *table(["round trip, µs, median (p99)", *pings], trips)]
     return made
 
 

@@ -4,7 +4,7 @@
 other parts stays, so that they can be measured one after the other. A part that fails is told of, and the
 rest goes on. --repeat measures each so often, with and without drafting in turns, and what is told are the
 medians. Of each answer the tokens after the first count. Fairness is Jain's index over the apps' speeds: 1 if
-all are equal, 1/n if one has it all.
+all are equal, 1/n if one has it all. It is told of whole answers too, with the wait for the first token.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import documents
-from fair import STEADY, order
+from fair import jain, order
 from scaling_tables import PARTS, POLICIES, Row, tables
 
 from draftd.daemon import machine
 from draftd.daemon.bench_files import write
 from draftd.daemon.bench_table import speed
-from draftd.daemon.private import private_daemon
+from draftd.daemon.private import STEADY, private_daemon
 from draftd.daemon.timed import Answer, ask
 from draftd.ipc import Client
 from draftd.ipc.errors import ContextOverflow, DraftdError, InvalidRequest
@@ -169,7 +169,8 @@ def by_apps(options: argparse.Namespace) -> Iterator[Row]:
 def of_apps(turns: Sequence[Row]) -> Row:
     """What all apps got, as medians, and what each got in the turn that was the middle one for all."""
     middle = sorted(turns, key=itemgetter("throughput"))[len(turns) // 2]
-    return middle | medians([{name: turn[name] for name in ("throughput", "fairness")} for turn in turns])
+    told = ("throughput", "fairness", "fairness_whole")
+    return middle | medians([{name: turn[name] for name in told} for turn in turns])
 
 
 def together(endpoint: str, count: int, max_tokens: int, policy: str) -> Row:
@@ -192,15 +193,11 @@ def together(endpoint: str, count: int, max_tokens: int, policy: str) -> Row:
     return {
         "throughput": sum(answer.tokens for answer in answers) / seconds,
         "fairness": jain(speeds),
+        "fairness_whole": jain([answer.tokens / answer.seconds for answer in answers]),
         "speeds": speeds,
         "first_seconds": [answer.first_seconds for answer in answers],
         "seconds": [answer.seconds for answer in answers],
     }
-
-
-def jain(values: Sequence[float]) -> float:
-    """Jain's fairness index, (sum x)^2 / (n sum x^2) (Jain, Chiu and Hawe 1984)."""
-    return sum(values) ** 2 / (len(values) * sum(value**2 for value in values))
 
 
 def by_context(options: argparse.Namespace) -> Iterator[Row]:

@@ -44,8 +44,10 @@ def main() -> None:
     missing: dict[str, str] = {}
     versions: dict[str, str] = {}
     with ExitStack() as stack:
-        contenders = stack.enter_context(draftd(options.pair, options.policies, variables))
-        contenders = [each for each in contenders if not options.only or each.name in options.only]
+        policies = [each for each in options.policies if not options.only or f"draftd {each}" in options.only]
+        contenders: list[Contender] = []
+        if policies:  # else there is no daemon to start
+            contenders += stack.enter_context(draftd(options.pair, policies, variables))
         for name in OF_BACKEND[options.backend]:
             asked = peer_settings(name, files, options)
             if asked["only"] != []:
@@ -66,7 +68,9 @@ def main() -> None:
             backend=options.backend,
             sampling={"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": 1},
             threads=options.threads,
+            context=options.context,
             repeat=options.repeat,
+            prompts=options.prompts.name,
             asked=len(prompts),
             versions=versions,
             missing=missing,

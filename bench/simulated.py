@@ -16,12 +16,18 @@ import documents
 import recording
 from places import PLACES, Place
 from recording import Answer, Opened
+from tables import table
 
 from draftd.daemon import loader
 from draftd.daemon.bench_files import read_prompts
 from draftd.daemon.control import Mode
 from draftd.daemon.settings import load as load_settings
 from draftd.drafts.base import Draft
+
+HEADS = (
+    *("simulated place", "a pass is of", "pass ms", "row ms", "drafted token ms", "read ms"),
+    "draft's are of",
+)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -134,7 +140,13 @@ def begin(
 def inputs(document: dict[str, Any]) -> list[str]:
     """What is real and what is not, and the table of the inputs, in Markdown."""
     count = sum(length for _, length in document["answers"])
-    made = [
+    rows = []
+    for place in document["inputs"]:
+        basis = {"measured": "published"}.get(place["basis"], place["basis"])  # an older file's word
+        cells = [place["name"], f"{basis}: {place['source']}", f"{place['pass_ms']:.1f}"]
+        cells += [f"{place[name]:.2f}" for name in ("row_ms", "draft_ms", "read_ms")]
+        rows.append([*cells, place["drafting"]])
+    return [
         f"**SIMULATED.** The logits of {document['pair']}'s target ({len(document['answers'])} answers, "
         f"{count} tokens; {document['models']}) and the choices of its draft are real and were recorded; "
         "the times of a pass and of a drafted token are inputs. No such machine was at hand, and acceptance "
@@ -142,16 +154,7 @@ def inputs(document: dict[str, Any]) -> list[str]:
         "nothing behind that end, as the daemon drafts nothing behind a token that would end an answer. "
         "Our own code takes the processor's time that it takes on this machine.",
         "",
-        "| simulated place | a pass is of | pass ms | row ms | drafted token ms | read ms | draft's are of |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for place in document["inputs"]:
-        basis = {"measured": "published"}.get(place["basis"], place["basis"])  # an older file's word
-        cells = [place["name"], f"{basis}: {place['source']}", f"{place['pass_ms']:.1f}"]
-        cells += [f"{place[name]:.2f}" for name in ("row_ms", "draft_ms", "read_ms")]
-        made.append(f"| {' | '.join([*cells, place['drafting']])} |")
-    return [
-        *made,
+        *table(HEADS, rows),
         "",
         "Row ms: each row that a pass checks beyond the first; read ms: each token more that the draft reads "
         "at once.",

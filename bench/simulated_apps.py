@@ -16,10 +16,10 @@ from typing import Any
 
 import documents
 import simulated
+from fair import jain
 from places import Place
 from recording import Answer, Opened
 from replay import Stream, streams
-from scaling import jain
 
 from draftd.daemon.bench_files import write
 from draftd.daemon.bench_latency import percentile

@@ -24,6 +24,7 @@ from places import Place
 from recording import Answer, Opened
 from replay import streams
 from report_figures import BEHIND
+from tables import table
 
 from draftd.daemon.bench_files import write
 from draftd.daemon.bench_table import geometric_mean, share_of_best
@@ -130,15 +131,7 @@ def lines(document: dict[str, Any]) -> list[str]:
     policies = list(dict.fromkeys(run["policy"] for run in document["runs"]))
     heads = ["SIMULATED, speed over the target alone", *policies]
     heads += ["best fixed in hindsight", "auto / best fixed", "worst category", "our own ms a round"]
-    made = [
-        *simulated.inputs(document),
-        "",
-        "Geometric means over the categories; in hindsight: the best of the fixed ones, or none, for each "
-        "category.",
-        "",
-        f"| {' | '.join(heads)} |",
-        "|---" * len(heads) + "|",
-    ]
+    rows = []
     for place in document["inputs"]:
         name = place["name"]
         speeds, share = means(document, name), shares(document, name)
@@ -147,8 +140,18 @@ def lines(document: dict[str, Any]) -> list[str]:
         cells = [name, *(f"{speed:.2f}x" for speed in speeds.values()), f"{hindsight(document, name):.2f}x"]
         cells.append(f"{geometric_mean(each for each, _ in share.values()):.2f}")
         cells += [f"{worst} {share[worst][0]:.2f} ({share[worst][1]})", f"{own:.2f}"]
-        made.append(f"| {' | '.join(cells)} |")
-    made += ["", f"SIMULATED: where the controller is below {BEHIND} of the best fixed (which one):", ""]
+        rows.append(cells)
+    made = [
+        *simulated.inputs(document),
+        "",
+        "Geometric means over the categories; in hindsight: the best of the fixed ones, or none, for each "
+        "category.",
+        "",
+        *table(heads, rows),
+        "",
+        f"SIMULATED: where the controller is below {BEHIND} of the best fixed (which one):",
+        "",
+    ]
     for place in document["inputs"]:
         found = [
             f"{category} {share:.2f} ({best})"

@@ -18,6 +18,7 @@ from typing import Any
 import documents
 import numpy as np
 import psutil
+from tables import table
 
 from draftd.daemon.bench_files import write
 from draftd.drafts.base import Context
@@ -26,6 +27,10 @@ from draftd.drafts.suffix import SuffixDraft
 REQUEST = 1000  # tokens remembered at once
 LOOKUPS = 300
 LIMIT = 64
+HEADS = (
+    *("tokens remembered", "look-up", "with drafts", "drafted", "remember a token"),
+    *("slowest request, ms", "MiB", "bytes a token"),
+)
 
 
 def make_text(size: int, seed: int) -> list[int]:
@@ -86,14 +91,7 @@ def _context(tokens: list[int], limit: int) -> Context:
 
 def lines(document: dict[str, Any]) -> list[str]:
     """The table, in Markdown."""
-    made = [
-        f"Microseconds of the processor, median (p99) of {LOOKUPS}; with drafts: up to {LIMIT} tokens a "
-        f"look-up. Remembered in requests of {REQUEST} tokens.",
-        "",
-        "| tokens remembered | look-up | with drafts | drafted | remember a token | slowest request, ms "
-        "| MiB | bytes a token |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for row in document["sizes"]:
         cells = [f"{row['size']:,}"]
         cells += [
@@ -101,8 +99,13 @@ def lines(document: dict[str, Any]) -> list[str]:
         ]
         cells += [f"{row['drafted']:.0f}", f"{1e6 * row['insert']:.1f}", f"{1e3 * row['slowest_insert']:.1f}"]
         cells += [f"{row['memory'] / 2**20:.1f}", f"{row['memory'] / row['size']:.0f}"]
-        made.append(f"| {' | '.join(cells)} |")
-    return made
+        rows.append(cells)
+    return [
+        f"Microseconds of the processor, median (p99) of {LOOKUPS}; with drafts: up to {LIMIT} tokens a "
+        f"look-up. Remembered in requests of {REQUEST} tokens.",
+        "",
+        *table(HEADS, rows),
+    ]
 
 
 def main() -> None:

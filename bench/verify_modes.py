@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import documents
+from tables import table
 
 from draftd.daemon.bench_files import read_prompts, write
 from draftd.daemon.engine import Engine
@@ -40,18 +41,21 @@ class Found:
         self.rounds += tally.rounds
 
     @property
-    def line(self) -> str:
+    def cells(self) -> list[str]:
         """Its row of the table; a round gives what it accepted and one token of the target's own."""
         share = self.accepted / self.drafted if self.drafted else 0.0
-        return (
-            f"| {self.temperature:g} | {self.verify} | {self.accepted}/{self.drafted} | {share:.3f} "
-            f"| {1 + self.accepted / self.rounds:.2f} |"
-        )
+        return [
+            f"{self.temperature:g}",
+            self.verify,
+            f"{self.accepted}/{self.drafted}",
+            f"{share:.3f}",
+            f"{1 + self.accepted / self.rounds:.2f}",
+        ]
 
 
 TEMPERATURES = (0.8, 1.2)
 MODES: tuple[Verify, ...] = ("coupled", *get_args(Rejection)[::-1])
-HEAD = ("| temperature | verify | accepted | share | tokens a pass |", "|---|---|---|---|---|")
+HEADS = ("temperature", "verify", "accepted", "share", "tokens a pass")
 
 
 def main() -> None:
@@ -122,8 +126,7 @@ def lines(document: dict[str, Any]) -> list[str]:
         f"{documents.ended(document, count)}{count} prompts, {document['max_tokens']} tokens each, up to "
         f"{document['length']} drafted a round by {document['draft']}; nothing is timed.",
         "",
-        *HEAD,
-        *(Found(**each).line for each in document["found"]),
+        *table(HEADS, [Found(**each).cells for each in document["found"]]),
     ]
 
 

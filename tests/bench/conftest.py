@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,18 @@ from tests.tiny import write_tiny
 from tests.tiny_gguf import write_gguf
 
 BENCH = Path(__file__).parents[2] / "bench"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def null_files_closed() -> Iterator[None]:
+    """llama-cpp-python opens /dev/null twice at its import and leaves it to Python's end, which warns of it.
+
+    By then it knows only the filters of the last warning, which may have been a test's.
+    """
+    yield
+    if (opened := sys.modules.get("llama_cpp._utils")) is not None:
+        opened.outnull_file.close()
+        opened.errnull_file.close()
 
 
 @pytest.fixture

@@ -4,13 +4,17 @@ import json
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from draftd.drafts.base import Context
+from draftd.models.base import Span
 from draftd.models.catalog import load_catalog
 
 Program = Callable[[str], ModuleType]
@@ -104,8 +108,29 @@ def test_a_round_of_our_own_code(program: Program) -> None:
     for name, found in own.items():
         assert {"schedule", "verification", "controller"} <= set(found)
         assert ("noise" in found) == ("0.8" in name and "rejection" not in name)
-        if not name.startswith("auto"):  # which chooses by what it measures
-            assert ("draft's choice" in found) == name.startswith("model")
+        assert ("draft's choice" in found) == name.startswith(("model", "auto"))
     assert own["model:8, greedy"]["tokens"] > 3 > 1 == own["off, greedy"]["tokens"]
+    assert own["auto, greedy"]["tokens"] > 2, "drafting pays where passes take their time"
     document = {"vocabulary": 3000, "own": own, "copied_logits": 1e-5, "daemon": None}
-    assert any(line.startswith("| **sum** |") for line in hot_loop.lines(document))
+    older = hot_loop.lines(document)
+    assert any(line.startswith("| **sum** |") for line in older)
+    place = asdict(hot_loop.PLACE)
+    *lines, told = hot_loop.lines(document | {"place": place})
+    assert lines == [*older, ""]
+    assert f"this place: {place['name']} ({place['source']}), a pass {place['pass_ms']:.1f} ms" in told
+
+
+def test_prepared_passes_take_a_places_time_by_the_engines_clock(program: Program, place: Any) -> None:
+    prepared, clock = program("prepared"), program("replay").Clock()
+    rows, text = np.zeros((3, 50), np.float32), list(range(40))
+    target = prepared.Prepared(rows, text, clock, place)
+    (found,) = target.forward([Span(0, 9, [9, 10, 11], 3)])
+    assert found.argmax(axis=1).tolist() == [10, 11, 12]
+    assert clock.offset == pytest.approx(1020, abs=5)  # two rows beyond the first
+    draft = prepared.PreparedDraft(rows[:1].copy(), text, clock, place)
+    context = Context(
+        0, text[:12], 2, lambda row, position: (int(row.argmax()), 0.9), lambda confidences: True
+    )
+    (proposal,) = draft.propose([context])
+    assert proposal.tokens == [12, 13]
+    assert clock.offset == pytest.approx(1020 + 200, abs=5)

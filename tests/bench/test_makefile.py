@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -75,3 +76,9 @@ def test_clean_removes_every_environment(tmp_path: Path) -> None:
     done = make(tmp_path, "clean")
     assert done.returncode == 0, done.stderr
     assert [each.name for each in tmp_path.iterdir()] == ["mine"]
+
+
+def test_no_file_of_a_targets_name_keeps_it_from_running() -> None:
+    text = MAKEFILE.read_text("utf-8").replace("\\\n", " ")
+    (phony,) = re.findall(r"^\.PHONY:(.*)", text, re.MULTILINE)
+    assert set(re.findall(r"^([a-z0-9-]+):.*## ", text, re.MULTILINE)) <= set(phony.split())

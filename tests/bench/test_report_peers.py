@@ -155,6 +155,11 @@ def test_the_best_fixed_policy_is_chosen_for_each_prompt_and_auto_is_none(progra
     speedups = text.split("By category: ")[2]
     assert cells(speedups, "draftd best fixed")[1:] == ["2.00x"]
     assert "best fixed" not in peers.section(document(RESULTS[:2] + RESULTS[4:])).split("| contender")[1]
+    alone = [result("draftd target in process", question, 99.0) for question in "12"]
+    assert figures.best_fixed(figures.by_question(document(RESULTS + alone))) == {
+        "1": pytest.approx(8.0),
+        "2": pytest.approx(2.0),
+    }
 
 
 def test_a_peer_that_draws_otherwise_is_not_counted_as_wrong(program: Program) -> None:
@@ -173,6 +178,18 @@ def test_a_peer_that_draws_otherwise_is_not_counted_as_wrong(program: Program) -
     assert cells(sampled, "llama server draft model")[9] == "other draws"
     assert cells(sampled, "llama server plain")[9] == "-"
     assert "*other draws*: a library that" in sampled
+
+
+def test_an_answer_is_the_same_only_if_all_turns_of_both_are(program: Program) -> None:
+    def told(plain: str, drafted: str) -> str:
+        """The cell for turns of these texts."""
+        turns = [result("hf generate plain", "1", 2.0, text=text) for text in plain]
+        turns += [result("hf generate assisted", "1", 2.0, text=text) for text in drafted]
+        text = program("report_peers").section(document(turns, repeat=3))
+        return cells(text, "hf generate assisted")[9]
+
+    assert told("xxx", "xxx") == "1/1"
+    assert told("xxx", "xxy") == told("xyx", "xxx") == "0/1"
 
 
 def test_energy_is_told_where_it_was_counted(program: Program) -> None:
@@ -224,6 +241,23 @@ def test_one_table_has_all_runs(program: Program) -> None:
     assert cells(text, "contender")[1:] == ["tiny, llama_cpp, greedy", "tiny, llama_cpp, temperature 0.8"]
     assert cells(text, "draftd auto")[1:] == ["2.8, 1.41x", "6.0, 1.50x"]
     assert cells(text, "hf generate plain")[1:] == ["5.0, 2.50x", "not asked"]
+
+
+def test_runs_that_asked_otherwise_are_columns_of_their_own(program: Program) -> None:
+    sampled = {"max_tokens": 32, "temperature": 0.0}
+    here: dict[str, Any] = {"context": 2048, "asked": 13, "prompts": "a.jsonl"}
+    others: list[dict[str, Any]] = [here, here, here | {"context": 4096}, here | {"prompts": "b.jsonl"}]
+    runs = [document(RESULTS), document(RESULTS, sampling=sampled), document(RESULTS, backend="transformers")]
+    runs += [document(RESULTS, **other) for other in others]
+    text = program("report_peers").summary(runs)
+    assert cells(text, "contender")[1:] == [
+        "tiny, llama_cpp, greedy, 11 tokens",
+        "tiny, llama_cpp, greedy, 32 tokens",
+        "tiny, transformers, greedy",
+        "tiny, llama_cpp, greedy, 11 tokens, context 2048, 13 prompts of a.jsonl",
+        "tiny, llama_cpp, greedy, 11 tokens, context 4096, 13 prompts of a.jsonl",
+        "tiny, llama_cpp, greedy, 11 tokens, context 2048, 13 prompts of b.jsonl",
+    ]
 
 
 def test_a_cell_without_figures_says_why(program: Program) -> None:

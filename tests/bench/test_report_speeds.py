@@ -121,3 +121,15 @@ def test_all_runs_are_one_table(program: Program) -> None:
         ],
         ["tiny", "llama_cpp", "0.8", "4 x 32 tokens", "2.00x (model:4)", "2.00x a", "-", "-", "-"],
     ]
+
+
+def test_only_runs_that_asked_the_same_are_compared_in_the_picture(program: Program) -> None:
+    asked = program("report_speeds").asked
+    run = document(ASKED)
+    assert asked(run) == asked(document(ASKED, repeat=3, pair="other"))
+    longer = {"max_tokens": 65, "temperature": 0.0, "seed": 1}
+    more = [category | {"prompts": 3} for category in run["categories"]]
+    wider = run["engine"] | {"context": 2048}
+    others: list[dict[str, Any]] = [{"sampling": longer}, {"categories": more}, {"engine": wider}]
+    for other in others:
+        assert asked(run) != asked(run | other)

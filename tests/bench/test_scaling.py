@@ -20,12 +20,6 @@ from draftd.ipc.parts import Stats
 Program = Callable[[str], ModuleType]
 
 
-def test_jains_index(program: Program) -> None:
-    scaling = program("scaling")
-    assert scaling.jain([2.0, 2.0, 2.0]) == pytest.approx(1.0)
-    assert scaling.jain([3.0, 0.0, 0.0]) == pytest.approx(1 / 3)
-
-
 def test_a_run_that_ended_between_two_policies_has_a_table(program: Program) -> None:
     tables = program("scaling_tables").tables
     row = {"prompt_tokens": 9, "policy": "off", "speed": 4.0, "first_seconds": 1.0}
@@ -142,7 +136,8 @@ def test_apps_have_medians_and_each_ones_figures_of_the_middle_turn(
         assert (endpoint, max_tokens) == ("nowhere", 5)
         throughput = given[policy].pop(0)
         each = dict.fromkeys(("speeds", "first_seconds", "seconds"), [throughput] * count)
-        return {"throughput": throughput, "fairness": fairness.get(throughput, 1.0), **each}
+        index = fairness.get(throughput, 1.0)
+        return {"throughput": throughput, "fairness": index, "fairness_whole": index / 2, **each}
 
     monkeypatch.setattr(scaling, "together", together)
     rows = list(scaling.by_apps(asked(apps=[1, 2])))
@@ -154,10 +149,14 @@ def test_apps_have_medians_and_each_ones_figures_of_the_middle_turn(
     ]
     assert [row["throughput"] for row in rows] == [3.0, 5.0, 3.0, 5.0]
     assert [row["fairness"] for row in rows] == [0.7, 1.0, 0.7, 1.0]
+    assert [row["fairness_whole"] for row in rows] == [0.35, 0.5, 0.35, 0.5]
     assert [row["speeds"] for row in rows] == [[3.0], [5.0], [3.0, 3.0], [5.0, 5.0]]
     assert [turn["throughput"] for turn in rows[0]["turns"]] == [9.0, 1.0, 3.0]
     table = scaling.tables({"apps": rows})
     assert "a question of its own, medians of 3 (each one's: of the middle turn). N apps" in table[1]
+    assert table[5] == "| 1 | off | 3.0 | 0.700 | 0.350 | 3.0 | 3000 | 3.0 |"
+    older = [{name: value for name, value in row.items() if name != "fairness_whole"} for row in rows]
+    assert scaling.tables({"apps": older})[5] == "| 1 | off | 3.0 | 0.700 | - | 3.0 | 3000 | 3.0 |"
 
 
 def test_lengths_and_cores_have_the_median_of_turns_over_all_questions(
@@ -263,6 +262,7 @@ def test_parts_are_measured_one_after_the_other_into_one_file(
     for row in document["apps"]:
         assert len(row["seconds"]) == len(row["first_seconds"]) == len(row["speeds"]) == row["apps"]
         assert 0 < row["fairness"] <= 1.0001
+        assert 0 < row["fairness_whole"] <= 1.0001
     said = capsys.readouterr()
     assert "Jain's index" in said.out
     assert "By contexts, tokens a second, medians of 2:" in said.out

@@ -4,14 +4,12 @@ import json
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from draftd.daemon.settings import load as load_settings
 from draftd.ipc.errors import InvalidRequest
 from tests.tiny import write_tiny
 from tests.tiny_gguf import write_gguf
@@ -204,24 +202,6 @@ def test_a_contender_that_fails_midway_is_out_and_the_others_go_on(program: Prog
     assert missing == {"b": "out of luck"}
 
 
-def test_no_contender_always_follows_the_same_one(program: Program) -> None:
-    order = program("fair").order
-    found = [order("abcd", question, turn) for question in range(40) for turn in range(2)]
-    assert all(sorted(each) == [*"abcd"] for each in found)
-    assert found[0] == order("abcd", 0, 0)
-    followers = {(before, after) for each in found for before, after in pairwise(each)}
-    assert len(followers) == 12  # each behind each other
-
-
-def test_the_daemon_keeps_its_threads_while_peers_answer(
-    program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in program("fair").STEADY.items():
-        monkeypatch.setenv(name, value)
-    settings = load_settings(None)
-    assert (settings.follow_load, settings.governor) == (False, False)
-
-
 def test_draftd_beside_a_real_peer_at_a_temperature(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,18 +215,20 @@ def test_draftd_beside_a_real_peer_at_a_temperature(
         '[pairs.tiny]\ntarget = "target"\ndraft = "draft"\n',
         "utf-8",
     )
-    for name, place in {"CATALOG": "catalog.toml", "CONFIG": "none.toml", "CACHE_DIR": "cache"}.items():
+    places = {"CATALOG": "catalog.toml", "CONFIG": "none.toml", "CACHE_DIR": "cache", "STATE_DIR": "state"}
+    for name, place in places.items():
         monkeypatch.setenv(f"DRAFTD_{name}", str(tmp_path / place))
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.json"
     prompts.write_text(
         '{"question_id": 7, "category": "colours", "turns": ["Three colours, please."]}', "utf-8"
     )
-    wanted = ["draftd off", "draftd model:4", "llama python plain", "llama python prompt lookup"]
+    wanted = ["draftd off", "draftd model:4", "draftd target in process"]
+    wanted += ["llama python plain", "llama python prompt lookup"]
     command = ["side_by_side.py", "--pair", "tiny", "--backend", "llama_cpp", "--prompts", str(prompts)]
     command += ["--max-tokens", "12", "--context", "256", "--threads", "1", "--temperature", "0.8"]
     command += ["--policies", "off", "model:4", "--json", str(out), "--only", *wanted, "llama server plain"]
     monkeypatch.setattr(sys, "argv", command)
-    monkeypatch.setitem(shared.OF_BACKEND, "llama_cpp", ("llama_python",))
+    monkeypatch.setitem(shared.OF_BACKEND, "llama_cpp", ("draftd_target", "llama_python"))
     beside.main()
     document = json.loads(out.read_text("utf-8"))
     results = {result["contender"]: result for result in document["results"]}
@@ -255,14 +237,43 @@ def test_draftd_beside_a_real_peer_at_a_temperature(
         "llama server plain": "no such form: nothing of this name is offered",
         "llama python draft model": "no such form: llama-cpp-python brings no draft model of its own",
     }
-    assert document["versions"] == {"llama python": f"llama-cpp-python {version('llama-cpp-python')}"}
-    off, drafting, plain, _ = (results[name] for name in wanted)
-    assert off["text"] == drafting["text"] != plain["text"]  # by the seed; the peer's draws are its own
+    versions = {"draftd target": "draftd", "llama python": "llama-cpp-python"}
+    assert document["versions"] == {name: f"{each} {version(each)}" for name, each in versions.items()}
+    assert (document["context"], document["prompts"], document["asked"]) == (256, "prompts.jsonl", 1)
+    off, drafting, target, plain, _ = (results[name] for name in wanted)
+    # by the seed; the peer's draws are its own
+    assert off["text"] == drafting["text"] == target["text"] != plain["text"]
+    assert (target["tokens"], target["rounds"]) == (off["tokens"], off["rounds"])
     assert (off["drafted"], drafting["drafted"] > 0) == (0, True)
     assert all(result["memory_bytes"] > 2**20 for result in document["results"])
     assert plain["rounds"] >= 1
     text = peers.section(document)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    ends = [line.split(" | ")[-1].rstrip("| ") for line in rows[:5]]
-    assert ends == ["same", "-", "1/1", "-", "other draws"]
-    assert f" Versions: llama python (llama-cpp-python {version('llama-cpp-python')})." in text
+    ends = [line.split(" | ")[-1].rstrip("| ") for line in rows[:6]]
+    assert ends == ["same", "-", "1/1", "1/1", "-", "other draws"]
+    assert f" llama python (llama-cpp-python {version('llama-cpp-python')})." in text
+
+
+@pytest.mark.usefixtures("tiny_pair")
+def test_peers_alone_start_no_daemon(
+    program: Program,
+    run_main: Callable[..., ModuleType],
+    write_peer: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*given: Any) -> None:
+        raise AssertionError("a daemon was started")
+
+    shared = program("contenders")
+    monkeypatch.setattr(program("side_by_side"), "draftd", never)
+    # What a GGUF is converted to is what it was made from here.
+    monkeypatch.setattr(shared, "ensure_transformers", lambda gguf, *more: gguf.with_suffix(""))
+    monkeypatch.setitem(shared.OF_BACKEND, "llama_cpp", ("a_peer",))
+    write_peer(STAND_IN.format(first="pass"))
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.json"
+    prompts.write_text('{"question_id": 7, "category": "colours", "turns": ["Three?"]}', "utf-8")
+    given = ["--pair", "tiny", "--backend", "llama_cpp", "--prompts", prompts, "--json", out]
+    run_main("side_by_side", *given, "--only", "a peer plain")
+    document = json.loads(out.read_text("utf-8"))
+    assert [result["contender"] for result in document["results"]] == ["a peer plain"]

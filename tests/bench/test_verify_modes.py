@@ -41,7 +41,7 @@ def test_a_row_by_hand(program: Program) -> None:
     found = program("verify_modes").Found(0.8, "coupled")
     found.add(Tally(rounds=2, drafted=6, accepted=3))
     found.add(Tally(rounds=1))
-    assert found.line == "| 0.8 | coupled | 3/6 | 0.500 | 2.00 |"
+    assert found.cells == ["0.8", "coupled", "3/6", "0.500", "2.00"]
 
 
 @pytest.mark.usefixtures("tiny_pair")
