@@ -61,7 +61,7 @@ class Clears:
     def _submit(self) -> None:
         if self._waiting:
             self._asked, self._waiting = self._waiting, []
-            self.tell_engine({"type": "clear", "key": 0, "learnt": _learnt(self._asked)})
+            self.tell_engine({"type": "clear", "learnt": _learnt(self._asked)})
 
     def _take(self) -> Waiters:
         """All who wait."""

@@ -231,9 +231,9 @@ class Worker:
         try:
             files = forget.clear(self.settings.state_dir, body["learnt"])
         except DraftdError as error:
-            self.say({"type": "cleared", "key": body["key"], "message": error.message})
+            self.say({"type": "cleared", "message": error.message})
         else:
-            self.say({"type": "cleared", "key": body["key"], "files": files})
+            self.say({"type": "cleared", "files": files})
 
     def emit(self, emission: Emission) -> None:
         """A round's tokens as text; a stop string ends the answer here, before the next round."""

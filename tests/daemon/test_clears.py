@@ -25,11 +25,11 @@ def test_the_engine_is_asked_once_at_a_time_and_for_all_that_wait(front: Desk, t
         app.say("clear", learnt=learnt)
         front.turn()
     assert [body["learnt"] for body in told] == [False]
-    front.front.clears.answered({"key": told[0]["key"], "files": 2})
+    front.front.clears.answered({"files": 2})
     assert apps[0].hear()["files"] == 2
     assert [body["learnt"] for body in told] == [False, True]
     assert not apps[1].socket.poll(0), "what the engine did before it was asked is not meant"
-    front.front.clears.answered({"key": told[1]["key"], "files": 3})
+    front.front.clears.answered({"files": 3})
     assert [app.hear()["files"] for app in apps[1:]] == [3, 3, 3]
     assert front.ask(apps[0], "ping", "p")["type"] == "pong"
     assert len(told) == 2
@@ -42,7 +42,7 @@ def test_a_new_engine_is_asked_what_the_last_one_left(front: Desk, told: Told) -
         front.turn()
     front.front.clears.submit_all()
     assert len(told) == 2
-    front.front.clears.answered({"key": told[1]["key"], "message": "no permission"})
+    front.front.clears.answered({"message": "no permission"})
     assert [app.hear()["message"] for app in apps] == ["no permission"] * 2
     assert len(told) == 2
 
