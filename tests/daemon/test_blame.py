@@ -12,7 +12,7 @@ from draftd.daemon.request import Request
 from draftd.models.base import State
 from draftd.models.processors import Penalties, Processors
 from tests.daemon.test_beams import search
-from tests.daemon.test_scheduler import BACKGROUND, alone, prefill, request, run, text
+from tests.daemon.traffic import BACKGROUND, alone, prefill, request, run, text
 from tests.fakes import TableTarget
 
 

@@ -3,104 +3,28 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
-import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from tests.daemon.conftest import Daemon, serving
-from tests.daemon.gateways import free_address, gateway
-from tests.tiny import write_tiny
-from tests.tiny_gguf import write_gguf
-
-CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
+from tests.daemon.browsing import (
+    ENDLESS,
+    answers,
+    asks,
+    base,
+    browser,
+    context,
+    daemon,
+    finished,
+    page,
+    pytestmark,
+    say,
 )
-CONTEXT = 32768
-ENDLESS = {  # a minute or more of an answer, whatever the machine
-    "temperature": 0, "max_tokens": 30_000, "logit_bias": {"256": -100, "258": -100}, "speculate": False
-}  # fmt: skip
-PATIENCE = 30_000  # milliseconds until the page must show what a test waits for
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: sudo apt install chromium")
-expect.set_options(timeout=PATIENCE)
+from tests.daemon.conftest import Daemon
+from tests.daemon.gateways import free_address, gateway
 
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """One with room for answers that do not end before a test has stopped them."""
-    files = tmp_path_factory.mktemp("models")
-    write_tiny(files / "target", context=CONTEXT)
-    write_gguf(write_tiny(files / "noisy", noise=0.15, context=CONTEXT), files / "draft.gguf")
-    with serving(tmp_path_factory.mktemp("page"), files) as start:
-        yield start("--slots", "2", context=str(CONTEXT))
-
-
-@pytest.fixture(scope="module")
-def base(daemon: Daemon) -> Iterator[str]:
-    with gateway(daemon.endpoint) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def context(browser: Browser, base: str) -> Iterator[BrowserContext]:
-    made = browser.new_context(base_url=base)
-    made.set_default_timeout(PATIENCE)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def page(context: BrowserContext, base: str) -> Iterator[Page]:
-    """The page, loaded; it must not have complained to the console, nor asked anyone but the gateway."""
-    made = context.new_page()
-    wrong: list[str] = []
-    made.on("pageerror", lambda error: wrong.append(str(error)))
-    made.on("console", lambda line: wrong.append(line.text) if _complains(line) else None)
-    made.on("request", lambda request: None if request.url.startswith(base) else wrong.append(request.url))
-    made.goto("/")
-    yield made
-    assert wrong == []
-
-
-def _complains(line: Any) -> bool:
-    """A reply that is an error is told on the console too, and is no fault of the page."""
-    return line.type in ("error", "warning") and not line.text.startswith("Failed to load resource")
-
-
-def asks(page: Page, **fields: Any) -> None:
-    """Have the page's requests carry further fields: a short answer, a source that surely drafts."""
-
-    def more(route: Route) -> None:
-        route.continue_(post_data=(route.request.post_data_json or {}) | fields)
-
-    page.route("**/v1/chat/completions", more)
-
-
-def say(page: Page, text: str) -> None:
-    page.get_by_role("textbox", name="Your message").fill(text)
-    page.keyboard.press("Enter")
-
-
-def answers(page: Page) -> Any:
-    return page.get_by_role("article").filter(has=page.get_by_role("heading", name="Answer"))
-
-
-def finished(page: Page) -> None:
-    expect(page.get_by_role("button", name="Send")).to_be_visible()
+__all__ = ["base", "browser", "context", "daemon", "page", "pytestmark"]
 
 
 def test_an_answer_streams_with_its_drafted_tokens_marked(page: Page) -> None:
@@ -188,76 +112,6 @@ def test_a_reload_in_mid_answer_keeps_what_had_come(page: Page, daemon: Daemon) 
     expect(answers(page).locator("span").nth(3)).to_be_attached()
     finished(page)
     daemon.wait_for(lambda status: not status.requests["running"])
-
-
-def test_keyboard_only(page: Page) -> None:
-    asks(page, max_tokens=5, temperature=0)
-    expect(page.get_by_role("textbox", name="Your message")).to_be_focused()
-    page.keyboard.type("first line")
-    page.keyboard.press("Shift+Enter")
-    page.keyboard.type("second line")
-    page.keyboard.press("Enter")
-    expect(page.locator(".you .words")).to_have_text("first line\nsecond line")
-    finished(page)
-    names = []
-    for _ in range(4):
-        page.keyboard.press("Tab")
-        names.append(page.evaluate(FOCUSED))
-    assert names == ["Send", "Draft", "Mark drafted tokens", "Temperature"]
-
-
-FOCUSED = """() => {
-    const focused = document.activeElement;
-    const style = getComputedStyle(focused);
-    if (style.outlineStyle === "none" || style.outlineWidth === "0px") return "no visible focus";
-    return (focused.labels?.[0] ?? focused).textContent.trim();
-}"""
-
-
-def test_roles_and_names(page: Page) -> None:
-    expect(page.get_by_role("main")).to_be_visible()
-    expect(page.get_by_role("heading", level=1, name="draftd")).to_be_visible()
-    for name in ("Speed", "Drafts accepted, by source", "Daemon"):
-        expect(page.get_by_role("region", name=name)).to_be_visible()
-    nameless = page.evaluate(
-        """() => [...document.querySelectorAll("button, input, textarea, img")].filter((each) =>
-            !(each.textContent.trim() || each.labels?.length || each.hasAttribute("alt"))).length"""
-    )
-    assert nameless == 0
-    assert page.locator("html").get_attribute("lang") == "en"
-
-
-@pytest.mark.parametrize("width", [1280, 360])
-def test_nothing_is_cut_off(page: Page, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 700})
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def test_dark_and_light(page: Page) -> None:
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        ratios = page.evaluate(CONTRAST)
-        assert min(ratios.values()) >= 4.5, (scheme, ratios)
-        bright = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (sum(map(int, re.findall(r"\d+", bright))) > 384) == (scheme == "light")
-
-
-CONTRAST = """() => {
-    const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
-        .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
-        .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
-    const ground = (each) => {
-        const colour = getComputedStyle(each).backgroundColor;
-        return colour === "rgba(0, 0, 0, 0)" ? ground(each.parentElement) : colour;
-    };
-    const found = {};
-    for (const each of document.querySelectorAll("h1, h2, p, dt, dd, button, label, .drafted, kbd, strong")) {
-        if (!each.checkVisibility() || !each.textContent.trim()) continue;
-        const [one, other] = [light(getComputedStyle(each).color), light(ground(each))].sort((a, b) => b - a);
-        found[each.textContent.trim().slice(0, 30)] = (one + 0.05) / (other + 0.05);
-    }
-    return found;
-}"""
 
 
 def test_the_policy_lets_nothing_else_in(page: Page, base: str) -> None:

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from draftd.daemon.private import private_daemon
+from tests.daemon.browsing import answers, asks, browser, finished, pytestmark, say
 from tests.daemon.gateways import gateway
-from tests.daemon.test_page import answers, asks, browser, finished, pytestmark, say
 
 __all__ = ["browser", "pytestmark"]
 DOCS = Path(__file__).parents[2] / "docs"
