@@ -155,9 +155,11 @@ class Control:
             best, probe, seconds = self._best(*asked, sharing=1 + willing)
         if "model" in shared.sources:
             self._judge(best.source in ("model", "chain"), ahead)
-        if best.source in ("none", "suffix") and seconds <= shared.purse:
-            shared.purse -= seconds
-            return probe
+        if best.source in ("none", "suffix"):
+            shared.wanted = seconds if isfinite(seconds) else 0.0
+            if seconds <= shared.purse:
+                shared.purse -= seconds
+                return probe
         return best
 
     def _best(
@@ -212,7 +214,7 @@ class Control:
                 value = max(typical, profile(reached, keen * ahead, most, price, step, rows[used:]))
                 value += offered if used else 0.0
                 catch_up = draft.seconds(read) - draft.seconds(1)
-                if not used and catch_up <= stake:
+                if not used:
                     probe = max(0.0, offered - value + price * catch_up)
                 net = value - price * catch_up * (1.0 if used else carried)
                 if catch_up <= stake * max(0.0, value - offered) and net > worth + MARGIN:
@@ -318,4 +320,4 @@ class Control:
         for averages in (self._paces[self._copying], shared.paces[self._copying]):
             averages.add(1.0 + given.tokens, length)
         saved = PROBING * length * plain / (1 + len(self._elsewhere))  # others of the round save from it too
-        shared.purse = min(shared.purse + saved, PURSE * plain)
+        shared.purse = min(shared.purse + saved, max(PURSE * plain, shared.wanted))

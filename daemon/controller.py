@@ -59,6 +59,7 @@ class Controller:
         self.ends = Averages(0.9, 2)  # answers' tokens, and how many answers came to an end of their own
         self.ends.add(ANSWER, 1.0, weight=2.0)
         self.purse = 0.0  # seconds saved up for probing
+        self.wanted = 0.0  # seconds that the next probe takes as far as is known, however many
         self.choices: Counter[str] = Counter()
         self.since_plain = 0
         self._passes: dict[tuple[int, ...], float] = {}  # seconds, by the widths asked for
@@ -75,10 +76,10 @@ class Controller:
 
     def took(self, rows: int, seconds: float) -> None:
         """One pass of the target, `rows` tokens of all requests in it; call it once a pass."""
-        first = not self.target.observed
         self.target.observe(rows, seconds)
         self._passes.clear()
-        if first and not self.draft.observed:
+        self.draft.fade()
+        if not self.draft.observed:  # each time: a process' first passes are slow
             self.draft.level = 0.1 * self.target.seconds(1)
         self.since_plain = 0 if rows <= 2 else self.since_plain + 1
 

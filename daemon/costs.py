@@ -9,8 +9,10 @@ from math import exp, log
 # Powers of two, as kernels take rows in tiles of these sizes: a pass of whole tiles is the cheapest near by.
 KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SHORTEST, LONGEST = 1e-7, 3600.0  # seconds a pass may take to be believed
-KNOWN = 0.5  # a knot with less evidence than this is filled in from its neighbours
+SEEN = 0.5  # observations that make a knot one that was seen
+KNOWN = 1.5  # with fewer it is filled in from its neighbours: one may have been a hiccup
 MEMORY = 100.0  # observations that a knot remembers
+FADE = 1.0 / 2000.0  # share of that which an observation elsewhere takes: what is not seen again is forgotten
 DRIFT = 0.15  # share of a deviation that counts as the machine's own speed
 CLIP = 0.2  # a deviation's most, as a logarithm: level and shape must clip alike, or one drags the other off
 JUMP = 4  # so many deviations of one sign beyond the clip are no hiccups: the machine has changed
@@ -42,6 +44,7 @@ class Costs:
         if not self.observed:
             self.level = seconds / self._relative(rows)
         self.observed += 1
+        self.fade()
         left, share = _place(rows)
         known = min(self.weight[left], self.weight[left + 1] if share else self.weight[left])
         deviation = log(seconds / self.seconds(rows))
@@ -56,6 +59,10 @@ class Costs:
         self._move(left, share, deviation)
         self._rebuild()
 
+    def fade(self) -> None:
+        """A pass went by: what was seen counts a little less."""
+        self.weight = [weight - FADE * weight for weight in self.weight]
+
     def _move(self, left: int, share: float, deviation: float) -> None:
         """Bring the two knots around a width nearer to what was seen there."""
         norm = (1.0 - share) ** 2 + share**2
@@ -67,9 +74,13 @@ class Costs:
                 step = max(-CLIP, min(CLIP, deviation)) / (1.0 + weight)
             elif deviation < -2.0 * CLIP:  # what was believed came from a hiccup
                 step = deviation
+            elif weight < KNOWN:
+                step = min(deviation, 1.4)
             else:
-                step = min(deviation, 1.4 if weight < KNOWN else 0.3) / (1.0 + weight)
-            self.shape[knot] = self._curve[knot] * exp(step * part / norm)
+                step = min(deviation, 0.3) / (1.0 + weight)
+            shape = self._curve[knot] * exp(step * part / norm)
+            # Not believed yet, so it is not in the curve: of two the quicker.
+            self.shape[knot] = min(self.shape[knot], shape) if SEEN <= weight < KNOWN else shape
             self.weight[knot] = min(MEMORY, weight + part)
 
     def _rebuild(self) -> None:
@@ -130,14 +141,14 @@ class Costs:
     def known(self, rows: int) -> bool:
         """Was a pass about this wide ever seen?"""
         left, share = _place(rows)
-        return self.weight[left if share < 0.5 else left + 1] >= KNOWN
+        return self.weight[left if share < 0.5 else left + 1] >= SEEN
 
     def measured(self) -> dict[str, float]:
         """Milliseconds by rows, where passes of about that width were seen."""
         return {
             str(knot): round(1000.0 * self.level * value, 2)
             for knot, value, weight in zip(KNOTS, self._curve, self.weight, strict=True)
-            if weight >= KNOWN
+            if weight >= SEEN
         }
 
     def dump(self) -> dict[str, object]:

@@ -24,6 +24,6 @@ def answers(regime: str) -> list[Text]:
 def taught(even: bool) -> Controller:
     """A controller that has seen passes of 1 s and half a second a row."""
     controller = Controller(("model",), even=even)
-    for rows in (1, 2, 4, 8, 16):
+    for rows in (1, 2, 4, 8, 16) * 2:
         controller.took(rows, 1.0 + 0.5 * rows)
     return controller

@@ -54,9 +54,9 @@ def speed() -> dict[str, float]:
     calls: Counter[str] = Counter()
 
     def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def measured(*args: Any) -> Any:
+        def measured(*args: Any, **named: Any) -> Any:
             began = time.process_time()
-            result = call(*args)
+            result = call(*args, **named)
             spent[name] += time.process_time() - began
             calls[name] += 1
             return result
