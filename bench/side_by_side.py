@@ -49,7 +49,7 @@ def main() -> None:
         if policies:  # else there is no daemon to start
             contenders += stack.enter_context(draftd(options.pair, policies, variables))
         for name in OF_BACKEND[options.backend]:
-            asked = peer_settings(name, files, options)
+            asked = peer_settings(name, files, options, settings)
             if asked["only"] != []:
                 found = stack.enter_context(peer(name, pythons.get(name, sys.executable), asked, missing))
                 contenders += found.contenders
