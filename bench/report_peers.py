@@ -174,7 +174,7 @@ def mean(values: dict[str, float], form: str, interval: bool = True) -> str:
     if not found:
         return "-"
     middle = form.format(geometric_mean(found))
-    if not interval:
+    if not interval or len(found) == 1:
         return middle
     low, high = (form.format(value).rstrip("x") for value in bootstrap(found, geometric_mean))
     return f"{middle} ({low} to {high})"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +87,13 @@ def test_the_caption_has_the_versions_of_the_peers_libraries_where_they_are_know
     assert " Versions: llama server (xllamacpp 1.2), hf generate (transformers 5, torch 2).\n" in text
     for older in (document(RESULTS), document(RESULTS, versions={})):
         assert "Versions" not in section(older)
+
+
+def test_tokens_a_pass_are_told_where_passes_are_known(program: Program) -> None:
+    per_pass = program("report_figures").per_pass
+    assert per_pass({"tokens": 11, "rounds": 4, "accepted": 99}) == 11 / 4
+    assert per_pass({"tokens": 11, "accepted": 6}) == 11 / 5
+    assert all(math.isnan(per_pass({"tokens": 11} | more)) for more in ({}, {"rounds": 0}))
 
 
 def test_every_quantity_is_told_by_category(program: Program) -> None:
@@ -198,7 +206,7 @@ def test_energy_is_told_where_it_was_counted(program: Program) -> None:
         result("draftd off", "2", 2.0, joules=-5.0),  # the counter ran over
     ]
     text = program("report_peers").section(document(counted))
-    assert cells(text, "draftd off")[8] == "2.00 (2.00 to 2.00)"
+    assert cells(text, "draftd off")[8] == "2.00", "one prompt has no interval"
     assert "No counter" not in text
     assert "*J a token*: of the whole processor package" in text
 
