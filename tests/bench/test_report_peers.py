@@ -248,7 +248,8 @@ def test_one_table_has_all_runs(program: Program) -> None:
     text = program("report_peers").summary([document(RESULTS), second, again])
     assert cells(text, "contender")[1:] == ["tiny, llama_cpp, greedy", "tiny, llama_cpp, temperature 0.8"]
     assert cells(text, "draftd auto")[1:] == ["2.8, 1.41x", "6.0, 1.50x"]
-    assert cells(text, "hf generate plain")[1:] == ["5.0, 2.50x", "not asked"]
+    assert cells(text, "hf generate plain")[1:] == ["5.0, 2.50x", "other target"]
+    assert cells(text, "llama server draft model")[1:] == ["3.0, 1.50x", "not asked"]
 
 
 def test_runs_that_asked_otherwise_are_columns_of_their_own(program: Program) -> None:
@@ -274,7 +275,7 @@ def test_a_cell_without_figures_says_why(program: Program) -> None:
     every = document([result(f"llama server {mode}", "1", 2.0) for mode in modes])
 
     def told(missing: dict[str, str]) -> list[str]:
-        other = document([result("draftd off", "1", 2.0)], backend="transformers", missing=missing)
+        other = document([result("draftd off", "1", 2.0)], pair="other", missing=missing)
         text = summary([every, other])
         return [cells(text, f"llama server {mode}")[2] for mode in modes]
 
