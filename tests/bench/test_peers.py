@@ -1,11 +1,13 @@
-"""The peers whose library is here, each in this process."""
+"""Peers in this process, some with what stands for their library."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -38,3 +40,22 @@ def test_generate_computes_in_the_type_of_draftds_target(
     assert [model.dtype for model in found] == [getattr(torch, dtype)] * 2, "one target, one assistant"
     made = answer({"text": "Three colours", "max_tokens": 4, "temperature": 0.0, "seed": 1})
     assert made["tokens"] == made["rounds"] == 4
+
+
+def test_llama_cpps_server_drafts_by_its_own_limits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    library = MagicMock(Server=made.append)
+    library.CommonParams = lambda: MagicMock(**{"speculative.draft.n_max": 3, "speculative.draft.p_min": 0.0})
+    library.common_speculative_type = [SimpleNamespace(name="COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE")]
+    monkeypatch.setitem(sys.modules, "xllamacpp", library)
+    monkeypatch.syspath_prepend(str(BENCH / "peers"))
+    peer: Any = importlib.import_module("llama_server")
+    del sys.modules["llama_server"]  # with what stands for its library
+    files = {"target_gguf": "t", "draft_gguf": "d", "tuned_gguf": "u", "context": 9, "threads": 1}
+    modes = [f"draft model{more}" for more in ("", " default", " tuned")]
+    offered = peer.offer(files)
+    for mode in modes:
+        offered[mode]()
+    drafts = [each.speculative.draft for each in made]
+    assert [each.mparams.path for each in drafts] == ["d", "d", "u"]
+    assert [(each.n_max, each.p_min) for each in drafts] == [(8, 0.5), (3, 0.0), (8, 0.5)]
