@@ -81,14 +81,16 @@ def model_files(pair_name: str, settings: Settings) -> dict[str, str]:
     return found
 
 
-def peer_settings(name: str, files: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
+def peer_settings(
+    name: str, files: dict[str, str], options: argparse.Namespace, settings: Settings
+) -> dict[str, Any]:
     """What a peer is told before it loads; `only`: the modes that it shall build, None for all."""
     begin = spoken(name) + " "
     only = None
     if options.only is not None:
         only = [each.removeprefix(begin) for each in options.only if each.startswith(begin)]
-    more = {name: getattr(options, name) for name in ("pair", "backend", "threads", "context")}
-    more["only"] = only
+    own = ("backend", "threads", "context", "dtype", "device")
+    more = {"pair": options.pair, "only": only} | {name: getattr(settings, name) for name in own}
     more["mode_bytes"] = int(MODE_BYTES * Path(files["target_gguf"]).stat().st_size)
     if options.int4:
         more |= {f"{part}_int4": str(options.int4 / part) for part in ("target", "draft")}

@@ -80,7 +80,7 @@ def main() -> None:
                 leave_out(name, str(error), missing)
     pythons = dict(options.python)
     for name in OF_BACKEND[options.backend]:
-        asked = peer_settings(name, files, options)
+        asked = peer_settings(name, files, options, settings)
         if asked["only"] != []:
             python = pythons.get(name, sys.executable)
             if version := each_alone(name, python, asked, missing, keep):

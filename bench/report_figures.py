@@ -68,9 +68,7 @@ def comparable(figures: Figures) -> Figures:
 
 def per_pass(answer: Answer) -> float:
     """Tokens a pass of the target: by its rounds, or by what was accepted; nan where neither is known."""
-    if "rounds" not in answer and "accepted" not in answer:
-        return math.nan
-    rounds = answer.get("rounds") or answer["tokens"] - answer["accepted"]
+    rounds = answer.get("rounds", answer["tokens"] - answer.get("accepted", answer["tokens"]))
     return float(answer["tokens"] / rounds) if rounds > 0 else math.nan
 
 

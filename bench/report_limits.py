@@ -51,14 +51,17 @@ def quality(document: Document) -> list[str]:
 
 
 def joined(documents: Sequence[Document]) -> list[Document]:
-    """The documents; runs of `--quality` that asked the same questions of some forms each become one."""
+    """The documents; runs of `--quality` that asked the same questions of some forms each become one.
+
+    A run of another machine or commit stays apart: a section says where it was made, and by what.
+    """
     made: list[Document] = []
     runs: dict[str, Document] = {}
     for each in documents:
         if each.get("kind") != "quality":
             made.append(each)
             continue
-        asked = str([each[name] for name in ("pair", "dtype", "items", "max_tokens")])
+        asked = str([each[name] for name in ("machine", "pair", "dtype", "items", "max_tokens")])
         if asked not in runs:
             made.append(runs.setdefault(asked, dict(each)))
             continue

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bars import bars
+from contenders import OF_BACKEND
 from documents import ended, libraries, without_folders
-from peer_process import NO_FORM, never_began
+from peer_process import NO_FORM, never_began, spoken
 from report_figures import (
     GAIN,
     SPEED,
@@ -36,7 +37,7 @@ OWN = {  # a contender that drafts -> the same library without
     "draftd": "draftd off",
 }
 BEST = "draftd best fixed"
-OTHER_DRAWS = "other draws"
+OTHER_DRAWS, OTHER_TARGET = "other draws", "other target"
 FORMS = {SPEED: "{:.2f}", GAIN: "{:.2f}x", WHOLE: "{:.2f}", WHOLE_GAIN: "{:.2f}x"}
 FORMS |= {"per pass": "{:.2f}", "first ms": "{:.0f}", "MiB": "{:.0f}"}
 ENERGY = {"J a token": "{:.2f}"}
@@ -124,7 +125,8 @@ def summary(documents: Sequence[dict[str, Any]]) -> str:
             "",
             "Tokens a second after the first, and how that stands to draftd with its target alone; geometric "
             "means over the prompts of a run. Compare down a column only. Of runs that asked the same, the "
-            f"first. *{NO_FORM}*: there is none for what was asked; each run's section has the reasons.",
+            f"first. *{NO_FORM}*: there is none for what was asked; each run's section has the reasons. "
+            f"*{OTHER_TARGET}*: the library does not run the weights of this column's target.",
             "",
             *table(["contender", *heads], rows),
         ]
@@ -151,8 +153,16 @@ def absent(document: dict[str, Any], name: str) -> str:
     """Why a run has no figures of a contender, as a cell; files of earlier programs call all of it failed."""
     missing = document["missing"]
     if name not in missing:
-        return "failed" if never_began(name, missing) else "not asked"
+        if never_began(name, missing):
+            return "failed"
+        return OTHER_TARGET if of_another_target(name, document["backend"]) else "not asked"
     return NO_FORM if missing[name].startswith(NO_FORM) else "failed"
+
+
+def of_another_target(name: str, backend: str) -> bool:
+    """Whether a contender's library is compared only where draftd's target is in another backend."""
+    others = {each for peers in OF_BACKEND.values() for each in peers} - {*OF_BACKEND[backend]}
+    return any(name.startswith(f"{spoken(each)} ") for each in others)
 
 
 def line(document: dict[str, Any], found: dict[str, Figures], name: str, forms: dict[str, str]) -> list[str]:
@@ -174,7 +184,7 @@ def mean(values: dict[str, float], form: str, interval: bool = True) -> str:
     if not found:
         return "-"
     middle = form.format(geometric_mean(found))
-    if not interval:
+    if not interval or len(found) == 1:
         return middle
     low, high = (form.format(value).rstrip("x") for value in bootstrap(found, geometric_mean))
     return f"{middle} ({low} to {high})"

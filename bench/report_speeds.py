@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import report_limits
+import report_peers
 from bars import bars
 from documents import without_folders
 from report_figures import BEHIND
-from report_peers import mode
 from tables import table
 
 from draftd.daemon.bench_table import geometric_mean, share_of_best
@@ -28,8 +28,9 @@ def summary(documents: Sequence[dict[str, Any]]) -> str:
             "",
             "Each run of `draftd bench` below, by geometric means over its categories. *asked*: prompts, and "
             "the most tokens of an answer; *medians of N*: of N answers to a prompt the one of median speed "
-            "counts; *asked again*: the same prompt a second time, over the target alone; *-*: not part of "
-            "the run.",
+            "counts; in brackets 95 % of a bootstrap over the categories; *auto / best fixed*: the "
+            "controller over what is best, by category, of the fixed policies named and of drafting nothing; "
+            "*asked again*: the same prompt a second time, over the target alone; *-*: not part of the run.",
             "",
             *table(heads, [line(each) for each in documents]),
         ]
@@ -49,9 +50,9 @@ def line(document: dict[str, Any]) -> list[str]:
         document["engine"]["backend"],
         str(sampling["temperature"] or "greedy"),
         f"{prompts} x {sampling['max_tokens']} tokens{medians(document)}",
-        figure(geometric_mean(drafted.values())) + (f" ({policy})" if policy != "auto" else ""),
+        mean(drafted) + (f" {policy}" if policy != "auto" else ""),
         worst(drafted),
-        figure(geometric_mean(shares(document).values()), ""),
+        of_best(document),
         figure(geometric_mean(again.values())),
         document["machine"].get("commit") or "-",
     ]
@@ -59,7 +60,7 @@ def line(document: dict[str, Any]) -> list[str]:
 
 def title(document: dict[str, Any]) -> str:
     """What a run was of: pair, backend, sampling."""
-    return f"{document['pair']}, target in {document['engine']['backend']}, {mode(document)}"
+    return f"{document['pair']}, target in {document['engine']['backend']}, {report_peers.mode(document)}"
 
 
 def asked(document: dict[str, Any]) -> list[Any]:
@@ -88,6 +89,11 @@ def figure(value: float | None, unit: str = "x") -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.2f}{unit}"
 
 
+def mean(values: Mapping[str, float]) -> str:
+    """The geometric mean over the categories, with its bootstrap interval."""
+    return report_peers.mean(dict(values), "{:.2f}x")
+
+
 def worst(values: Mapping[str, float], unit: str = "x") -> str:
     """The least figure, and the category that has it."""
     name = min(values, key=lambda each: values[each], default="")
@@ -98,10 +104,11 @@ def section(document: dict[str, Any]) -> str:
     """One run: its command, its table, what it says of the daemon itself."""
     engine = document["engine"]
     speedups = known({found["name"]: found["speedup"] for found in document["categories"]})
-    mean = f"**{figure(document['geometric_mean_speedup'])}**"
+    middle, blank, interval = mean(speedups).partition(" ")
+    whole = f"**{middle}**{blank}{interval}"
     rows = [
         *map(cells, document["categories"]),
-        [f"**geometric mean of {len(document['categories'])}**", "", "", mean, "", "", "", ""],
+        [f"**geometric mean of {len(document['categories'])}**", "", "", whole, "", "", "", ""],
         ["*worst*", "", "", worst(speedups), "", "", "", ""],
     ]
     lines = [
@@ -179,16 +186,26 @@ def policies(document: dict[str, Any]) -> list[str]:
 
 def shares(document: dict[str, Any]) -> dict[str, float]:
     """By category the controller's speed over that of the best fixed policy; none unless both were asked."""
-    found = document.get("policies", {})
-    fixed = [policy for policy in found if policy not in ("auto", "again")]
-    if "auto" not in found or not fixed:
+    found, others = document.get("policies", {}), fixed(document)
+    if "auto" not in found or not others:
         return {}
     made = {}
     for name in names(document):
-        speedups = {policy: found[policy][name] for policy in ("auto", *fixed)}
+        speedups = {policy: found[policy][name] for policy in ("auto", *others)}
         if None not in speedups.values():
-            made[name] = share_of_best(speedups, fixed)
+            made[name] = share_of_best(speedups, others)
     return made
+
+
+def fixed(document: dict[str, Any]) -> list[str]:
+    """The fixed policies that a run asked for."""
+    return [policy for policy in document.get("policies", {}) if policy not in ("auto", "again")]
+
+
+def of_best(document: dict[str, Any]) -> str:
+    """The controller's share of the best fixed policy, and among which that is the best."""
+    found = shares(document)
+    return f"{figure(geometric_mean(found.values()), '')} ({', '.join(fixed(document))})" if found else "-"
 
 
 def against_best(found: Mapping[str, float]) -> str:

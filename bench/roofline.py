@@ -73,6 +73,11 @@ def main() -> None:
     parser.add_argument("--json", type=documents.new_file)
     options = parser.parse_args()
     settings = load_settings(None)
+    if on_gpu(options.backend, settings):
+        sys.exit(
+            "only the processor's memory is measured here, and a model of these settings would run on a GPU: "
+            "set DRAFTD_DEVICE=cpu and DRAFTD_GPU_LAYERS=0"
+        )
     pair = load_catalog().pair(options.pair)
     read = {"target": target_bytes(pair, options.backend, settings), "draft": draft_bytes(pair, settings)}
     threads = settings.threads or machine.cores()
@@ -89,6 +94,12 @@ def main() -> None:
     )
     print(*lines(document), sep="\n")
     write(options.json, document)
+
+
+def on_gpu(backend: str, settings: Settings) -> bool:
+    """Whether a daemon with these settings would put one of its models on a GPU."""
+    target = backend == "transformers" and settings.device != "cpu" and torch.cuda.is_available()
+    return target or settings.gpu_layers != 0
 
 
 def read_bandwidth(threads: int, size: int = 2**29, repeat: int = 7) -> float:

@@ -178,14 +178,24 @@ def together(endpoint: str, count: int, max_tokens: int, policy: str) -> Row:
     ready = Barrier(count + 1)
 
     def app(number: int) -> Answer:
-        with Client(endpoint, name=f"app {number}") as client:
-            client.ping()  # connected
-            ready.wait(60)
-            return question(client, QUESTIONS[number % len(QUESTIONS)], max_tokens, policy)
+        try:
+            with Client(endpoint, name=f"app {number}") as client:
+                client.ping()  # connected
+                ready.wait(60)
+                return question(client, QUESTIONS[number % len(QUESTIONS)], max_tokens, policy)
+        except DraftdError:
+            ready.abort()  # nobody need wait for it
+            raise
 
     with ThreadPoolExecutor(count) as pool:
         asked = [pool.submit(app, number) for number in range(count)]
-        ready.wait(60)
+        try:
+            ready.wait(60)
+        except BrokenBarrierError:
+            for each in asked:
+                if isinstance(error := each.exception(), DraftdError):  # what broke it
+                    raise error from None
+            raise
         began = perf_counter()
         answers = [each.result() for each in asked]
         seconds = perf_counter() - began

@@ -96,9 +96,10 @@ def beside(title: str, head: str, key: str, rows: Sequence[Row], first: bool = F
         if first:
             cells += [f"{1000 * each['first_seconds']:.0f}" for each in (off, auto)]
         lines.append(cells)
+    how = " (each length of the text goes on in another way, so compare along a line)" if first else ""
     return [
         "",
-        f"By {title}, tokens a second{repeated(rows)}:",
+        f"By {title}, tokens a second{repeated(rows)}{how}:",
         "",
         *table([head, "alone", "drafting", "speed-up", *more], lines),
     ]

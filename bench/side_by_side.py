@@ -31,7 +31,8 @@ from peer_process import Answer, Contender, PeerFailed, leave_out, peer, spoken
 from draftd.daemon.bench_files import Prompt, read_prompts, write
 from draftd.ipc.errors import DraftdError
 
-POLICIES = ("off", "auto", "model:8", "suffix:8", "chain:8")
+# draftd alone, the controller, and the fixed policies among which the best is told in hindsight
+POLICIES = ("off", "auto", "model:2", "model:4", "model:8", "suffix:4", "suffix:8", "chain:8")
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
         if policies:  # else there is no daemon to start
             contenders += stack.enter_context(draftd(options.pair, policies, variables))
         for name in OF_BACKEND[options.backend]:
-            asked = peer_settings(name, files, options)
+            asked = peer_settings(name, files, options, settings)
             if asked["only"] != []:
                 found = stack.enter_context(peer(name, pythons.get(name, sys.executable), asked, missing))
                 contenders += found.contenders

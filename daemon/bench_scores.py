@@ -47,11 +47,12 @@ class Row:
     scores: dict[str, float]
     same_as_first: int  # answers of the very text
     same_as_own: int | None  # None: it is the target alone
-    margins: list[float | None]  # where it left its own target's answer; None: beyond the alternatives told
+    margins: list[float | None]  # where it left its own target's answer; None: not told
     places: list[int]  # of the first token that differs, for each of `margins`
     items: int
     tokens: int  # of all its answers
     accepted: int  # of these, those that were drafted
+    ended: int = 0  # of its answers that differ, those that end where the other goes on, or the reverse
 
 
 def rows(items: Sequence[Item], said: dict[str, list[Said]]) -> list[Row]:
@@ -61,7 +62,7 @@ def rows(items: Sequence[Item], said: dict[str, list[Said]]) -> list[Row]:
     own: list[Said] = []
     for name, answers in said.items():
         alone = not name.endswith(SPECULATION)
-        pairs = [] if alone else zip(own, answers, strict=True)
+        pairs = [] if alone else list(zip(own, answers, strict=True))
         parted = [part for pair in pairs if (part := parting(*pair))]
         made.append(
             Row(
@@ -74,6 +75,7 @@ def rows(items: Sequence[Item], said: dict[str, list[Said]]) -> list[Row]:
                 items=len(items),
                 tokens=sum(len(answer.tokens) for answer in answers),
                 accepted=sum(answer.accepted for answer in answers),
+                ended=sum(_one_ends(one, other) for one, other in pairs),
             )
         )
         own = answers if alone else own
@@ -82,6 +84,12 @@ def rows(items: Sequence[Item], said: dict[str, list[Said]]) -> list[Row]:
 
 def _same(some: Sequence[Said], others: Sequence[Said]) -> int:
     return sum(one.text == other.text for one, other in zip(some, others, strict=True))
+
+
+def _one_ends(one: Said, other: Said) -> bool:
+    """Whether one answer is the other's beginning: it ended by a token that is not told."""
+    shared = min(len(one.tokens), len(other.tokens))
+    return len(one.tokens) != len(other.tokens) and one.tokens[:shared] == other.tokens[:shared]
 
 
 def parting(alone: Said, other: Said) -> tuple[int, float | None] | None:
@@ -96,7 +104,7 @@ def parting(alone: Said, other: Said) -> tuple[int, float | None] | None:
             return place, top[one] - top[two] if known else None
     if len(alone.tokens) == len(other.tokens):
         return None
-    return min(len(alone.tokens), len(other.tokens)), None  # one of them ended there
+    return min(len(alone.tokens), len(other.tokens)), None  # one of them ended there: `_one_ends`
 
 
 def scores(items: Sequence[Item], texts: Sequence[str]) -> dict[str, float]:
@@ -186,16 +194,16 @@ def divergences(rows: Sequence[Row]) -> list[str]:
             made.append(f"{begins}no answer differs from the target's alone.")
             continue
         margins = [margin for margin in row.margins if margin is not None]
-        beyond = len(row.margins) - len(margins)
-        told = (
-            f"there the target preferred its own token by {median(margins):.3f} nats at the median and "
-            f"{max(margins):.3f} at most"
-            + (f", {beyond} times by more than the likeliest tokens tell" if beyond else "")
-            if margins
-            else "the other token was not among the likeliest"
-        )
-        made.append(
-            f"{begins}{len(row.places)} of {row.items} answers differ, first at token "
-            f"{median(row.places):.0f} (median); {told}."
-        )
+        where = f"first at token {median(row.places):.0f} (median)"
+        told = [f"{begins}{len(row.places)} of {row.items} answers differ, {where}"]
+        if margins:
+            told.append(
+                f"there the target preferred its own token by {median(margins):.3f} nats at the median and "
+                f"{max(margins):.3f} at most"
+            )
+        if beyond := len(row.margins) - len(margins) - row.ended:
+            told.append(f"in {beyond} the other token was not among the likeliest")
+        if row.ended:
+            told.append(f"in {row.ended} one of the two ended there, whose margin is not told")
+        made.append("; ".join(told) + ".")
     return made

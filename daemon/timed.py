@@ -13,7 +13,8 @@ from draftd.ipc.client import Client
 from draftd.ipc.messages import Tokens
 from draftd.ipc.parts import Stats
 
-SENTENCE = re.compile(r"\w[^.!?。]*[.!?。](?=\s)|\S\s*\n")  # the end of one, seen once what follows is there
+# The end of one: in scripts that put a blank behind it, seen once that is there.
+SENTENCE = re.compile(r"\w[^.!?。]*(?:[.!?](?=\s)|。)|\S\s*\n")
 
 
 @dataclass(frozen=True, slots=True)

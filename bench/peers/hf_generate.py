@@ -32,12 +32,15 @@ def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
     if importlib.util.find_spec("sklearn") is None:
         raise ModuleNotFoundError("assisted generation at its best wants scikit-learn: pip install it")
     torch.set_num_threads(settings["threads"])
+    dtype, device = getattr(torch, settings["dtype"]), settings["device"]
+    if device == "auto":  # as draftd's own target takes it
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(settings["target"])
 
-    @cache
-    def target() -> Any:
-        """One for all modes, loaded with the first that is wanted."""
-        return AutoModelForCausalLM.from_pretrained(settings["target"], dtype=torch.bfloat16).eval()
+    def load(part: str) -> Any:
+        return AutoModelForCausalLM.from_pretrained(settings[part], dtype=dtype).to(device).eval()
+
+    target = cache(partial(load, "target"))  # one for all modes, loaded with the first that is wanted
 
     def mode(**options: Any) -> Mode:
         model = target()
@@ -46,6 +49,7 @@ def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
             torch.manual_seed(request["seed"])
             watch = Stopwatch()
             inputs = tokenizer(request["text"], return_tensors="pt", add_special_tokens=False)
+            inputs = inputs.to(device)
             sampling: dict[str, Any] = {"do_sample": False}
             if request["temperature"]:
                 sampling = {
@@ -69,7 +73,7 @@ def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
         return answer
 
     def assisted(schedule: str) -> Mode:
-        assistant = AutoModelForCausalLM.from_pretrained(settings["draft"], dtype=torch.bfloat16).eval()
+        assistant = load("draft")
         assistant.generation_config.num_assistant_tokens_schedule = schedule
         return mode(assistant_model=assistant)
 

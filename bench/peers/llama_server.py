@@ -11,18 +11,20 @@ from lines import Build, Mode, Request, Stopwatch, serve
 
 KINDS = xllamacpp.common_speculative_type
 PREFIX = "COMMON_SPECULATIVE_TYPE_"
+LIMITS = 8, 0.5  # tokens drafted a round at most, and how sure each must be; the server's own are 3 and 0
 SHORT = 3, 8  # the n-gram that is looked for and the tokens that follow; the server's own are 12 and 48
 
 UNTRAINED = "it drafts with a head that was trained for one target, and this pair has none"
 
 
 def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
-    """Each kind that this build of the server names, in its own settings but for the draft model."""
+    """Each kind that this build of the server names, in its own settings but for LIMITS and SHORT."""
     modes: dict[str, Build | str] = {"plain": partial(mode, settings)}
     for kind in KINDS:
         name = kind.name.removeprefix(PREFIX)
         if name == "DRAFT_SIMPLE":
             modes["draft model"] = partial(mode, settings, kind, settings["draft_gguf"])
+            modes["draft model default"] = partial(mode, settings, kind, settings["draft_gguf"], None)
             if "tuned_gguf" in settings:
                 modes["draft model tuned"] = partial(mode, settings, kind, settings["tuned_gguf"])
         elif name.startswith("NGRAM_"):
@@ -40,7 +42,13 @@ def spoken(name: str, begin: str) -> str:
     return name.removeprefix(begin).lower().replace("_", " ")
 
 
-def mode(settings: dict[str, Any], kind: Any = None, draft: str = "", short: bool = False) -> Mode:
+def mode(
+    settings: dict[str, Any],
+    kind: Any = None,
+    draft: str = "",
+    limits: tuple[int, float] | None = LIMITS,
+    short: bool = False,
+) -> Mode:
     params = xllamacpp.CommonParams()
     params.model.path = settings["target_gguf"]
     params.n_ctx = settings["context"]
@@ -52,7 +60,8 @@ def mode(settings: dict[str, Any], kind: Any = None, draft: str = "", short: boo
         params.speculative.types = [kind]
     if draft:
         params.speculative.draft.mparams.path = draft
-        params.speculative.draft.n_max, params.speculative.draft.p_min = 8, 0.5
+        if limits is not None:
+            params.speculative.draft.n_max, params.speculative.draft.p_min = limits
         params.speculative.draft.cpuparams.n_threads = settings["threads"]
     if short:
         params.speculative.ngram_simple.size_n, params.speculative.ngram_simple.size_m = SHORT

@@ -162,6 +162,7 @@ def test_a_section_names_its_command_and_its_tables_are_whole(
 def test_a_quality_run_in_pieces_is_one_table(program: Program) -> None:
     limits = program("report_limits")
     whole = DOCUMENTS[0] | {"pair": "tiny", "dtype": "bfloat16", "command": "draftd --form one"}
+    whole["machine"] = MACHINE
     whole["said"] = {"target": {"q1": "yes", "q2": "no"}, "target, drafting": {"q1": "yes", "q2": "no"}}
     more = whole | {
         "command": "draftd --form two",
@@ -172,8 +173,9 @@ def test_a_quality_run_in_pieces_is_one_table(program: Program) -> None:
         "said": {"small": {"q1": "yes", "q2": "maybe"}, "target": {"q1": "yes", "q2": "no"}},
     }
     other = more | {"dtype": "float32"}
-    found = limits.joined([whole, DOCUMENTS[1], other, more])
-    assert found[1:] == [DOCUMENTS[1], other]
+    later = more | {"machine": MACHINE | {"commit": "def"}}
+    found = limits.joined([whole, DOCUMENTS[1], other, more, later])
+    assert found[1:] == [DOCUMENTS[1], other, later]
     assert [row["name"] for row in found[0]["rows"]] == ["target", "target, drafting", "small"]
     assert found[0]["rows"][2]["same_as_first"] == 1  # of the first run's answers
     text = limits.section(found[0])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +87,13 @@ def test_the_caption_has_the_versions_of_the_peers_libraries_where_they_are_know
     assert " Versions: llama server (xllamacpp 1.2), hf generate (transformers 5, torch 2).\n" in text
     for older in (document(RESULTS), document(RESULTS, versions={})):
         assert "Versions" not in section(older)
+
+
+def test_tokens_a_pass_are_told_where_passes_are_known(program: Program) -> None:
+    per_pass = program("report_figures").per_pass
+    assert per_pass({"tokens": 11, "rounds": 4, "accepted": 99}) == 11 / 4
+    assert per_pass({"tokens": 11, "accepted": 6}) == 11 / 5
+    assert all(math.isnan(per_pass({"tokens": 11} | more)) for more in ({}, {"rounds": 0}))
 
 
 def test_every_quantity_is_told_by_category(program: Program) -> None:
@@ -198,7 +206,7 @@ def test_energy_is_told_where_it_was_counted(program: Program) -> None:
         result("draftd off", "2", 2.0, joules=-5.0),  # the counter ran over
     ]
     text = program("report_peers").section(document(counted))
-    assert cells(text, "draftd off")[8] == "2.00 (2.00 to 2.00)"
+    assert cells(text, "draftd off")[8] == "2.00", "one prompt has no interval"
     assert "No counter" not in text
     assert "*J a token*: of the whole processor package" in text
 
@@ -240,7 +248,8 @@ def test_one_table_has_all_runs(program: Program) -> None:
     text = program("report_peers").summary([document(RESULTS), second, again])
     assert cells(text, "contender")[1:] == ["tiny, llama_cpp, greedy", "tiny, llama_cpp, temperature 0.8"]
     assert cells(text, "draftd auto")[1:] == ["2.8, 1.41x", "6.0, 1.50x"]
-    assert cells(text, "hf generate plain")[1:] == ["5.0, 2.50x", "not asked"]
+    assert cells(text, "hf generate plain")[1:] == ["5.0, 2.50x", "other target"]
+    assert cells(text, "llama server draft model")[1:] == ["3.0, 1.50x", "not asked"]
 
 
 def test_runs_that_asked_otherwise_are_columns_of_their_own(program: Program) -> None:
@@ -266,7 +275,7 @@ def test_a_cell_without_figures_says_why(program: Program) -> None:
     every = document([result(f"llama server {mode}", "1", 2.0) for mode in modes])
 
     def told(missing: dict[str, str]) -> list[str]:
-        other = document([result("draftd off", "1", 2.0)], backend="transformers", missing=missing)
+        other = document([result("draftd off", "1", 2.0)], pair="other", missing=missing)
         text = summary([every, other])
         return [cells(text, f"llama server {mode}")[2] for mode in modes]
 

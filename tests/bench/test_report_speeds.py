@@ -52,7 +52,8 @@ def test_a_section_says_medians_and_names_the_worst_category_of_each_table(progr
     text = section(document(ASKED, repeat=3))
     assert "answers of 64 tokens at most, medians of 3.\n" in text
     assert "    draftd bench --pair tiny --json o.json\n" in text
-    assert "| **geometric mean of 4** | | | **1.36x** | | | | |\n| *worst* | | | 0.90x a | | | | |\n" in text
+    assert "| **geometric mean of 4** | | | **1.36x** (0.95 to 1.95) | | | | |\n" in text
+    assert "| *worst* | | | 0.90x a | | | | |\n" in text
     assert "\nLost, below the target alone: a 0.90x.\n" in text
     assert "| *worst* | 0.90x a | 0.50x a | 0.50x d | 0.80 b |\n" in text
 
@@ -116,10 +117,10 @@ def test_all_runs_are_one_table(program: Program) -> None:
     ]
     assert rows[2:] == [
         [
-            *("tiny", "llama_cpp", "greedy", "8 x 64 tokens, medians of 3", "1.36x", "0.90x a"),
-            *("0.91", "2.38x", "abc"),
+            *("tiny", "llama_cpp", "greedy", "8 x 64 tokens, medians of 3", "1.36x (0.95 to 1.95)"),
+            *("0.90x a", "0.91 (model:3)", "2.38x", "abc"),
         ],
-        ["tiny", "llama_cpp", "0.8", "4 x 32 tokens", "2.00x (model:4)", "2.00x a", "-", "-", "-"],
+        ["tiny", "llama_cpp", "0.8", "4 x 32 tokens", "2.00x model:4", "2.00x a", "-", "-", "-"],
     ]
 
 

@@ -82,6 +82,31 @@ def test_a_pair_without_a_draft_has_a_table(program: Program) -> None:
     assert "(0) | 1.00x |" in text
 
 
+@pytest.mark.parametrize(
+    ("variables", "backend", "gpu"),
+    [
+        ({}, "transformers", True),
+        ({}, "llama_cpp", False),
+        ({"DRAFTD_DEVICE": "cpu"}, "transformers", False),
+        ({"DRAFTD_DEVICE": "cpu", "DRAFTD_GPU_LAYERS": "9"}, "llama_cpp", True),
+    ],
+)
+def test_the_processors_memory_is_no_measure_of_a_gpu(
+    program: Program,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variables: dict[str, str],
+    backend: str,
+    gpu: bool,
+) -> None:
+    roofline = program("roofline")
+    monkeypatch.setattr(roofline.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("DRAFTD_CONFIG", str(tmp_path / "none"))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert roofline.on_gpu(backend, roofline.load_settings(None)) == gpu
+
+
 def test_a_load_that_ends_is_no_load(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     roofline = program("roofline")
     monkeypatch.setattr(roofline, "READER", "pass")

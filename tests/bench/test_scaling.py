@@ -14,7 +14,7 @@ import pytest
 
 from draftd.daemon.timed import Answer
 from draftd.ipc import Client
-from draftd.ipc.errors import ContextOverflow, EngineFailed
+from draftd.ipc.errors import ContextOverflow, EngineFailed, Unreachable
 from draftd.ipc.parts import Stats
 
 Program = Callable[[str], ModuleType]
@@ -25,7 +25,8 @@ def test_a_run_that_ended_between_two_policies_has_a_table(program: Program) -> 
     row = {"prompt_tokens": 9, "policy": "off", "speed": 4.0, "first_seconds": 1.0}
     rows = [row, row | {"policy": "auto", "speed": 6.0}, row | {"prompt_tokens": 99}]
     table = tables({"contexts": rows}, ["contexts"])
-    assert table[1] == "By contexts, tokens a second:", "measured once, or before there were turns"
+    how = "(each length of the text goes on in another way, so compare along a line)"
+    assert table[1] == f"By contexts, tokens a second {how}:", "measured once, or before there were turns"
     assert table[-2].count("-") > 0
     assert table[-1] == "| 9 | 4.00 | 6.00 | 1.50x | 1000 | 1000 |"
 
@@ -159,6 +160,19 @@ def test_apps_have_medians_and_each_ones_figures_of_the_middle_turn(
     assert scaling.tables({"apps": older})[5] == "| 1 | off | 3.0 | 0.700 | - | 3.0 | 3000 | 3.0 |"
 
 
+def test_an_app_that_fails_says_why_and_nobody_waits_for_it(
+    scaling: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def client(endpoint: str, name: str) -> Any:
+        if name == "app 1":
+            raise Unreachable("no daemon answers here")
+        return nullcontext(SimpleNamespace(ping=lambda: 0.0))
+
+    monkeypatch.setattr(scaling, "Client", client)
+    with pytest.raises(Unreachable, match="no daemon answers here"):
+        scaling.together("nowhere", 3, 5, "off")
+
+
 def test_lengths_and_cores_have_the_median_of_turns_over_all_questions(
     scaling: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +225,7 @@ def test_contexts_are_of_the_tokens_asked_for_and_leave_room_for_the_answer(
     assert [row["speed"] for row in rows] == pytest.approx([2.0, 5.0] * 2)
     assert [row["first_seconds"] for row in rows] == pytest.approx([1 / 2, 1 / 5] * 2)
     assert (rows[0]["accepted"], rows[0]["drafted"]) == (9, 12)
-    assert scaling.tables({"contexts": rows})[1] == "By contexts, tokens a second, medians of 3:"
+    assert "By contexts, tokens a second, medians of 3 (each" in scaling.tables({"contexts": rows})[1]
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 99, 100, 298])
@@ -265,7 +279,7 @@ def test_parts_are_measured_one_after_the_other_into_one_file(
         assert 0 < row["fairness_whole"] <= 1.0001
     said = capsys.readouterr()
     assert "Jain's index" in said.out
-    assert "By contexts, tokens a second, medians of 2:" in said.out
+    assert "By contexts, tokens a second, medians of 2 (each" in said.out
     assert "contexts failed, what was measured is kept" in said.err
     with pytest.raises(SystemExit, match="holds another max_tokens: 6"):
         run_main("scaling", *given[:-4], "--max-tokens", "7", "--json", out)

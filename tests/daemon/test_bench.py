@@ -10,7 +10,7 @@ from rich.console import Console
 
 from draftd.daemon import bench, bench_ping, bench_table, machine
 from draftd.daemon.bench_table import CONVERSATION, SPEC_BENCH, Result
-from draftd.daemon.timed import Answer
+from draftd.daemon.timed import SENTENCE, Answer
 from draftd.ipc.messages import Status
 from draftd.ipc.parts import Stats
 
@@ -47,6 +47,21 @@ def result(category: str = "coding", drafted: Answer | None = None, plain: Answe
     drafted = drafted or answer()
     plain = plain or answer()
     return Result("1", category, drafted, plain, drafted.text == plain.text)
+
+
+@pytest.mark.parametrize(
+    ("text", "ended"),
+    [
+        ("It is 3.5 m", False),
+        ("It is 3.5 m.", False),
+        ("It is 3.5 m. A", True),
+        ("Title\n", True),
+        ("雨从云中落下", False),
+        ("雨从云中落下。然后", True),
+    ],
+)
+def test_where_the_first_sentence_ends(text: str, ended: bool) -> None:
+    assert bool(SENTENCE.search(text)) == ended
 
 
 def test_a_speed_is_all_tokens_over_all_seconds_after_the_first() -> None:

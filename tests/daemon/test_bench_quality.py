@@ -87,7 +87,11 @@ def test_how_contenders_compare() -> None:
     (beyond,) = bench_scores.divergences(
         bench_scores.rows(EXAMPLE[:1], {"t": [Said("a", [1])], "t, drafting": [Said("b", [2])]})
     )
-    assert "the other token was not among the likeliest" in beyond
+    assert beyond.endswith("(median); in 1 the other token was not among the likeliest.")
+    longer = {"t": [alone[0]] * 2, "t, drafting": [Said("x", [2]), Said("ab", [1, 5])]}
+    (ended,) = bench_scores.divergences(bench_scores.rows(EXAMPLE[:2], longer))
+    assert "2 of 2 answers differ" in ended
+    assert ended.endswith("0.000 at most; in 1 one of the two ended there, whose margin is not told.")
 
 
 def test_what_ships_is_whole() -> None:
