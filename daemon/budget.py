@@ -101,7 +101,7 @@ def check(pair: Pair, settings: Settings, room: Room) -> Settings:
 
     Models that are not here yet are the loader's to complain of.
     """
-    if not all(cached_path(model, settings.cache_dir).exists() for model in pair.models):
+    if missing(pair, settings):
         return settings
     budgets = asked(pair, settings, room)
     fitting = [budget for budget in budgets if budget.fits(room)]
@@ -111,6 +111,11 @@ def check(pair: Pair, settings: Settings, room: Room) -> Settings:
     if len(fitting) == len(budgets):
         return settings
     return settings.model_copy(update={"backend": fitting[0].backend})
+
+
+def missing(pair: Pair, settings: Settings) -> list[str]:
+    """The models whose files are not here: of these only the weights are counted, by their listed size."""
+    return [model.name for model in pair.models if not cached_path(model, settings.cache_dir).exists()]
 
 
 def sentence(pair: Pair, budget: Budget, better: Budget | None, room: Room) -> str:
@@ -173,7 +178,8 @@ def _budget(
     items += _model("target", held, shape, settings, backend, context, slots, on_gpu)
     if settings.speculate and (found := draft_file(pair, settings)) is not None:
         drafting = _shape(found[0])
-        held = found[0].stat().st_size if found[0].is_file() else 0
+        listed = pair.draft.size if pair.draft is not None else None
+        held = found[0].stat().st_size if found[0].is_file() else listed or 0
         on_gpu = 1.0 if gpu_layers else 0.0  # it has as many layers there as the target
         items += _model("draft", held, drafting, settings, "llama_cpp", context, slots, on_gpu)
     return Budget(backend, context, slots, gpu_layers, settings.gpu_layers, tuple(items))

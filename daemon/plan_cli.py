@@ -37,18 +37,27 @@ def plan(
     chosen = load_catalog().pair(settings.pair)
     room = budget.measure_room()
     asked = budget.asked(chosen, settings, room)
-    better = budget.best(chosen, settings, room)
+    # of a file that is not here the caches can't be told: what fits is known once it is
+    missing = budget.missing(chosen, settings)
+    better = None if missing else budget.best(chosen, settings, room)
     fits = any(each.fits(room) for each in asked)
     if as_json:
         found = {
             "room": dataclasses.asdict(room),
             "asked": [dataclasses.asdict(each) | {"fits": each.fits(room)} for each in asked],
+            "missing": missing,
             "best": dataclasses.asdict(better) if better else None,
         }
         typer.echo(json.dumps(found))
     else:
+        fitting = "fits, as far as it is known" if missing else "fits"
         for each in asked:
-            typer.echo(f"{budget.table(each, room)}\n{'fits' if each.fits(room) else 'DOES NOT FIT'}\n")
+            typer.echo(f"{budget.table(each, room)}\n{fitting if each.fits(room) else 'DOES NOT FIT'}\n")
+        if missing:
+            typer.echo(
+                f"not here, so without caches and working memory: {', '.join(missing)}; "
+                f"`draftd models pull {chosen.name}`, then plan again"
+            )
         if better is not None:
             typer.echo(f"the fastest that fits: {budget.options(better)}")
     if not fits:

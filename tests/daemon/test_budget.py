@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -124,6 +125,25 @@ def test_the_command_shows_the_table_and_its_status_says_whether_it_fits(
     monkeypatch.setattr(budget, "measure_room", lambda: Room(10**6, 0))
     run = CliRunner().invoke(app, ["plan", "--pair", "tiny", "--json"])
     assert isinstance(run.exception, OutOfMemory)
+
+
+def test_of_models_that_are_not_here_no_fit_is_promised(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "measure_room", lambda: PLENTY)
+    ask = ["plan", "--pair", "qwen2.5-coder", "--backend", "llama_cpp"]
+    run = CliRunner().invoke(app, ask)
+    assert run.exit_code == 0, run.output
+    assert "fits, as far as it is known\n" in run.output
+    assert "`draftd models pull qwen2.5-coder`, then plan again" in run.output
+    assert "the fastest that fits" not in run.output
+    pair = load_catalog().pair("qwen2.5-coder")
+    assert pair.draft is not None
+    (asked,) = budget.asked(pair, load(pair=pair.name, backend="llama_cpp"), PLENTY)
+    assert parts(asked)["draft: weights"] == pair.draft.size
+    told = json.loads(CliRunner().invoke(app, [*ask, "--json"]).output)
+    assert told["missing"] == [model.name for model in pair.models]
+    assert told["best"] is None
 
 
 def test_serve_refuses_with_the_same_table_and_status_4(serve: Serve, tmp_path: Path) -> None:
