@@ -6,6 +6,7 @@ resident with their caches full (docs/reliability.md).
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -164,9 +165,22 @@ def weights(model: Model, settings: Settings, backend: str) -> int:
     return listed if backend == "llama_cpp" else int(listed * 8 * BYTES[settings.dtype] / GGUF_BITS)
 
 
+@functools.cache
+def offloads() -> bool:
+    """Whether this llama.cpp can put layers on a GPU; one that can't be asked is taken to."""
+    try:
+        import llama_cpp
+
+        from draftd.models import native
+    except (ImportError, OSError, RuntimeError):  # not installed, or it does not load
+        return True
+    return bool(native.run(llama_cpp.llama_supports_gpu_offload))
+
+
 def _budget(
     pair: Pair, settings: Settings, backend: str, context: int, slots: int, gpu_layers: int, room: Room
 ) -> Budget:
+    gpu_layers = gpu_layers if gpu_layers and offloads() else 0
     items = [Item("draftd and its libraries", FRONT + RUNTIME[backend])]
     shape = _shape(cached_path(pair.target, settings.cache_dir))
     on_gpu = 0.0
@@ -245,7 +259,8 @@ def _smaller(context: int, slots: int) -> Iterator[tuple[int, int]]:
 def _layers(pair: Pair, settings: Settings, backend: str, room: Room) -> Iterator[int]:
     """Numbers of layers for the GPU, the most first."""
     shape = _shape(cached_path(pair.target, settings.cache_dir))
-    if backend == "llama_cpp" and room.gpu and shape is not None and settings.device != "cpu":
+    on_gpu = backend == "llama_cpp" and room.gpu and settings.device != "cpu"
+    if on_gpu and shape is not None and offloads():
         yield -1
         yield from range(shape.layers, 0, -1)
         yield 0

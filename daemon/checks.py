@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from draftd.daemon import budget, machine
+from draftd.daemon import budget, machine, plan_cli
 from draftd.daemon.settings import Settings, config_path, load
 from draftd.ipc import endpoint
 from draftd.ipc.client import Client
@@ -231,6 +231,9 @@ def _memory(chosen: Pair, settings: Settings) -> Check:
     needs = "more than" if budget.missing(chosen, settings) else "about"
     text = f"{_size(room.memory)} available, {chosen.name} needs {needs} {_size(asked[-1].memory)}"
     if not any(each.fits(room) for each in asked):
+        taken = plan_cli.held(settings)
+        if asked[-1].memory <= room.memory + taken:
+            return Check("memory", "ok", f"{text}; the daemon that runs here holds {_size(taken)}")
         mend = f"serve with {budget.options(better)}" if better else "choose a smaller pair"
         return Check("memory", "warn", f"{text}: see `draftd plan`", mend)
     return Check("memory", "ok", text)

@@ -11,8 +11,19 @@ import typer
 
 from draftd.daemon import budget
 from draftd.daemon import settings as configuration
-from draftd.ipc.errors import OutOfMemory
+from draftd.daemon.settings import Settings
+from draftd.ipc.client import Client
+from draftd.ipc.errors import DraftdError, OutOfMemory
 from draftd.models.catalog import load_catalog
+
+
+def held(settings: Settings) -> int:
+    """Bytes that a daemon at the endpoint holds now, 0 where none answers."""
+    try:
+        with Client(settings.endpoint, timeout=2.0) as client:
+            return sum(client.status(full=True).memory.values())
+    except DraftdError:
+        return 0
 
 
 def plan(
@@ -53,6 +64,11 @@ def plan(
         fitting = "fits, as far as it is known" if missing else "fits"
         for each in asked:
             typer.echo(f"{budget.table(each, room)}\n{fitting if each.fits(room) else 'DOES NOT FIT'}\n")
+        if taken := held(settings):
+            typer.echo(
+                f"a daemon runs here and holds {budget.size(taken)}, which is not to be had now: "
+                "`draftd models unload` frees it"
+            )
         if missing:
             typer.echo(
                 f"not here, so without caches and working memory: {', '.join(missing)}; "
