@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import typer
 
 from draftd.daemon import tune, tune_cli, tuned
 from draftd.daemon.settings import Settings
@@ -35,7 +36,7 @@ def test_undoing_waits_for_who_tunes(tiny: tuple[Pair, Settings], monkeypatch: p
     pair, settings = tiny
     path = tuned.record_path(pair.name, settings)
     waiting = threading.Event()
-    monkeypatch.setattr(tune_cli.typer, "echo", lambda line, err=False: waiting.set() if err else None)
+    monkeypatch.setattr(typer, "echo", lambda line, err=False: waiting.set() if err else None)
     undoing = threading.Thread(target=lambda: tune_cli.tune(undo=True))
     with tuned.alone(pair.name, settings, lambda line: None):
         path.touch()
