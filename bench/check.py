@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -167,7 +168,7 @@ def made_pair(folder: Path) -> dict[str, str]:
         '[pairs.made]\ntarget = "target"\ndraft = "draft"\nbackend = "transformers"\n',
         "utf-8",
     )
-    places = {"CATALOG": "catalog.toml", "CONFIG": "none.toml", "STATE_DIR": "state", "CACHE_DIR": "cache"}
+    places = {"CATALOG": "catalog.toml", "CONFIG": os.devnull, "STATE_DIR": "state", "CACHE_DIR": "cache"}
     return SETTINGS | {f"DRAFTD_{name}": str(folder / place) for name, place in places.items()}
 
 

@@ -25,7 +25,7 @@ from draftd.daemon.bench_scores import SPECULATION, TASKS, Item, Row, Said
 from draftd.daemon.private import STEADY, private_daemon
 from draftd.daemon.settings import load
 from draftd.ipc.client import Client
-from draftd.ipc.errors import InvalidConfig, InvalidRequest, OutOfMemory
+from draftd.ipc.errors import InvalidConfig, InvalidRequest, ModelNotFound, OutOfMemory
 from draftd.ipc.messages import Done
 from draftd.models.catalog import load_catalog
 
@@ -69,7 +69,12 @@ def quality(
                     daemon(form, endpoint, config, notes) as where,
                     Client(where, name="bench quality") as client,
                 ):
-                    engine = client.status().engine
+                    status = client.status()
+                    engine = status.engine
+                    if endpoint is not None:  # its own, whatever is configured here
+                        if pair not in (None, status.pair):
+                            raise ModelNotFound(f"the daemon serves {status.pair}, not {pair}")
+                        document |= {"pair": status.pair, "dtype": engine.get("dtype")}
                     label = form.name or f"{engine['backend']} {engine.get('dtype', '')}".strip()
                     for policy in form.policies:
                         name = label + SPECULATION * (policy != "off")

@@ -6,6 +6,7 @@ resident with their caches full (docs/reliability.md).
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def check(pair: Pair, settings: Settings, room: Room) -> Settings:
 
     Models that are not here yet are the loader's to complain of.
     """
-    if not all(cached_path(model, settings.cache_dir).exists() for model in pair.models):
+    if missing(pair, settings):
         return settings
     budgets = asked(pair, settings, room)
     fitting = [budget for budget in budgets if budget.fits(room)]
@@ -111,6 +112,11 @@ def check(pair: Pair, settings: Settings, room: Room) -> Settings:
     if len(fitting) == len(budgets):
         return settings
     return settings.model_copy(update={"backend": fitting[0].backend})
+
+
+def missing(pair: Pair, settings: Settings) -> list[str]:
+    """The models whose files are not here: of these only the weights are counted, by their listed size."""
+    return [model.name for model in pair.models if not cached_path(model, settings.cache_dir).exists()]
 
 
 def sentence(pair: Pair, budget: Budget, better: Budget | None, room: Room) -> str:
@@ -159,9 +165,22 @@ def weights(model: Model, settings: Settings, backend: str) -> int:
     return listed if backend == "llama_cpp" else int(listed * 8 * BYTES[settings.dtype] / GGUF_BITS)
 
 
+@functools.cache
+def offloads() -> bool:
+    """Whether this llama.cpp can put layers on a GPU; one that can't be asked is taken to."""
+    try:
+        import llama_cpp
+
+        from draftd.models import native
+    except (ImportError, OSError, RuntimeError):  # not installed, or it does not load
+        return True
+    return bool(native.run(llama_cpp.llama_supports_gpu_offload))
+
+
 def _budget(
     pair: Pair, settings: Settings, backend: str, context: int, slots: int, gpu_layers: int, room: Room
 ) -> Budget:
+    gpu_layers = gpu_layers if gpu_layers and offloads() else 0
     items = [Item("draftd and its libraries", FRONT + RUNTIME[backend])]
     shape = _shape(cached_path(pair.target, settings.cache_dir))
     on_gpu = 0.0
@@ -173,7 +192,8 @@ def _budget(
     items += _model("target", held, shape, settings, backend, context, slots, on_gpu)
     if settings.speculate and (found := draft_file(pair, settings)) is not None:
         drafting = _shape(found[0])
-        held = found[0].stat().st_size if found[0].is_file() else 0
+        listed = pair.draft.size if pair.draft is not None else None
+        held = found[0].stat().st_size if found[0].is_file() else listed or 0
         on_gpu = 1.0 if gpu_layers else 0.0  # it has as many layers there as the target
         items += _model("draft", held, drafting, settings, "llama_cpp", context, slots, on_gpu)
     return Budget(backend, context, slots, gpu_layers, settings.gpu_layers, tuple(items))
@@ -239,7 +259,8 @@ def _smaller(context: int, slots: int) -> Iterator[tuple[int, int]]:
 def _layers(pair: Pair, settings: Settings, backend: str, room: Room) -> Iterator[int]:
     """Numbers of layers for the GPU, the most first."""
     shape = _shape(cached_path(pair.target, settings.cache_dir))
-    if backend == "llama_cpp" and room.gpu and shape is not None and settings.device != "cpu":
+    on_gpu = backend == "llama_cpp" and room.gpu and settings.device != "cpu"
+    if on_gpu and shape is not None and offloads():
         yield -1
         yield from range(shape.layers, 0, -1)
         yield 0

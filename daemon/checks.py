@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from draftd.daemon import budget, machine
-from draftd.daemon.settings import Settings, default_config_path, load
+from draftd.daemon import budget, machine, plan_cli
+from draftd.daemon.settings import Settings, config_path, load
 from draftd.ipc import endpoint
 from draftd.ipc.client import Client
 from draftd.ipc.errors import DraftdError, InvalidConfig, InvalidEndpoint, Unreachable
@@ -50,7 +50,7 @@ def configuration(path: Path | None, pair: str | None) -> tuple[Settings, Check]
     except InvalidConfig as error:
         fallback = Settings.model_construct(pair=pair or "smollm2")
         return fallback, Check("configuration", "FAIL", error.message, "correct it")
-    where = path or Path(os.environ.get("DRAFTD_CONFIG", default_config_path()))
+    where, _ = config_path(path)
     return settings, Check(
         "configuration", "ok", str(where) if os.path.exists(where) else f"defaults, there is no {where}"
     )
@@ -228,8 +228,12 @@ def _memory(chosen: Pair, settings: Settings) -> Check:
         better = budget.best(chosen, settings, room)
     except DraftdError as error:
         return Check("memory", "FAIL", error.message, f"run `draftd models pull {chosen.name}`")
-    text = f"{_size(room.memory)} available, {chosen.name} needs about {_size(asked[-1].memory)}"
+    needs = "more than" if budget.missing(chosen, settings) else "about"
+    text = f"{_size(room.memory)} available, {chosen.name} needs {needs} {_size(asked[-1].memory)}"
     if not any(each.fits(room) for each in asked):
+        taken = plan_cli.held(settings)
+        if asked[-1].memory <= room.memory + taken:
+            return Check("memory", "ok", f"{text}; the daemon that runs here holds {_size(taken)}")
         mend = f"serve with {budget.options(better)}" if better else "choose a smaller pair"
         return Check("memory", "warn", f"{text}: see `draftd plan`", mend)
     return Check("memory", "ok", text)

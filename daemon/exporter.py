@@ -23,7 +23,8 @@ from draftd.daemon.metrics import Daemon
 from draftd.daemon.notify import Notifier
 from draftd.daemon.options import Endpoint
 from draftd.ipc.client import Client
-from draftd.ipc.endpoint import resolve, socket_path
+from draftd.ipc.endpoint import is_tcp, resolve, socket_path
+from draftd.ipc.errors import InvalidConfig
 
 PATIENCE = 2.0  # seconds for the daemon to answer, and for a scraper to ask
 
@@ -49,6 +50,8 @@ def metrics(
         if once:
             typer.echo(generate_latest(registry).decode(), nl=False)
             return
+        if chosen.metrics is None and is_tcp(address):
+            raise InvalidConfig(f"{address} has no directory to serve in: give --listen 127.0.0.1:port")
         where = chosen.metrics or f"unix:{socket_path(address).with_name('metrics.sock')}"
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         notifier = Notifier()

@@ -11,8 +11,19 @@ import typer
 
 from draftd.daemon import budget
 from draftd.daemon import settings as configuration
-from draftd.ipc.errors import OutOfMemory
+from draftd.daemon.settings import Settings
+from draftd.ipc.client import Client
+from draftd.ipc.errors import DraftdError, OutOfMemory
 from draftd.models.catalog import load_catalog
+
+
+def held(settings: Settings) -> int:
+    """Bytes that a daemon at the endpoint holds now, 0 where none answers."""
+    try:
+        with Client(settings.endpoint, timeout=2.0) as client:
+            return sum(client.status(full=True).memory.values())
+    except DraftdError:
+        return 0
 
 
 def plan(
@@ -37,18 +48,32 @@ def plan(
     chosen = load_catalog().pair(settings.pair)
     room = budget.measure_room()
     asked = budget.asked(chosen, settings, room)
-    better = budget.best(chosen, settings, room)
+    # of a file that is not here the caches can't be told: what fits is known once it is
+    missing = budget.missing(chosen, settings)
+    better = None if missing else budget.best(chosen, settings, room)
     fits = any(each.fits(room) for each in asked)
     if as_json:
         found = {
             "room": dataclasses.asdict(room),
             "asked": [dataclasses.asdict(each) | {"fits": each.fits(room)} for each in asked],
+            "missing": missing,
             "best": dataclasses.asdict(better) if better else None,
         }
         typer.echo(json.dumps(found))
     else:
+        fitting = "fits, as far as it is known" if missing else "fits"
         for each in asked:
-            typer.echo(f"{budget.table(each, room)}\n{'fits' if each.fits(room) else 'DOES NOT FIT'}\n")
+            typer.echo(f"{budget.table(each, room)}\n{fitting if each.fits(room) else 'DOES NOT FIT'}\n")
+        if taken := held(settings):
+            typer.echo(
+                f"a daemon runs here and holds {budget.size(taken)}, which is not to be had now: "
+                "`draftd models unload` frees it"
+            )
+        if missing:
+            typer.echo(
+                f"not here, so without caches and working memory: {', '.join(missing)}; "
+                f"`draftd models pull {chosen.name}`, then plan again"
+            )
         if better is not None:
             typer.echo(f"the fastest that fits: {budget.options(better)}")
     if not fits:

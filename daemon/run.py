@@ -74,8 +74,9 @@ def _input(prompt: str | None, raw: bool) -> str:
     if prompt == "-":
         prompt = None
     piped = ""
-    if prompt is None or not sys.stdin.isatty():
-        if sys.stdin.isatty():
+    unpiped = sys.stdin is None or sys.stdin.isatty()  # None: it was closed
+    if prompt is None or not unpiped:
+        if unpiped:
             raise typer.BadParameter('nothing to ask: draftd run "PROMPT", or pipe it in')
         try:
             piped = sys.stdin.buffer.read().decode()

@@ -44,16 +44,13 @@ def install(
 ) -> None:
     """Make systemd run the daemon, and say what was done."""
     _check(system, dry_run)
-    # also what an earlier install put there: all that runs is of one version
-    beside = [
-        name
-        for name, wanted in zip(BESIDE, (metrics, gateway), strict=True)
-        if wanted or _unit_path(system, name).exists()
-    ]
-    if "draftd-gateway" in beside and find_spec("fastapi") is None:
+    wanted = [name for name, given in zip(BESIDE, (metrics, gateway), strict=True) if given]
+    # an earlier install's are renewed, so that all that runs is of one version; one that is disabled stays so
+    renewed = [name for name in BESIDE if name not in wanted and _unit_path(system, name).exists()]
+    if "draftd-gateway" in (*wanted, *renewed) and find_spec("fastapi") is None:
         raise InvalidConfig("the gateway needs fastapi: run `pip install 'draftd[http]'`")
-    units = [f"{name}.service" for name in ("draftd", *beside)]
-    for path, text in rendered(system, beside, executable(system), systemd_version()).items():
+    units = [f"{name}.service" for name in ("draftd", *wanted)]
+    for path, text in rendered(system, [*wanted, *renewed], executable(system), systemd_version()).items():
         _write(path, text, dry_run)
     if system:
         _run(["systemd-sysusers", "/etc/sysusers.d/draftd.conf"], dry_run)
@@ -62,6 +59,9 @@ def install(
     if start:
         _run([*_systemctl(system), "enable", *units], dry_run)
         _run([*_systemctl(system), "restart", *units], dry_run)  # also one that ran with an older unit
+        if renewed:
+            running = [f"{name}.service" for name in renewed]
+            _run([*_systemctl(system), "try-restart", *running], dry_run)
     if system:
         typer.echo("\nlet people in: gpasswd --add NAME draftd; their apps need")
         typer.echo("DRAFTD_ENDPOINT=ipc:///run/draftd/draftd.sock")

@@ -117,7 +117,11 @@ class Settings(BaseSettings):
         20.0, ge=0, le=100, description="percent of charge, on battery, at which new requests are refused"
     )
     governor_dwell: float = Field(
-        5.0, ge=0.5, le=3600, description="seconds for each step down; a step up takes four times as long"
+        5.0,
+        ge=0.5,
+        le=3600,
+        description="seconds for each step down; a step up takes four times as long, up to 64 times after "
+        "ones that had to be undone",
     )
     cache_dir: Path = Field(
         default_factory=lambda: platformdirs.user_cache_path("draftd"),
@@ -160,11 +164,18 @@ def default_config_path() -> Path:
     return platformdirs.user_config_path("draftd") / "config.toml"
 
 
+def config_path(given: Path | None = None) -> tuple[Path, bool]:
+    """The settings file, and whether it was named, by option or DRAFTD_CONFIG: then it must be there."""
+    if given is None and (named := os.environ.get("DRAFTD_CONFIG")):
+        given = Path(named)
+    return given or default_config_path(), given is not None
+
+
 def load(config: Path | None = None, **options: Any) -> Settings:
     """Settings from options (None: not given), then DRAFTD_*, then the file, then defaults."""
-    path = config or Path(os.environ.get("DRAFTD_CONFIG", default_config_path()))
+    path, named = config_path(config)
     values: dict[str, Any] = {}
-    if path.exists() or config is not None:
+    if named or path.exists():
         try:
             values = tomllib.loads(path.read_text("utf-8"))
         except OSError as error:

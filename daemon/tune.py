@@ -20,7 +20,7 @@ from draftd.ipc.errors import InvalidRequest
 from draftd.models.base import Target, Tokenizer
 from draftd.models.catalog import Model, Pair
 from draftd.models.digest import digest
-from draftd.models.fetch import cached_path, exclusive, need
+from draftd.models.fetch import cached_path, need
 from draftd.models.gguf_tensors import read_tensors
 from draftd.models.gguf_tokenizer import GGUFTokenizer
 from draftd.models.pair import PairReport, check_pair
@@ -68,8 +68,7 @@ def tune(pair: Pair, settings: Settings, text: str, quick: bool, say: Say) -> Ou
     if settings.check_memory:
         small = budget.check(pair, small, budget.measure_room())
         settings = settings.model_copy(update={"backend": small.backend})
-    record_file = tuned.record_path(pair.name, settings)
-    with exclusive(record_file, f"the tuned draft of {pair.name}", lambda progress: say(progress.note)):
+    with tuned.alone(pair.name, settings, say):
         backend = _backend(pair, settings, threads, say)
         with tuned.workdir(settings) as workdir:
             candidates, skipped = plan(pair, settings, backend, quick, workdir)
@@ -90,20 +89,12 @@ def tune(pair: Pair, settings: Settings, text: str, quick: bool, say: Say) -> Ou
             chosen = choose(figures, None if pair.draft is None else 0)
             if chosen is None:
                 record = None
-                undo(pair, settings)
+                tuned.undo(pair.name, settings)
             else:
                 record = _install(pair, settings, backend, candidates[chosen], figures, chosen)
                 if (now := _backend(pair, settings, threads, say)) != backend:
                     say(f"with this draft {now} is expected to be faster than {backend}: it runs the target")
     return Outcome(figures, record, skipped + crowded)
-
-
-def undo(pair: Pair, settings: Settings) -> list[Path]:
-    """Go back to the draft as it came; gives what was removed."""
-    removed = tuned.files(pair.name, settings)
-    for path in removed:
-        path.unlink()
-    return removed
 
 
 # ---- the candidates

@@ -42,9 +42,9 @@ def tune(
     settings = configuration.load()
     chosen = load_catalog().pair(pair or settings.pair)
     if undo:
-        removed = [path for path in tuned.files(chosen.name, settings) if path.exists()]
+        with tuned.alone(chosen.name, settings, lambda line: typer.echo(line, err=True)):
+            removed = tuned.undo(chosen.name, settings)
         for path in removed:
-            path.unlink()
             typer.echo(f"removed {path}")
         if not removed:
             typer.echo(f"the draft of {chosen.name} is not tuned")

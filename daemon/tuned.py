@@ -6,8 +6,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +20,7 @@ from draftd.daemon.settings import Settings
 from draftd.models.catalog import Model, Pair
 from draftd.models.digest import digest, replace_text
 from draftd.models.download import writing
-from draftd.models.fetch import cached_path
+from draftd.models.fetch import cached_path, exclusive
 
 log = logging.getLogger("draftd.engine")
 
@@ -127,6 +127,20 @@ def files(pair: str, settings: Settings) -> list[Path]:
     """All that tuning this pair left: its record and the files made for it."""
     made = directory(settings).glob(f"{pair}@*.gguf")  # no pair's name has an @
     return sorted(path for path in (record_path(pair, settings), *made) if path.exists())
+
+
+def undo(pair: str, settings: Settings) -> list[Path]:
+    """Go back to the draft as it came; gives what was removed."""
+    removed = files(pair, settings)
+    for path in removed:
+        path.unlink()
+    return removed
+
+
+def alone(pair: str, settings: Settings, say: Callable[[str], None]) -> AbstractContextManager[None]:
+    """Hold the lock under which this pair's record and files change; who waits for it says so."""
+    what = f"the tuned draft of {pair}"
+    return exclusive(record_path(pair, settings), what, lambda progress: say(progress.note))
 
 
 def write(record: Record, settings: Settings) -> None:

@@ -39,17 +39,23 @@ class ClientKeys:
 def make(directory: Path, name: str) -> tuple[Path, Path]:
     """A new pair: NAME.key, to be given away, and NAME.key_secret with mode 0600.
 
-    InvalidConfig if one of them exists. Both are in the format of zmq.auth.create_certificates.
+    InvalidConfig if one of them exists or can't be written.
+    Both are in the format of zmq.auth.create_certificates.
     """
+    if Path(name).name != name:
+        raise InvalidConfig(f"{name!r} is no name for a file: give one without a slash, as in `server`")
     public, secret = zmq.curve_keypair()
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     open_part = f'metadata\ncurve\n    public-key = "{public.decode()}"\n'
     secret_file, public_file = directory / f"{name}{SUFFIX}", directory / f"{name}.key"
     for path in (secret_file, public_file):
         if path.exists():
             raise InvalidConfig(f"{path} exists: remove it, or choose another name")
-    _write_new(secret_file, f'{open_part}    secret-key = "{secret.decode()}"\n', 0o600)
-    _write_new(public_file, open_part, 0o644)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_new(secret_file, f'{open_part}    secret-key = "{secret.decode()}"\n', 0o600)
+        _write_new(public_file, open_part, 0o644)
+    except OSError as error:
+        raise InvalidConfig(f"cannot write keys to {directory}: {error.strerror}") from None
     return public_file, secret_file
 
 

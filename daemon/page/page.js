@@ -104,8 +104,8 @@ function busy(controller) {
 
 async function respond() {
   const turn = { role: "assistant", runs: [], note: "", wrong: false };
-  const messages = turns
-    .filter((each) => words(each))
+  const messages = turns // a question that got no answer is left out: many templates take no two in a row
+    .filter((each, index) => words(each.role === "user" ? turns[index + 1] ?? each : each))
     .map((each) => ({ role: each.role, content: words(each) }));
   turns.push(turn);
   document.querySelector(".note button")?.remove();

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -215,7 +216,7 @@ def test_draftd_beside_a_real_peer_at_a_temperature(
         '[pairs.tiny]\ntarget = "target"\ndraft = "draft"\n',
         "utf-8",
     )
-    places = {"CATALOG": "catalog.toml", "CONFIG": "none.toml", "CACHE_DIR": "cache", "STATE_DIR": "state"}
+    places = {"CATALOG": "catalog.toml", "CONFIG": os.devnull, "CACHE_DIR": "cache", "STATE_DIR": "state"}
     for name, place in places.items():
         monkeypatch.setenv(f"DRAFTD_{name}", str(tmp_path / place))
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.json"

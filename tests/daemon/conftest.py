@@ -151,7 +151,7 @@ def tiny(
         '[pairs.tiny]\ntarget = "big"\ndraft = "small"\nbackend = "llama_cpp"\n'
         '[pairs.alone]\ntarget = "big"\nbackend = "llama_cpp"\n'
     )
-    given = {"catalog": "catalog.toml", "config": "none.toml", "cache_dir": "cache"}
+    given = {"catalog": "catalog.toml", "config": os.devnull, "cache_dir": "cache"}
     for name, value in given.items():
         monkeypatch.setenv(f"DRAFTD_{name.upper()}", str(tmp_path / value))
     monkeypatch.setenv("DRAFTD_STATE_DIR", str(tiny_state))
@@ -219,6 +219,7 @@ def serving(tmp_path: Path, tiny_files: Path) -> Iterator[Serve]:
         ]
         lines = tmp_path / f"log{number}"
         lines.touch()
+        (tmp_path / "none.toml").touch()
 
         def launch() -> subprocess.Popen[str]:
             with lines.open("a") as out:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -104,16 +105,15 @@ def test_what_ships_is_whole() -> None:
 def test_a_run_against_a_daemon(serve: Serve, tmp_path: Path) -> None:
     daemon = serve(draft="same.gguf")
     out = tmp_path / "out.json"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "draftd.daemon.cli", "bench", "--quality", "--endpoint", daemon.endpoint),
-            *("--per-category", "1", "--max-tokens", "12", "--json", str(out)),
-        ],
-        env=os.environ | {"COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    command = [
+        *(sys.executable, "-m", "draftd.daemon.cli", "bench", "--quality", "--endpoint", daemon.endpoint),
+        *("--per-category", "1", "--max-tokens", "12", "--json", str(out)),
+    ]
+    wide: dict[str, Any] = {"env": os.environ | {"COLUMNS": "200"}, "capture_output": True, "text": True}
+    other = subprocess.run([*command, "--pair", "smollm2"], **wide, timeout=100)
+    assert (other.returncode, out.exists()) == (4, False)
+    assert other.stderr == "draftd: the daemon serves tiny, not smollm2\n"
+    done = subprocess.run(command, **wide, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "no answer differs from the target's alone" in done.stdout
     report = json.loads(out.read_text("utf-8"))
@@ -121,6 +121,7 @@ def test_a_run_against_a_daemon(serve: Serve, tmp_path: Path) -> None:
         "transformers float32",
         "transformers float32, drafting",
     ]
+    assert (report["pair"], report["dtype"]) == ("tiny", "float32")
     assert report["items"] == {"translation": 1, "summarisation": 1, "qa": 1}
     assert report["rows"][1]["same_as_own"] == 3
     assert set(report["rows"][0]["scores"]) == set(bench_scores.SCORES)

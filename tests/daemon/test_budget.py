@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
+import llama_cpp
 import pytest
 from typer.testing import CliRunner
 
@@ -15,10 +18,11 @@ from draftd.daemon.model_files import read_shape
 from draftd.daemon.settings import Settings, load
 from draftd.ipc.errors import OutOfMemory
 from draftd.models.catalog import Pair, load_catalog
-from tests.daemon.conftest import Serve
+from tests.daemon.conftest import Daemon, Serve
 from tests.daemon.test_doctor import SHAPE, write_header
 
 PLENTY = Room(10**12, 0)
+ASKED = budget.offloads
 
 
 @pytest.fixture
@@ -32,6 +36,12 @@ def settings(tmp_path: Path, tiny_files: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("DRAFTD_STATE_DIR", str(tmp_path))
     monkeypatch.setenv("DRAFTD_CACHE_DIR", str(tmp_path))
     return load(pair="tiny", context=400, slots=4)
+
+
+@pytest.fixture(autouse=True)
+def _offloading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A llama.cpp that was built for a GPU."""
+    monkeypatch.setattr(budget, "offloads", lambda: True)
 
 
 def tiny() -> Pair:
@@ -126,6 +136,36 @@ def test_the_command_shows_the_table_and_its_status_says_whether_it_fits(
     assert isinstance(run.exception, OutOfMemory)
 
 
+def test_a_running_daemon_is_told_of(
+    settings: Settings, shared: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared.wait_ready()
+    monkeypatch.setenv("DRAFTD_ENDPOINT", shared.endpoint)
+    run = CliRunner().invoke(app, ["plan", "--pair", "tiny"])
+    assert re.search(r"\na daemon runs here and holds [1-9]\d* MB, which is not to be had now", run.output)
+    monkeypatch.setenv("DRAFTD_ENDPOINT", shared.endpoint + ".none")
+    assert "a daemon runs here" not in CliRunner().invoke(app, ["plan", "--pair", "tiny"]).output
+
+
+def test_of_models_that_are_not_here_no_fit_is_promised(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "measure_room", lambda: PLENTY)
+    ask = ["plan", "--pair", "qwen2.5-coder", "--backend", "llama_cpp"]
+    run = CliRunner().invoke(app, ask)
+    assert run.exit_code == 0, run.output
+    assert "fits, as far as it is known\n" in run.output
+    assert "`draftd models pull qwen2.5-coder`, then plan again" in run.output
+    assert "the fastest that fits" not in run.output
+    pair = load_catalog().pair("qwen2.5-coder")
+    assert pair.draft is not None
+    (asked,) = budget.asked(pair, load(pair=pair.name, backend="llama_cpp"), PLENTY)
+    assert parts(asked)["draft: weights"] == pair.draft.size
+    told = json.loads(CliRunner().invoke(app, [*ask, "--json"]).output)
+    assert told["missing"] == [model.name for model in pair.models]
+    assert told["best"] is None
+
+
 def test_serve_refuses_with_the_same_table_and_status_4(serve: Serve, tmp_path: Path) -> None:
     write_header(tmp_path / "huge.gguf", SHAPE)
     huge = {"context": "1048576", "slots": "256", "backend": "llama_cpp"}
@@ -163,3 +203,21 @@ def test_a_gpu_whose_memory_cannot_be_read_is_no_reason_to_refuse(
     assert budget.table(asked, room).splitlines()[-1].endswith("unknown")
     with pytest.raises(OutOfMemory, match="of memory"):
         budget.check(tiny(), greedy, Room(10**6, None))
+
+
+def test_layers_stay_in_memory_where_llama_cpp_has_no_gpu(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy = settings.model_copy(update={"backend": "llama_cpp", "gpu_layers": -1})
+    for room in (Room(10**12, None), Room(10**12, 0), Room(10**12, 10**12)):
+        monkeypatch.setattr(budget, "offloads", lambda: False)
+        (asked,) = budget.asked(tiny(), greedy, room)
+        (plain,) = budget.asked(tiny(), greedy.model_copy(update={"gpu_layers": 0}), room)
+        assert (asked.items, asked.gpu) == (plain.items, 0)
+        better = budget.best(tiny(), greedy, room)
+        assert better == asked
+        assert budget.options(better).endswith(" and gpu_layers = 0"), "what llama.cpp ignores costs speed"
+
+
+def test_llama_cpp_is_asked_for_its_gpu() -> None:
+    assert ASKED() == llama_cpp.llama_supports_gpu_offload()

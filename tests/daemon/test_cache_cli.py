@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def test_files_are_removed_only_where_no_daemon_is(
         return 0
 
     monkeypatch.setattr(forget, "clear", clear)
-    monkeypatch.setenv("DRAFTD_CONFIG", str(tmp_path / "none.toml"))
+    monkeypatch.setenv("DRAFTD_CONFIG", os.devnull)
     monkeypatch.setenv("DRAFTD_STATE_DIR", str(tmp_path / "state"))
     address = f"ipc://{tmp_path}/d.sock"
     with prepare(address), pytest.raises(Unreachable, match="a daemon is there, so nothing was removed"):

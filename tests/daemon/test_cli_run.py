@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,18 @@ def test_run_shows_text_as_it_comes(daemon: ScriptedDaemon) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )
+    assert child.stdout is not None
+    assert child.stdout.read(4) == b"Once"
+    child.terminate()
+    child.communicate(timeout=WAIT)
+
+
+def test_run_asks_though_standard_input_is_closed(daemon: ScriptedDaemon) -> None:
+    daemon.script = begin_only
+    closed = [sys.executable, "-c", "import os, sys; os.close(0); os.execv(sys.argv[1], sys.argv[1:])"]
+    child = subprocess.Popen(
+        [*closed, *DRAFTD, "run", "Hi", "--endpoint", daemon.endpoint], stdout=subprocess.PIPE
     )
     assert child.stdout is not None
     assert child.stdout.read(4) == b"Once"

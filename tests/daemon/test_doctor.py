@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from draftd.daemon import budget, checks, doctor, machine
+from draftd.daemon import budget, checks, doctor, machine, plan_cli
 from draftd.daemon.model_files import read_shape
 from draftd.daemon.settings import Settings, load
 from draftd.ipc.errors import CorruptModel
@@ -261,6 +261,10 @@ def test_too_little_memory_warns(own_pair: Path, monkeypatch: pytest.MonkeyPatch
     found = {check.name: check for check in checks.pair(load(backend="llama_cpp", context=65536))}["memory"]
     assert found.state == "warn"
     assert "serve with --context" in found.mend
+    monkeypatch.setattr(plan_cli, "held", lambda settings: 10**12)
+    found = {check.name: check for check in checks.pair(load(backend="llama_cpp", context=65536))}["memory"]
+    assert (found.state, found.mend) == ("ok", "")
+    assert found.found.endswith("; the daemon that runs here holds 1000.0 GB")
     monkeypatch.setattr(budget, "measure_room", lambda: budget.Room(10**12, 0))
     assert {check.name: check.state for check in checks.pair(load())}["memory"] == "ok"
 

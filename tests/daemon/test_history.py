@@ -84,7 +84,7 @@ def test_a_running_daemon_forgets_at_once(serve: Serve, tmp_path: Path) -> None:
 
 
 def clear_cache(tmp_path: Path, endpoint: str) -> str:
-    environment = {"DRAFTD_STATE_DIR": str(tmp_path / "state"), "DRAFTD_CONFIG": str(tmp_path / "none.toml")}
+    environment = {"DRAFTD_STATE_DIR": str(tmp_path / "state"), "DRAFTD_CONFIG": os.devnull}
     done = subprocess.run(
         [sys.executable, "-m", "draftd.daemon.cli", "cache", "clear", "--endpoint", endpoint],
         env={**os.environ, **environment},

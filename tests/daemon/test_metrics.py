@@ -19,10 +19,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from draftd.daemon import exporter
 from draftd.daemon.counters import BOUNDS, POSITIONS, Counters, Histogram
 from draftd.daemon.exporter import server
 from draftd.daemon.metrics import Daemon as Collected
 from draftd.daemon.metrics import families
+from draftd.ipc import keys
 from draftd.ipc.errors import InvalidConfig, Unreachable
 from draftd.ipc.messages import Status
 from tests.daemon.conftest import Daemon
@@ -225,6 +227,16 @@ def test_over_a_unix_socket_the_exporter_makes_no_socket_of_another_kind(
 def test_the_exporter_listens_on_this_machine_only(where: str) -> None:
     with pytest.raises(InvalidConfig), server(where, CollectorRegistry()):
         pass
+
+
+def test_beside_a_daemon_on_tcp_the_exporter_must_be_told_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public, secret = keys.make(tmp_path, "a")
+    monkeypatch.setenv("DRAFTD_SERVER_KEY", str(public))
+    monkeypatch.setenv("DRAFTD_CLIENT_KEY", str(secret))
+    with pytest.raises(InvalidConfig, match="5555 has no directory to serve in: give --listen"):
+        exporter.metrics(endpoint="tcp://127.0.0.1:5555")
 
 
 def names() -> set[str]:

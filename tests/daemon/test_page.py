@@ -126,6 +126,24 @@ def test_the_policy_lets_nothing_else_in(page: Page, base: str) -> None:
     finished(page)
 
 
+def test_a_question_that_got_no_answer_is_not_sent_again(page: Page) -> None:
+    sent: list[Any] = []
+
+    def refuse(route: Route) -> None:
+        sent.append((route.request.post_data_json or {})["messages"])
+        route.fulfill(status=503, json={"error": {"message": "the queue is full"}})
+
+    page.route("**/v1/chat/completions", refuse)
+    for text in ("one", "two"):
+        say(page, text)
+        expect(answers(page).last).to_contain_text("the queue is full")
+        finished(page)
+    page.get_by_role("button", name="Try again").click()
+    expect(answers(page).last).to_contain_text("the queue is full")
+    finished(page)
+    assert sent == [[{"role": "user", "content": text}] for text in ("one", "two", "two")]
+
+
 def test_code_stands_in_a_box(page: Page) -> None:
     """However the text is cut into tokens, and whoever guessed them."""
     text = "Look:\n```python\nx = 1\n\ny = 2\n```\nThat is all."

@@ -12,8 +12,8 @@ from draftd.ipc.errors import InvalidConfig
 
 
 @pytest.fixture(autouse=True)
-def _no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DRAFTD_CONFIG", str(tmp_path / "none.toml"))
+def _no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAFTD_CONFIG", os.devnull)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,17 @@ def test_the_file_has_a_list(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text('allow_users = ["alice", "bob"]\n')
     assert settings.load(file).allow_users == ["alice", "bob"]
+
+
+def test_a_file_that_is_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("", str(tmp_path / "none.toml")):
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))  # where no file is
+        monkeypatch.setenv("DRAFTD_CONFIG", name)
+        if not name:
+            assert settings.load().queue == 64, "an empty variable names none"
+            continue
+        with pytest.raises(InvalidConfig, match=r"cannot read .*/none.toml: No such file"):
+            settings.load()
 
 
 def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,8 +133,14 @@ def test_an_upgrade_takes_the_units_that_are_there_along(
     service.install(dry_run=True)
     said = capsys.readouterr().out
     assert f"write {metrics}\n" in said
-    assert "run   systemctl --user restart draftd.service draftd-metrics.service\n" in said
+    assert "run   systemctl --user enable draftd.service\n" in said, "one that was disabled stays so"
+    assert "run   systemctl --user restart draftd.service\n" in said
+    assert "run   systemctl --user try-restart draftd-metrics.service\n" in said
     assert "gateway" not in said
+    service.install(dry_run=True, metrics=True)
+    said = capsys.readouterr().out
+    assert "run   systemctl --user enable draftd.service draftd-metrics.service\n" in said
+    assert "try-restart" not in said
 
 
 def test_where_systemd_is_missing_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,13 @@ import errno
 import json
 import logging
 import re
+import threading
 from pathlib import Path
 
 import pytest
+import typer
 
-from draftd.daemon import tune, tuned
+from draftd.daemon import tune, tune_cli, tuned
 from draftd.daemon.settings import Settings
 from draftd.daemon.tuned import SHIPPED, Figure, Record
 from draftd.ipc.errors import DiskFull
@@ -28,6 +30,21 @@ def test_other_threads_are_another_machine(
     tune.tune(pair, settings, TEXT, True, lambda line: None)
     assert tuned.find(pair, settings) is not None
     assert tuned.find(pair, settings.model_copy(update={"threads": 2})) is None
+
+
+def test_undoing_waits_for_who_tunes(tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, settings = tiny
+    path = tuned.record_path(pair.name, settings)
+    waiting = threading.Event()
+    monkeypatch.setattr(typer, "echo", lambda line, err=False: waiting.set() if err else None)
+    undoing = threading.Thread(target=lambda: tune_cli.tune(undo=True))
+    with tuned.alone(pair.name, settings, lambda line: None):
+        path.touch()
+        undoing.start()
+        assert waiting.wait(30)
+        assert path.exists()
+    undoing.join(30)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

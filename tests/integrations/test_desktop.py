@@ -146,6 +146,16 @@ def test_no_daemon_a_second_service_and_an_orderly_end(installed: Path, tmp_path
         assert service.returncode == 0
 
 
+def test_a_wrong_endpoint_is_said_at_once_and_not_installed(installed: Path, tmp_path: Path) -> None:
+    with desktop(installed, tmp_path) as desk:
+        for command in ("serve", "install"):
+            wrong = desk.start("--endpoint", "draftd.sock", command)
+            _, said = wrong.communicate(timeout=30)
+            assert wrong.returncode == 2
+            assert "endpoint 'draftd.sock' has no scheme" in said
+    assert not list(tmp_path.rglob("*.service"))
+
+
 def test_what_is_installed_fits_together_and_goes_again(
     desk: Desktop, shared: Daemon, tmp_path: Path
 ) -> None:

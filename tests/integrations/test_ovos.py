@@ -86,6 +86,10 @@ def test_thoughts_are_not_spoken(engine: Callable[..., Any]) -> None:
     assert made.continue_chat(said("hello")).content == "One. Two."
 
 
+def test_one_stop_may_be_a_text_of_its_own(engine: Callable[..., Any]) -> None:
+    assert engine("One two. Three", stop="Three").continue_chat(said("Hi")).content == "One two."
+
+
 def test_the_conversation_and_the_configuration_reach_the_daemon(
     engine: Callable[..., Any], shared: Daemon
 ) -> None:

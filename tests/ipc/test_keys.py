@@ -29,6 +29,14 @@ def test_a_made_pair_is_private_and_readable_by_others_tools(tmp_path: Path) -> 
         keys.make(tmp_path / "keys", "server")
 
 
+def test_keys_that_cannot_be_written_are_an_error_of_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="'a/b' is no name"):
+        keys.make(tmp_path, "a/b")
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidConfig, match=r"cannot write keys to .*/file/keys: Not a directory"):
+        keys.make(tmp_path / "file" / "keys", "a")
+
+
 def test_a_key_others_can_read_or_that_is_none_is_refused(tmp_path: Path) -> None:
     public, secret = keys.make(tmp_path, "a")
     with pytest.raises(InvalidConfig, match="holds no secret key"):

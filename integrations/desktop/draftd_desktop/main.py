@@ -15,7 +15,8 @@ from pathlib import Path
 from dbus_fast import NameFlag, RequestNameReply
 from dbus_fast.aio import MessageBus
 
-from draftd.ipc import AsyncClient
+from draftd.ipc import AsyncClient, DraftdError
+from draftd.ipc.endpoint import resolve
 from draftd_desktop.assistant import NAME, Assistant
 from draftd_desktop.krunner import Runner
 
@@ -30,6 +31,10 @@ def main() -> None:
     parser.add_argument("--endpoint", help="the daemon's socket, if it is not the usual one")
     parser.add_argument("command", nargs="?", choices=("serve", "install", "uninstall"), default="serve")
     given = parser.parse_args()
+    try:
+        resolve(given.endpoint)
+    except DraftdError as error:
+        parser.error(error.message)
     if given.command == "serve":
         sys.exit(asyncio.run(serve(given.endpoint)))
     data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")

@@ -119,7 +119,8 @@ class DraftdChatEngine(ChatEngine):  # type: ignore[misc]
     def _options(self) -> dict[str, Any]:
         known = Generate.model_fields.keys() - OWN
         given = {key: value for key, value in self.config.items() if key in known}
-        return given | {"stop": [*MARKS, *given.get("stop", [])]}
+        own = given.get("stop", [])
+        return given | {"stop": [*MARKS, *([own] if isinstance(own, str) else own)]}
 
     def _messages(self, messages: Messages) -> list[dict[str, Any]]:
         found = [message(each) for each in messages]
