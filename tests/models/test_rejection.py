@@ -66,6 +66,26 @@ def test_where_a_draft_stops_may_depend_on_what_it_drew(verifier: Verify) -> Non
 
 
 @verifiers
+def test_where_the_target_cant_go_on_the_round_ends_and_the_law_is_kept(verifier: Verify) -> None:
+    """Behind token 0 there is no law (a grammar gives up there): nothing is said behind it, all else as it was."""
+    p, q = toy(3, 1), toy(3, 1, 1.0)
+
+    def run(dice: Dice) -> Tokens:
+        drafted, laws = drawing(q, 3)(dice)
+
+        def here(i: int) -> Law | None:
+            return None if 0 in drafted[:i] else p(tuple(drafted[:i]))
+
+        said = tuple(verifier(here, laws, drafted, dice))
+        assert 0 not in said[:-1]
+        return said
+
+    law = outcomes(run)
+    assert {len(said) for said in law} == {1, 2, 3, 4}
+    assert total_variation(completed(law, p, 3, 4), exact(p, 3, 4)) < EXACT
+
+
+@verifiers
 def test_rounds_in_a_row_have_the_targets_law(verifier: Verify) -> None:
     p, q = toy(2, 3), toy(2, 3, 1.0)
 
