@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -91,6 +91,8 @@ def test_what_nothing_can_follow(grammars: Grammars) -> None:
 class Lexed:
     """Stands in for llguidance's matcher: copies share a lexer, which token 9 spoils for all of them."""
 
+    computed: ClassVar[list[list[int]]] = []  # behind which tokens a mask was
+
     def __init__(self, lexer: list[str] | None = None, held: Sequence[int] = ()) -> None:
         self.lexer = [] if lexer is None else lexer  # its error, if it has one
         self.held = list(held)
@@ -116,6 +118,7 @@ class Lexed:
         return "".join(self.lexer)
 
     def unsafe_compute_mask_ptr(self, address: int, size: int) -> None:
+        self.computed.append(list(self.held))
         ctypes.memset(address, 0xFF, size)
 
 
@@ -135,6 +138,19 @@ def test_what_a_draft_spoils_does_no_harm_to_the_answer() -> None:
     assert not matcher.ended
     stands: Any = matcher._matcher
     assert stands.held == [1, 2, 3]
+
+
+def test_a_mask_that_the_draft_had_is_not_computed_again_for_its_check() -> None:
+    begin: Any = Lexed
+    matcher, row = Matcher(begin, 32, [0]), np.zeros(32, np.float32)
+    Lexed.computed.clear()
+    for drafted in ([], [1], [1, 2], [], [1], [1, 2], [1, 2, 3]):  # the draft's, then the check's
+        matcher.mask(row, drafted)
+    assert Lexed.computed == [[], [1], [1, 2], [1, 2, 3]]
+    matcher.accept([1])
+    matcher.mask(row)
+    matcher.mask(row, [1])
+    assert Lexed.computed[4:] == [[1], [1, 1]], "behind accepted tokens all is new"
 
 
 @pytest.mark.parametrize(
