@@ -36,7 +36,7 @@ class Matcher:
         self._matcher = begin()
         self._accepted: list[int] = []
         self._words = (vocab + 31) // 32
-        # bits of the tokens that may follow drafted ones: the draft wants them, then the check of what it drafted
+        # what may follow drafted tokens, in bits: the draft wants it, then the check of what was drafted
         self._masks: dict[tuple[int, ...], NDArray[np.uint32]] = {}
         self._stops = np.array(sorted(stop_ids), np.int64)
 
@@ -136,12 +136,16 @@ class Grammars:
     """Compiles grammars for one vocabulary; made once, since indexing a vocabulary takes a second or two."""
 
     def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
-        """`vocab`: the width of the rows."""
-        self._stop_ids = tokenizer.stop_ids
+        """`vocab`: the width of the rows. InvalidRequest if none of them can end an answer."""
+        self._stop_ids = sorted(token for token in tokenizer.stop_ids if token < vocab)
+        if not self._stop_ids:
+            raise InvalidRequest(
+                "grammar: this model has no token that ends an answer: ask without a grammar and tools"
+            )
         self._vocabulary = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(Vocabulary(tokenizer, vocab)),
             n_vocab=vocab,
-            eos_token=sorted(self._stop_ids),
+            eos_token=self._stop_ids,
         )
 
     def matcher(self, kind: Kind, source: str | dict[str, Any]) -> Matcher:

@@ -269,12 +269,12 @@ def test_one_apps_answers_are_never_drafted_for_another_nor_where_nothing_is_reu
 
 def test_requests_that_share_nothing_push_no_apps_history_out() -> None:
     drafting = Drafting(suffix=SuffixDraft())
-    options = {"sampling": Sampling(1.0, seed=2), "mode": ("suffix", 32)}
-    first, again = (request(key, [5, 1, 2], 60, scope="app", **options) for key in range(2))
+    sampling, mode = Sampling(1.0, seed=2), ("suffix", 32)
+    first, again = (request(key, [5, 1, 2], 60, sampling, mode=mode, scope="app") for key in range(2))
     generate(Engine(TableTarget(), drafting), [first])
     drafting.remember(first)
     for key in range(2, SCOPES + 2):
-        generate(Engine(TableTarget(), drafting), [request(key, [1, 2, 3], 3, **options)])
+        generate(Engine(TableTarget(), drafting), [request(key, [1, 2, 3], 3, sampling, mode=mode)])
     generate(Engine(TableTarget(), drafting), [again])
     assert again.tally.rounds <= 5 < first.tally.rounds
 

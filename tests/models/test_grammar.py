@@ -88,6 +88,32 @@ def test_what_nothing_can_follow(grammars: Grammars) -> None:
     assert matcher.fitting(list(b"ab")) == 2, "it stands where it stood"
 
 
+class Letters:
+    """As much of a tokenizer as a grammar reads: bytes, and ends."""
+
+    size = 256
+
+    def __init__(self, *stop_ids: int) -> None:
+        self.stop_ids = frozenset(stop_ids)
+
+    def bytes_of(self, token: int) -> bytes:
+        return bytes([token])
+
+    def plain(self, text: str) -> list[int]:
+        return [*text.encode()]
+
+
+def test_an_end_that_the_model_lacks_is_none_and_without_any_there_is_no_grammar() -> None:
+    letters: Any = Letters(0, VOCAB)  # a tokenizer may have more tokens than the model
+    matcher = Grammars(letters, 256).matcher("regex", "a")
+    matcher.accept([97])
+    assert matcher.ended
+    for none in (Letters(), Letters(VOCAB)):
+        given: Any = none
+        with pytest.raises(InvalidRequest, match="no token that ends an answer"):
+            Grammars(given, 256)
+
+
 class Lexed:
     """Stands in for llguidance's matcher: copies share a lexer, which token 9 spoils for all of them."""
 

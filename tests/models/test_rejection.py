@@ -21,7 +21,7 @@ from tests.enumeration import EXACT, SIZES, Laws, Tokens, completed, exact, outc
 from tests.models.test_sampling import brute_force_kept
 
 Draft = Callable[[Dice], tuple[list[int], list[Law]]]  # drafted tokens, and the laws handed over with them
-Verify = Callable[[Callable[[int], Law], Sequence[Law], Sequence[int], Dice], list[int]]
+Verify = Callable[[rejection.Laws, Sequence[Law], Sequence[int], Dice], list[int]]
 verifiers = pytest.mark.parametrize("verifier", [verify_tokens, verify_block])
 
 
@@ -67,7 +67,7 @@ def test_where_a_draft_stops_may_depend_on_what_it_drew(verifier: Verify) -> Non
 
 @verifiers
 def test_where_the_target_cant_go_on_the_round_ends_and_the_law_is_kept(verifier: Verify) -> None:
-    """Behind token 0 there is no law (a grammar gives up there): nothing is said behind it, all else as it was."""
+    """Behind token 0 there is no law, as where a grammar gives up: nothing is said there, all else is kept."""
     p, q = toy(3, 1), toy(3, 1, 1.0)
 
     def run(dice: Dice) -> Tokens:
