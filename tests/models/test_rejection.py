@@ -67,7 +67,7 @@ def test_where_a_draft_stops_may_depend_on_what_it_drew(verifier: Verify) -> Non
 
 @verifiers
 def test_where_the_target_cant_go_on_the_round_ends_and_the_law_is_kept(verifier: Verify) -> None:
-    """Behind token 0 there is no law, as where a grammar gives up: nothing is said there, all else is kept."""
+    """Behind token 0 is no law, as where a grammar gives up: nothing is said there, all else is kept."""
     p, q = toy(3, 1), toy(3, 1, 1.0)
 
     def run(dice: Dice) -> Tokens:
