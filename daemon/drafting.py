@@ -177,8 +177,8 @@ class Drafting:
         found = Proposal()
         if control.looks_up and self.suffix is not None:
             limit = min(self.controller.longest, remaining - 1)
-            # A request of an app without a name, or that reuses nothing, has a scope to itself: its own text.
-            scope = request.scope if request.reuse and request.scope else f"\0{request.key}"
+            # A request of an app without a name, or that reuses nothing, has its own text only.
+            scope = request.scope if request.reuse and request.scope else None
             (found,) = self.suffix.propose(
                 [Context(request.slot, request.tokens, limit, _no_choice, lambda _: True, scope)]
             )

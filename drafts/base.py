@@ -23,7 +23,8 @@ class Context:
     limit: int  # draft at most this many
     choose: Choose  # the request's own sampler, sharing the target's noise
     proceed: Callable[[Sequence[float]], bool]  # confidences so far, the newest last: draft another?
-    scope: str = ""  # the client scope: what one scope said is never proposed to another
+    # the client scope: what one scope said is never proposed to another; None: its own text is all there is
+    scope: str | None = ""
     reading: int | None = None  # of the tokens that are not cached read only so many, the newest; None: all
 
 

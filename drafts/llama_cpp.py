@@ -113,6 +113,8 @@ class LlamaDraft:
 
     def prepare(self, slot: int, tokens: Sequence[int]) -> None:
         """Cache a sequence ahead of the request that will draft from it, with what was left unread of it."""
+        if len(tokens) > self._model.context:
+            return  # of which half is read: another half each time, were it read ahead
         read = self._read.get(slot, Read())
         if read.unread:
             self._read[slot] = read.cut(read.unread[0][0])

@@ -46,7 +46,8 @@ class SuffixDraft:
 
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
         """One proposal a context: one-hot, so `choose` is not asked."""
-        any(self._history(context.scope).text.settle() for context in contexts)  # one run a round at most
+        scopes = [context.scope for context in contexts if context.scope is not None]
+        any(self._history(scope).text.settle() for scope in scopes)  # one run a round at most
         return [self._propose(context) for context in contexts]
 
     def remember(self, scope: str, tokens: Sequence[int]) -> None:
@@ -82,11 +83,13 @@ class SuffixDraft:
         if context.limit <= 0 or not context.tokens:
             return Proposal()
         own = self._own_text(context)
-        history = self._history(context.scope).text
-        ours, theirs = longest_match(own, own), longest_match(history, own)
-        if ours.length >= theirs.length:
-            return follow(own, ours, context)
-        return follow(history, theirs, context)
+        ours = longest_match(own, own)
+        if context.scope is not None:
+            history = self._history(context.scope).text
+            theirs = longest_match(history, own)
+            if theirs.length > ours.length:
+                return follow(history, theirs, context)
+        return follow(own, ours, context)
 
     def _own_text(self, context: Context) -> Text:
         """The slot's text brought up to date: only new tokens are added, another sequence starts anew."""

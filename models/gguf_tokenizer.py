@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import ctypes
 import re
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,21 @@ class GGUFTokenizer:
 
     def __init__(self, path: Path) -> None:
         """Load the vocabulary; raises as LlamaTarget.load does."""
-        self._model = native.run(load_model, path, vocab_only=True)
+        model = native.run(load_model, path, vocab_only=True)
+        # With it at the latest: a draft that comes and goes with the machine's memory brings one each time.
+        self._free = weakref.finalize(self, llama_cpp.llama_model_free, model)
+        self._free.atexit = False  # then all goes, and some thread may be reading
         # llama.cpp takes some ordinary entries for control tokens by their text: "</s>" in Qwen's vocabulary
         self._ordinary = frozenset(int(token) for token in _MISTAKEN.findall(native.complaints()))
-        self._vocab: int = llama_cpp.llama_model_get_vocab(self._model)
+        self._vocab: int = llama_cpp.llama_model_get_vocab(model)
         total: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.size = total
         while self.size and llama_cpp.llama_vocab_get_attr(self._vocab, self.size - 1) & _UNUSED:
             self.size -= 1
         stops = (token for token in range(total) if llama_cpp.llama_vocab_is_eog(self._vocab, token))
         self.stop_ids = frozenset(stops) - self._ordinary
-        self._template: bytes | None = llama_cpp.llama_model_chat_template(self._model, None)
-        self._tool_template: bytes | None = llama_cpp.llama_model_chat_template(self._model, b"tool_use")
+        self._template: bytes | None = llama_cpp.llama_model_chat_template(model, None)
+        self._tool_template: bytes | None = llama_cpp.llama_model_chat_template(model, b"tool_use")
         self._controls = self._control_pattern(total) if self._ordinary else None
 
     def encode(self, text: str) -> list[int]:
@@ -99,9 +103,7 @@ class GGUFTokenizer:
 
     def close(self) -> None:
         """Free the vocabulary; a second call does nothing."""
-        if self._model:
-            native.run(llama_cpp.llama_model_free, self._model)
-            self._model = 0
+        self._free()
 
     def _tokenize(self, text: str, *, add_special: bool) -> list[int]:
         if self._controls is None or not any(self.piece(token) in text for token in self._ordinary):

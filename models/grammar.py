@@ -35,7 +35,9 @@ class Matcher:
         self._begin = begin
         self._matcher = begin()
         self._accepted: list[int] = []
-        self._bits = np.zeros((vocab + 31) // 32, np.uint32)
+        self._words = (vocab + 31) // 32
+        # what may follow drafted tokens, in bits: the draft wants it, then the check of what was drafted
+        self._masks: dict[tuple[int, ...], NDArray[np.uint32]] = {}
         self._stops = np.array(sorted(stop_ids), np.int64)
 
     @property
@@ -50,6 +52,7 @@ class Matcher:
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Advance over accepted tokens."""
+        self._masks.clear()
         count = self._matcher.try_consume_tokens(list(tokens))
         if self._matcher.is_error():
             self._begin_anew()
@@ -82,15 +85,19 @@ class Matcher:
 
     def _mask(self, row: NDArray[np.float32], drafted: Sequence[int]) -> str:
         """What `mask` does; where an error hinders it the row stays as it is, and this is the error."""
+        if (known := self._masks.get(tuple(drafted))) is not None:
+            _forbid(row, known)
+            return ""
         # A copy goes ahead: not every grammar takes tokens back, and asking one that does not spoils it.
         matcher = self._matcher.deep_copy() if drafted else self._matcher
         if drafted and matcher.try_consume_tokens(list(drafted)) < len(drafted):
             return _error(matcher)
         if not matcher.is_stopped():
-            matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+            bits = np.zeros(self._words, np.uint32)
+            matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
             if not matcher.is_error():
-                allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: len(row)]
-                np.copyto(row, np.float32(-np.inf), where=allowed == 0)
+                self._masks[tuple(drafted)] = bits
+                _forbid(row, bits)
         elif not matcher.is_error():
             ends = row[self._stops[self._stops < len(row)]].copy()
             row.fill(-np.inf)
@@ -129,12 +136,16 @@ class Grammars:
     """Compiles grammars for one vocabulary; made once, since indexing a vocabulary takes a second or two."""
 
     def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
-        """`vocab`: the width of the rows."""
-        self._stop_ids = tokenizer.stop_ids
+        """`vocab`: the width of the rows. InvalidRequest if none of them can end an answer."""
+        self._stop_ids = sorted(token for token in tokenizer.stop_ids if token < vocab)
+        if not self._stop_ids:
+            raise InvalidRequest(
+                "grammar: this model has no token that ends an answer: ask without a grammar and tools"
+            )
         self._vocabulary = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(Vocabulary(tokenizer, vocab)),
             n_vocab=vocab,
-            eos_token=sorted(self._stop_ids),
+            eos_token=self._stop_ids,
         )
 
     def matcher(self, kind: Kind, source: str | dict[str, Any]) -> Matcher:
@@ -159,6 +170,11 @@ class Grammars:
         if matcher.error:
             raise InvalidRequest(f"grammar: not a {kind}: {matcher.error}")
         return matcher
+
+
+def _forbid(row: NDArray[np.float32], bits: NDArray[np.uint32]) -> None:
+    allowed = np.unpackbits(bits.view(np.uint8), bitorder="little")[: len(row)]
+    np.copyto(row, np.float32(-np.inf), where=allowed == 0)
 
 
 def _error(matcher: llguidance.LLMatcher) -> str:

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from draftd.ipc.errors import InvalidRequest
 from draftd.models.base import Rows
 from draftd.models.groups import Row
 from draftd.models.processors import Processors
@@ -99,16 +100,20 @@ class Dice:
         return index if law.tokens is None else int(law.tokens[index])
 
 
-Laws = Callable[[int], Law]  # the target's law behind the first n drafted tokens; asked once for each n
+# the target's law behind the first n drafted tokens, None where it can't go on; asked once for each n
+Laws = Callable[[int], Law | None]
 
 
 def verify_tokens(p: Laws, q: Sequence[Law], drafted: Sequence[int], dice: Dice) -> list[int]:
     """Accept each with min(1, p(x)/q(x)); the first refused gives way to a sample of max(0, p - q)."""
     for i, token in enumerate(drafted):
         here = p(i)
+        if here is None:
+            return list(drafted[:i])
         if not dice.accept(min(1.0, here.of(token) / q[i].of(token))):
             return [*drafted[:i], dice.draw(_or(here.excess(q[i]), here))]
-    return [*drafted, dice.draw(p(len(drafted)))]
+    last = p(len(drafted))
+    return [*drafted, *([] if last is None else [dice.draw(last)])]
 
 
 def verify_block(p: Laws, q: Sequence[Law], drafted: Sequence[int], dice: Dice) -> list[int]:
@@ -117,13 +122,15 @@ def verify_block(p: Laws, q: Sequence[Law], drafted: Sequence[int], dice: Dice) 
     `reach` is their p_i: what of the drafted prefix's probability can still be accepted.
     """
     accepted, reach = 0, 1.0
-    first = here = p(0)
+    first = here = last = p(0)
     for i, token in enumerate(drafted, 1):
+        if here is None:
+            break  # as if no more had been drafted
         reach = min(1.0, reach * here.of(token) / q[i - 1].of(token))
         if reach == 0.0:
             break  # it stays so, and no longer block can be accepted
         here = p(i)
-        if i == len(drafted):
+        if here is None or i == len(drafted):
             rest, chance = here, reach
         else:
             rest = here.excess(q[i], reach)
@@ -131,9 +138,9 @@ def verify_block(p: Laws, q: Sequence[Law], drafted: Sequence[int], dice: Dice) 
             chance = mass / (mass + 1.0 - reach) if mass > 0.0 else 0.0
         if dice.accept(chance):
             accepted, last = i, rest
-    if not accepted:
-        last = _or(first.excess(q[0]), first) if drafted else first
-    return [*drafted[:accepted], dice.draw(last)]
+    if drafted and not accepted and first is not None:
+        last = _or(first.excess(q[0]), first)
+    return [*drafted[:accepted], *([] if last is None else [dice.draw(last)])]
 
 
 def _or(residual: Law, p: Law) -> Law:
@@ -156,9 +163,14 @@ def verify_rejection(
     change the rows that are looked at. `laws[i]` is what drafted[i] was drawn from.
     """
 
-    def p(i: int) -> Law:
+    def p(i: int) -> Law | None:
         if processors is not None:
-            processors.apply(rows[i], drafted[:i])
+            try:
+                processors.apply(rows[i], drafted[:i])
+            except InvalidRequest:  # its grammar can't go on: the next round finds that out, if there is one
+                if i == 0:
+                    raise
+                return None
         return law_of(rows[i], sampling)
 
     return (verify_block if how == "rejection" else verify_tokens)(p, laws, drafted, dice)

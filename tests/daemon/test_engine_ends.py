@@ -103,13 +103,14 @@ def test_a_grammar_that_no_token_can_follow_ends_its_request_with_an_error_and_n
 
 
 @pytest.mark.parametrize("stops", [frozenset({1}), frozenset()], ids=["and is the end", "and is not"])
+@pytest.mark.parametrize("verify", ["coupled", "rejection", "rejection-token"])
 def test_what_stands_before_a_dead_end_is_said_with_drafts_as_without(
-    grammars: Grammars, stops: frozenset[int]
+    grammars: Grammars, stops: frozenset[int], verify: Verify
 ) -> None:
     found = []
     for mode in ("off", ("model", 4)):
         processors = Processors(Penalties(), [], grammars.matcher("regex", "aab[cd]"))
-        options = {"processors": processors, "mode": mode}
+        options = {"processors": processors, "mode": mode, "verify": verify}
         one = request(0, [0, 1], 20, Sampling(1.0), stop_ids=stops, **options)
         (end,) = finished(Engine(TableTarget(VOCAB), Drafting(TableDraft(TableTarget(VOCAB)))), one)
         found.append((one.tokens, end.finish))

@@ -114,6 +114,11 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1.5 < second / first < 2.7
 
 
+def test_a_draft_that_lacks_the_targets_tokens_is_timed_too() -> None:
+    seconds = tune_figures.token_seconds([TableTarget(vocab=50), TableTarget(vocab=8)], list(range(50)), 2)
+    assert all(each > 0 for each in seconds)
+
+
 def test_agreement_by_text_is_one_text_beginning_the_other(tiny_files: Path, tmp_path: Path) -> None:
     same = write_gguf(tiny_files / "target", tmp_path / "same.gguf")
     words = [Spelling(GGUFTokenizer(same)) for _ in range(2)]

@@ -102,3 +102,13 @@ def test_however_windows_and_rollbacks_mix_the_cache_is_what_is_believed() -> No
         if dice.random() < 0.3:
             tokens = tokens[: dice.randint(1, len(tokens))]
         tokens = [*tokens, *(dice.randrange(8) for _ in range(dice.choice([1, 2, 30])))][-200:]
+
+
+def test_what_outgrows_the_draft_s_own_context_is_not_read_ahead_again_and_again() -> None:
+    draft = LlamaDraft(TableTarget(context=64))
+    tokens = [token % 8 for token in range(400)]
+    for length in range(32, 401, 32):
+        draft.prepare(0, tokens[:length])
+    assert draft.tokens_fed == 64
+    assert len(draft.propose([windowed(tokens, None, limit=3)])[0].tokens) == 3
+    assert draft.tokens_fed == 64 + 32 + 2

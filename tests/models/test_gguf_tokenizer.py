@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import pytest
 from transformers import AutoTokenizer
 
@@ -98,6 +99,17 @@ def test_size_and_stops(folder: Path) -> None:
     assert tokenizer.stop_ids == {END_OF_TEXT, IM_END}
     tokenizer.close()
     tokenizer.close()
+
+
+def test_a_vocabulary_goes_with_its_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[int] = []
+    monkeypatch.setattr(llama_cpp, "llama_model_free", freed.append)
+    tokenizer = GGUFTokenizer(folder / "model.gguf")
+    stream = tokenizer.stream()
+    del tokenizer
+    assert (stream.push(ord("a")), freed) == ("a", []), "who reads it keeps it"
+    del stream
+    assert len(freed) == 1
 
 
 def test_a_stream_never_splits_a_character(folder: Path) -> None:

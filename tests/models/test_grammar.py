@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -88,8 +88,36 @@ def test_what_nothing_can_follow(grammars: Grammars) -> None:
     assert matcher.fitting(list(b"ab")) == 2, "it stands where it stood"
 
 
+class Letters:
+    """As much of a tokenizer as a grammar reads: bytes, and ends."""
+
+    size = 256
+
+    def __init__(self, *stop_ids: int) -> None:
+        self.stop_ids = frozenset(stop_ids)
+
+    def bytes_of(self, token: int) -> bytes:
+        return bytes([token])
+
+    def plain(self, text: str) -> list[int]:
+        return [*text.encode()]
+
+
+def test_an_end_that_the_model_lacks_is_none_and_without_any_there_is_no_grammar() -> None:
+    letters: Any = Letters(0, VOCAB)  # a tokenizer may have more tokens than the model
+    matcher = Grammars(letters, 256).matcher("regex", "a")
+    matcher.accept([97])
+    assert matcher.ended
+    for none in (Letters(), Letters(VOCAB)):
+        given: Any = none
+        with pytest.raises(InvalidRequest, match="no token that ends an answer"):
+            Grammars(given, 256)
+
+
 class Lexed:
     """Stands in for llguidance's matcher: copies share a lexer, which token 9 spoils for all of them."""
+
+    computed: ClassVar[list[list[int]]] = []  # behind which tokens a mask was
 
     def __init__(self, lexer: list[str] | None = None, held: Sequence[int] = ()) -> None:
         self.lexer = [] if lexer is None else lexer  # its error, if it has one
@@ -116,6 +144,7 @@ class Lexed:
         return "".join(self.lexer)
 
     def unsafe_compute_mask_ptr(self, address: int, size: int) -> None:
+        self.computed.append(list(self.held))
         ctypes.memset(address, 0xFF, size)
 
 
@@ -135,6 +164,19 @@ def test_what_a_draft_spoils_does_no_harm_to_the_answer() -> None:
     assert not matcher.ended
     stands: Any = matcher._matcher
     assert stands.held == [1, 2, 3]
+
+
+def test_a_mask_that_the_draft_had_is_not_computed_again_for_its_check() -> None:
+    begin: Any = Lexed
+    matcher, row = Matcher(begin, 32, [0]), np.zeros(32, np.float32)
+    Lexed.computed.clear()
+    for drafted in ([], [1], [1, 2], [], [1], [1, 2], [1, 2, 3]):  # the draft's, then the check's
+        matcher.mask(row, drafted)
+    assert Lexed.computed == [[], [1], [1, 2], [1, 2, 3]]
+    matcher.accept([1])
+    matcher.mask(row)
+    matcher.mask(row, [1])
+    assert Lexed.computed[4:] == [[1], [1, 1]], "behind accepted tokens all is new"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tests.enumeration import EXACT, SIZES, Laws, Tokens, completed, exact, outc
 from tests.models.test_sampling import brute_force_kept
 
 Draft = Callable[[Dice], tuple[list[int], list[Law]]]  # drafted tokens, and the laws handed over with them
-Verify = Callable[[Callable[[int], Law], Sequence[Law], Sequence[int], Dice], list[int]]
+Verify = Callable[[rejection.Laws, Sequence[Law], Sequence[int], Dice], list[int]]
 verifiers = pytest.mark.parametrize("verifier", [verify_tokens, verify_block])
 
 
@@ -63,6 +63,26 @@ def test_where_a_draft_stops_may_depend_on_what_it_drew(verifier: Verify) -> Non
     p, q = toy(3, 1), toy(3, 1, 1.0)
     draft = drawing(q, 3, go_on=lambda drafted: not drafted or drafted[-1] != 0)
     assert error(verifier, p, draft, 3, 3) < EXACT
+
+
+@verifiers
+def test_where_the_target_cant_go_on_the_round_ends_and_the_law_is_kept(verifier: Verify) -> None:
+    """Behind token 0 is no law, as where a grammar gives up: nothing is said there, all else is kept."""
+    p, q = toy(3, 1), toy(3, 1, 1.0)
+
+    def run(dice: Dice) -> Tokens:
+        drafted, laws = drawing(q, 3)(dice)
+
+        def here(i: int) -> Law | None:
+            return None if 0 in drafted[:i] else p(tuple(drafted[:i]))
+
+        said = tuple(verifier(here, laws, drafted, dice))
+        assert 0 not in said[:-1]
+        return said
+
+    law = outcomes(run)
+    assert {len(said) for said in law} == {1, 2, 3, 4}
+    assert total_variation(completed(law, p, 3, 4), exact(p, 3, 4)) < EXACT
 
 
 @verifiers
