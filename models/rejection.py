@@ -22,6 +22,7 @@ from draftd.models.processors import Processors
 from draftd.models.sampling import Sampling, keep
 
 Rejection = Literal["rejection", "rejection-token"]  # blocks, tokens
+BLOCK = 512  # tokens whose weights are summed first where one is drawn: a running sum of all is slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Law:
 
 
 def law_of(row: Row, sampling: Sampling, tops: Row | None = None) -> Law:
-    """What a row is sampled from, all of it in double precision; greedy: its first maximum.
+    """What a row is sampled from, all but the logits in double precision; greedy: its first maximum.
 
     `tops` is `tops_of(row)`, where that is known.
     """
@@ -67,11 +68,10 @@ def law_of(row: Row, sampling: Sampling, tops: Row | None = None) -> Law:
     tokens = None
     if sampling.top_k or sampling.top_p < 1.0 or sampling.min_p > 0.0:
         tokens = keep(row, sampling, tops)
-    weights = (row if tokens is None else row[tokens]).astype(np.float64)
-    weights -= weights.max()
-    weights /= sampling.temperature
+    weights = np.subtract(row if tokens is None else row[tokens], row[best], dtype=np.float64)
+    weights *= 1.0 / sampling.temperature
     np.exp(weights, out=weights)
-    weights /= weights.sum()
+    weights *= 1.0 / weights.sum()
     return Law(weights, tokens)
 
 
@@ -95,8 +95,15 @@ class Dice:
 
     def draw(self, law: Law) -> int:
         """A token of a law, which need not be normalised."""
-        mass = np.cumsum(law.weights)
-        index = int(np.searchsorted(mass, self._random.random() * mass[-1], side="right"))
+        mass = np.cumsum(np.add.reduceat(law.weights, range(0, len(law.weights), BLOCK)))
+        left = self._random.random() * mass[-1]
+        block = int(np.searchsorted(mass, left, side="right"))
+        weights = law.weights[block * BLOCK : (block + 1) * BLOCK]
+        within = np.cumsum(weights) + (mass[block - 1] if block else 0.0)
+        place = int(np.searchsorted(within, left, side="right"))
+        if place == len(weights):  # the two sums differ by rounding
+            place = int(np.flatnonzero(weights)[-1])
+        index = block * BLOCK + place
         return index if law.tokens is None else int(law.tokens[index])
 
 

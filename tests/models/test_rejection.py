@@ -344,3 +344,14 @@ def test_the_ends_of_a_uniform_choose_no_token_without_weight(uniform: float, to
     dice = Dice()
     dice._random = Ends()  # type: ignore[assignment]
     assert dice.draw(Law(np.array([0.0, 0.1, 0.0, 0.7, 0.0]))) == token
+
+
+@pytest.mark.parametrize("width", [1, 511, 512, 513, 5000])
+def test_of_a_wide_law_the_token_is_drawn_that_a_running_sum_finds(width: int) -> None:
+    random = np.random.default_rng(width)
+    weights = random.random(width) * (random.random(width) < 0.2)
+    weights[-1] = 0.5
+    law, dice, twin = Law(weights), Dice(7), np.random.default_rng(7)
+    mass = np.cumsum(weights)
+    wanted = [int(np.searchsorted(mass, twin.random() * mass[-1], side="right")) for _ in range(200)]
+    assert [dice.draw(law) for _ in range(200)] == wanted
