@@ -1,55 +1,80 @@
 """Write docs/benchmarks.md: `python bench/report.py OUT.json ...`.
 
-The files are those that `draftd bench --json` and the programs of this folder wrote, in the page's order.
+The files are those that `draftd bench --json` and the programs of this folder wrote. A section that none
+of them replaces stays as it is, and so do its row and its column in the tables of all runs.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import report_kept
 import report_limits
 import report_peers
 import report_plots
 import report_speeds
 
 DOCS = Path(__file__).parents[1] / "docs"
-PICTURE = re.compile(r"^!\[[^\]]*\]\(([\w.-]+\.svg)\)$", re.MULTILINE)  # a line that `picture` gave
 
 
 def main(files: list[Path]) -> None:
-    """Replace everything below `## Results`, and the pictures there."""
+    """Replace the sections below `## Results` of which there are new figures, and their pictures."""
     documents = report_limits.joined([read(file) for file in files])
     page = DOCS / "benchmarks.md"
-    kept, _, old = page.read_text("utf-8").partition("## Results")
+    above, _, below = page.read_text("utf-8").partition("## Results")
+    there, old = report_kept.parsed(below)
+    by_heading = {report_kept.heading(each): each for each in old}
     own = [each for each in documents if "kind" not in each]
     beside = [each for each in documents if each.get("kind") == "side by side"]
     drawn: dict[str, str] = {}
-    parts = [here := machine(documents[0])]
+    here, new = machine(documents[0]), []
     if own:
-        parts.append(report_speeds.summary(own))
-        alike = [each for each in own if report_speeds.asked(each) == report_speeds.asked(own[0])]
-        parts.append(picture(drawn, "speedup", report_speeds.plot(alike), "speed-up by category"))
-    parts += [placed(report_speeds.section(each), each, here) for each in own]
-    if len(beside) > 1:
-        parts.append(report_peers.summary(beside))
+        new.append(speeds(own, by_heading.get(report_speeds.SUMMARY, ""), drawn))
+    new += [placed(report_speeds.section(each), each, here) for each in own]
+    if beside:
+        new.append(report_peers.summary(beside, by_heading.get(report_peers.SUMMARY, "")))
     for each in beside:
         name, plot = report_plots.name(each), report_peers.plot(each)
-        parts.append(placed(report_peers.section(each), each, here))
-        parts.append(picture(drawn, name, plot, "tokens a second by contender"))
+        text = placed(report_peers.section(each), each, here)
+        new.append(f"{text}\n\n{picture(drawn, name, plot, 'tokens a second by contender')}")
     for each in documents:
         if (kind := each.get("kind")) in report_limits.KINDS:
-            parts.append(placed(report_limits.section(each), each, here))
+            text = placed(report_limits.section(each), each, here)
             if draw := report_plots.PLOTS.get(kind):
-                parts.append(picture(drawn, report_plots.name(each), draw(each), kind))
+                text += f"\n\n{picture(drawn, report_plots.name(each), draw(each), kind)}"
+            new.append(text)
+    tables = (report_speeds.SUMMARY, report_peers.SUMMARY)  # their runs' sections say where
+    kept = [
+        each if report_kept.heading(each) in tables else report_kept.moved(each, there, here) for each in old
+    ]
+    parts = sorted(report_kept.merged(kept, new, report_kept.heading), key=rank)
+    results = "\n\n".join([here, *parts])
     for file, svg in drawn.items():
         (DOCS / file).write_text(svg, "utf-8")
-    page.write_text(kept + "## Results\n\n" + "\n\n".join(parts) + "\n", "utf-8")
-    for file in set(PICTURE.findall(old)) - drawn.keys():
+    page.write_text(f"{above}## Results\n\n{results}\n", "utf-8")
+    for file in {*report_kept.PICTURE.findall(below)} - {*report_kept.PICTURE.findall(results)}:
         (DOCS / file).unlink(missing_ok=True)
+
+
+def rank(section: str) -> int:
+    """Where the page has sections of this kind; those of `draftd bench` are called by their pair."""
+    named = report_kept.heading(section)
+    kinds = [title for title, _ in report_limits.KINDS.values()]
+    begins = [report_speeds.SUMMARY, None, report_peers.SUMMARY, "Side by side: ", *kinds]
+    return next((place for place, begin in enumerate(begins) if begin and named.startswith(begin)), 1)
+
+
+def speeds(own: list[dict[str, Any]], old: str, drawn: dict[str, str]) -> str:
+    """The table of all runs of `draftd bench`, old ones too, and a picture of the new that asked the same."""
+    text = report_speeds.summary(own, old)
+    alike = [each for each in own if report_speeds.asked(each) == report_speeds.asked(own[0])]
+    parts = [text, picture(drawn, "speedup", report_speeds.plot(alike), "speed-up by category")]
+    if len(alike) < len(report_kept.rows(text)):
+        parts.append(f"The picture is of: {'; '.join(map(report_speeds.title, alike))}.")
+    return "\n\n".join(parts)
 
 
 def read(file: Path) -> dict[str, Any]:

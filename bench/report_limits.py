@@ -26,11 +26,21 @@ Document = dict[str, Any]
 def section(document: Document) -> str:
     """One document as its kind is shown."""
     title, body = KINDS[document["kind"]]
+    if parts := told_apart(document):
+        title += f", {parts}"
     named = [document["pair"]] if "pair" in document else []
     backend = [f"target in {document['backend']}"] if "backend" in document else []
     command = without_folders(document["command"]).replace("\n", "\n    ")
     heading = ": ".join([title, ", ".join([*named, *backend])]) if named else title
     return "\n".join([f"### {heading}", "", f"    {command}", "", *body(document)]).replace("\n\n\n", "\n\n")
+
+
+def told_apart(document: Document) -> str:
+    """What a heading says where one kind has several sections of a pair: the type, or what was scaled."""
+    if document["kind"] == "quality":
+        return str(document.get("dtype", ""))
+    parts = [part for part in scaling_tables.PARTS if document["kind"] == "scaling" and document.get(part)]
+    return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
 
 
 def quality(document: Document) -> list[str]:
@@ -86,16 +96,16 @@ def latency(found: dict[str, bench_latency.Latency]) -> list[str]:
     return ["", "Milliseconds that a reader waits, p50/p95/p99:", "", *table(heads, rows), ""]
 
 
-KINDS: dict[str, tuple[str, Callable[[Document], list[str]]]] = {
-    "quality": ("Quality", quality),
-    "roofline": ("What the machine allows", roofline.lines),
-    "scaling": ("Scaling", scaling_tables.tables),
+KINDS: dict[str, tuple[str, Callable[[Document], list[str]]]] = {  # in the page's order
+    "memory": ("Memory of each form alone", memory.lines),
     "simulated": ("SIMULATED, pairs that this machine can't hold", simulated_gpu.lines),
     "simulated apps": ("SIMULATED, several apps in such places", simulated_apps.lines),
+    "prefill": ("The first token after a prefill", prefill.lines),
+    "roofline": ("What the machine allows", roofline.lines),
+    "scaling": ("Scaling", scaling_tables.tables),
     "hot loop": ("Where a round's time goes", hot_loop.lines),
     "suffix": ("What the suffix draft costs", suffix.lines),
-    "prefill": ("The first token after a prefill", prefill.lines),
-    "memory": ("Memory of each form alone", memory.lines),
+    "quality": ("Quality", quality),
     "verify modes": ("Coupled against rejection", verify_modes.lines),
     "check": (
         "The guard against getting slower",

@@ -24,6 +24,7 @@ from report_figures import (
     picked,
     quantities,
 )
+from report_kept import columns, merged
 from tables import row, table
 
 from draftd.daemon.bench_table import geometric_mean
@@ -36,8 +37,9 @@ OWN = {  # a contender that drafts -> the same library without
     "openvino genai GGUF": "openvino genai GGUF plain",
     "draftd": "draftd off",
 }
+SUMMARY = "Side by side, all runs"
 BEST = "draftd best fixed"
-OTHER_DRAWS, OTHER_TARGET = "other draws", "other target"
+OTHER_DRAWS, OTHER_TARGET, NOT_ASKED = "other draws", "other target", "not asked"
 FORMS = {SPEED: "{:.2f}", GAIN: "{:.2f}x", WHOLE: "{:.2f}", WHOLE_GAIN: "{:.2f}x"}
 FORMS |= {"per pass": "{:.2f}", "first ms": "{:.0f}", "MiB": "{:.0f}"}
 ENERGY = {"J a token": "{:.2f}"}
@@ -101,36 +103,49 @@ def mode(document: dict[str, Any]) -> str:
     return f"temperature {temperature}" if temperature else "greedy"
 
 
-def summary(documents: Sequence[dict[str, Any]]) -> str:
-    """All runs in one table, the first that asked the same: speeds after the first token, and over `off`."""
+def summary(documents: Sequence[dict[str, Any]], old: str = "") -> str:
+    """All runs in one table, the first that asked the same: speeds after the first token, and over `off`.
+
+    Columns of other runs in the old section stay as they are.
+    """
     runs: dict[str, dict[str, Any]] = {}
     for document in documents:
         runs.setdefault(in_full(document), document)
     titles = Counter(map(in_short, runs.values()))
-    heads = [run if titles[in_short(document)] > 1 else in_short(document) for run, document in runs.items()]
+    before = columns(old)
     speeds = {run: both_speeds(document)[0] for run, document in runs.items()}
-    rows = []
-    for name in dict.fromkeys(name for each in speeds.values() for name in each):
-        cells = [name]
-        for run, document in runs.items():
-            if found := speeds[run].get(name):
-                gain = mean(over(speeds[run], name, "draftd off"), "{:.2f}x", interval=False)
-                cells.append(f"{mean(found, '{:.1f}', interval=False)}, {gain}")
-            else:
-                cells.append(absent(document, name))
-        rows.append(cells)
+    named = [name for _, cells in before for name in cells]
+    named += [name for each in speeds.values() for name in each]
+    new = [
+        (
+            run if titles[in_short(document)] > 1 else in_short(document),
+            {name: in_all(document, speeds[run], name) for name in named},
+        )
+        for run, document in runs.items()
+    ]
+    found = merged(before, new, lambda column: tuple(column[0].split(", ")[:3]))  # as `in_short` has them
+    rows = [[name, *(cells.get(name, NOT_ASKED) for _, cells in found)] for name in dict.fromkeys(named)]
+    rows = [cells for cells in rows if any(cell[0].isdigit() for cell in cells[1:])]
     return "\n".join(
         [
-            "### Side by side, all runs",
+            f"### {SUMMARY}",
             "",
             "Tokens a second after the first, and how that stands to draftd with its target alone; geometric "
             "means over the prompts of a run. Compare down a column only. Of runs that asked the same, the "
             f"first. *{NO_FORM}*: there is none for what was asked; each run's section has the reasons. "
             f"*{OTHER_TARGET}*: the library does not run the weights of this column's target.",
             "",
-            *table(["contender", *heads], rows),
+            *table(["contender", *(head for head, _ in found)], rows),
         ]
     )
+
+
+def in_all(document: dict[str, Any], speeds: Figures, name: str) -> str:
+    """A contender's cell in the table of all runs."""
+    if not speeds.get(name):
+        return absent(document, name)
+    gain = mean(over(speeds, name, "draftd off"), "{:.2f}x", interval=False)
+    return f"{mean(speeds[name], '{:.1f}', interval=False)}, {gain}"
 
 
 def in_short(document: dict[str, Any]) -> str:
@@ -155,7 +170,7 @@ def absent(document: dict[str, Any], name: str) -> str:
     if name not in missing:
         if never_began(name, missing):
             return "failed"
-        return OTHER_TARGET if of_another_target(name, document["backend"]) else "not asked"
+        return OTHER_TARGET if of_another_target(name, document["backend"]) else NOT_ASKED
     return NO_FORM if missing[name].startswith(NO_FORM) else "failed"
 
 

@@ -10,6 +10,7 @@ import roofline
 import simulated_apps
 import simulated_gpu
 from bars import bars
+from scaling_tables import PARTS
 
 Document = dict[str, Any]
 
@@ -18,7 +19,7 @@ def name(document: Document) -> str:
     """The picture's name: what was measured, of what, and how."""
     parts = [document["kind"], document["pair"], document.get("backend", ""), document.get("dtype", "")]
     if document["kind"] == "scaling":  # its parts may come from several runs, each with a picture
-        parts += [part for part in ("apps", "contexts", "lengths", "cores") if document.get(part)]
+        parts += [part for part in PARTS if document.get(part)]
     if "sampling" in document:
         parts.append(str(document["sampling"]["temperature"] or "greedy"))
     return "-".join(part.replace(" ", "-") for part in parts if part)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import report_kept
 import report_limits
 import report_peers
 from bars import bars
@@ -15,16 +16,19 @@ from tables import table
 
 from draftd.daemon.bench_table import geometric_mean, share_of_best
 
+SUMMARY = "Speeds in short"
 HEADS = ("category", "alone", "drafted", "speed-up", "per pass", "accepted", "first ms", "same")
 
 
-def summary(documents: Sequence[dict[str, Any]]) -> str:
-    """A line a run: what was asked, and the figures that stand for the whole of it."""
+def summary(documents: Sequence[dict[str, Any]], old: str = "") -> str:
+    """A line a run: what was asked, and its figures as a whole; other runs' lines of the old section stay."""
     heads = ["pair", "backend", "temperature", "asked", "over the target alone", "worst category"]
     heads += ["auto / best fixed", "asked again", "commit"]
+    new = [dict(zip(heads, line(each), strict=True)) for each in documents]
+    rows = report_kept.merged(report_kept.rows(old), new, lambda row: tuple(row[head] for head in heads[:3]))
     return "\n".join(
         [
-            "### Speeds in short",
+            f"### {SUMMARY}",
             "",
             "Each run of `draftd bench` below, by geometric means over its categories. *asked*: prompts, and "
             "the most tokens of an answer; *medians of N*: of N answers to a prompt the one of median speed "
@@ -32,7 +36,7 @@ def summary(documents: Sequence[dict[str, Any]]) -> str:
             "controller over what is best, by category, of the fixed policies named and of drafting nothing; "
             "*asked again*: the same prompt a second time, over the target alone; *-*: not part of the run.",
             "",
-            *table(heads, [line(each) for each in documents]),
+            *table(heads, [[row.get(head, "-") for head in heads] for row in rows]),
         ]
     )
 

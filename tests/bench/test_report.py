@@ -286,7 +286,7 @@ def test_pictures_are_named_by_what_they_show_and_those_shown_no_more_go(
     assert {file.name for file in page.parent.iterdir()} == {*shown, *kept}
     assert (tmp_path / "outside.svg").exists()
     report(program, tmp_path, [run])
-    assert {file.name for file in page.parent.iterdir()} == {shown[1], *kept}
+    assert {file.name for file in page.parent.iterdir()} == {*shown[:3], *kept}
     assert ElementTree.fromstring((page.parent / shown[1]).read_text("utf-8")).tag.endswith("svg")
 
 
@@ -305,12 +305,22 @@ def test_the_results_begin_with_all_speeds_and_other_pages_find_theirs(
     report(program, tmp_path, [own(ASKED), beside(RESULTS, kind="side by side", machine=MACHINE)])
     headings = re.findall(r"^### (.*)$", page.read_text("utf-8"), re.MULTILINE)
     title = "tiny, target in llama_cpp, greedy"
-    assert headings == ["Speeds in short", title, "Side by side: tiny, draftd's target in llama_cpp, greedy"]
+    run = "Side by side: tiny, draftd's target in llama_cpp, greedy"
+    assert headings == ["Speeds in short", title, "Side by side, all runs", run]
     monkeypatch.syspath_prepend(str(BENCH.parent / "docs"))
     speedups = program("speedups")
     monkeypatch.setattr(speedups, "PAGE", page)
     (found,) = speedups.runs()
     assert (found.title, found.speedup, found.mean) == (title, ASKED["auto"], 1.36)
+
+
+def test_headings_tell_parts_and_types_apart(program: Program) -> None:
+    told = program("report_limits").told_apart
+    assert told({"kind": "scaling", "apps": [1], "contexts": []}) == "apps"
+    assert told({"kind": "scaling", "cores": [1], "lengths": [1]}) == "lengths and cores"
+    assert told({"kind": "scaling", "apps": [1], "cores": [1], "lengths": [1]}) == "apps, lengths and cores"
+    assert told({"kind": "quality", "dtype": "float32"}) == "float32"
+    assert told({"kind": "roofline", "dtype": "float32"}) == ""
 
 
 def test_pictures_of_limits_keep_their_names(program: Program) -> None:

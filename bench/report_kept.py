@@ -1,0 +1,66 @@
+"""What docs/benchmarks.md keeps of earlier runs: sections, and rows and columns of tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+PICTURE = re.compile(r"^!\[[^\]]*\]\(([\w.-]+\.svg)\)$", re.MULTILINE)  # a line that the report wrote
+ELSEWHERE = re.compile(r"^(Measured|Simulated) on another machine: ", re.MULTILINE)
+
+
+def parsed(results: str) -> tuple[str, list[str]]:
+    """The machine's line, and the sections, each from its `### ` to the next."""
+    before, *sections = re.split(r"^(?=### )", results, flags=re.MULTILINE)
+    return before.strip().partition("\n")[0], [section.strip() for section in sections]
+
+
+def heading(section: str) -> str:
+    """What identifies a section."""
+    return section.partition("\n")[0].removeprefix("### ")
+
+
+def merged(old: Sequence[T], new: Sequence[T], key: Callable[[T], Hashable]) -> list[T]:
+    """The old ones in their order, those of a new one's key replaced in place; other new ones at the end."""
+    replaced = {key(each) for each in new}
+    made: list[T] = []
+    placed = set()
+    for each in old:
+        if (this := key(each)) not in replaced:
+            made.append(each)
+        elif this not in placed:
+            placed.add(this)
+            made += [every for every in new if key(every) == this]
+    return made + [each for each in new if key(each) not in placed]
+
+
+def moved(section: str, there: str, here: str) -> str:
+    """A kept section, which says that it was made on `there` if the page's machine is now another."""
+    if there in ("", here) or ELSEWHERE.search(section):
+        return section
+    made = "Simulated" if heading(section).startswith("SIMULATED") else "Measured"
+    picture = PICTURE.search(section)
+    end = picture.start() if picture else len(section)
+    said = [section[:end].rstrip(), f"{made} on another machine: {there}", section[end:]]
+    return "\n\n".join(part for part in said if part)
+
+
+def rows(section: str) -> list[dict[str, str]]:
+    """The rows of a section's first table, each cell by its column's head."""
+    lines = re.search(r"(?:^\|.*\n?)+", section, re.MULTILINE)
+    if not lines:
+        return []
+    heads, _, *others = [
+        [cell.strip() for cell in line.strip()[1:-1].split("|")] for line in lines[0].splitlines()
+    ]
+    return [dict(zip(heads, cells, strict=True)) for cells in others]
+
+
+def columns(section: str) -> list[tuple[str, dict[str, str]]]:
+    """The columns of such a table, by head, but the first; each cell by its row's first."""
+    found = rows(section)
+    first, *heads = list(found[0]) if found else [""]
+    return [(head, {row[first]: row[head] for row in found}) for head in heads]
