@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -57,7 +58,7 @@ def tiny_pair(tmp_path: Path, gguf_files: Path, monkeypatch: pytest.MonkeyPatch)
         f'[models.draft]\npath = "{gguf_files}/draft.gguf"\n'
         '[pairs.tiny]\ntarget = "target"\ndraft = "draft"\nbackend = "llama_cpp"\n'
     )
-    settings = {"CATALOG": catalog, "CONFIG": tmp_path / "none", "CACHE_DIR": tmp_path, "STATE_DIR": tmp_path}
+    settings = {"CATALOG": catalog, "CONFIG": os.devnull, "CACHE_DIR": tmp_path, "STATE_DIR": tmp_path}
     for name, value in {**settings, "CONTEXT": "512", "THREADS": "1"}.items():
         monkeypatch.setenv(f"DRAFTD_{name}", str(value))
 

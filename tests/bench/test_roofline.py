@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_the_processors_memory_is_no_measure_of_a_gpu(
 ) -> None:
     roofline = program("roofline")
     monkeypatch.setattr(roofline.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("DRAFTD_CONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("DRAFTD_CONFIG", os.devnull)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert roofline.on_gpu(backend, roofline.load_settings(None)) == gpu
