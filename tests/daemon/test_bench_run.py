@@ -89,7 +89,7 @@ def own_pair(tmp_path: Path, tiny_files: Path, monkeypatch: pytest.MonkeyPatch) 
         f'[models.target]\npath = "{tiny_files}/target"\n[models.draft]\npath = "{tiny_files}/draft.gguf"\n'
         '[pairs.tiny]\ntarget = "target"\ndraft = "draft"\nbackend = "transformers"\n'
     )
-    settings = {"CATALOG": catalog, "CONFIG": tmp_path / "none", "CACHE_DIR": tmp_path, "STATE_DIR": tmp_path}
+    settings = {"CATALOG": catalog, "CONFIG": os.devnull, "CACHE_DIR": tmp_path, "STATE_DIR": tmp_path}
     for name, value in {**settings, "DTYPE": "float32", "CONTEXT": "512", "THREADS": "1"}.items():
         monkeypatch.setenv(f"DRAFTD_{name}", str(value))
 
