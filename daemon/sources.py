@@ -57,7 +57,9 @@ def _measure(target: Target, controller: Controller) -> None:
     """Time passes of a few widths, so that the first request is already drafted for by measured costs."""
     target.forward([Span(0, 0, WARM, 1)])
     for rows in WIDTHS:
-        controller.took(rows, pass_seconds(target, rows))
+        seconds = pass_seconds(target, rows)
+        for _ in range(2):  # a median of several is worth two passes, before which none is believed
+            controller.took(rows, seconds)
     target.truncate(0, 0)
 
 
@@ -74,10 +76,11 @@ def _measure_draft(draft: Draft, controller: Controller) -> None:
         if turn and made.tokens:
             controller.draft.observe(1, (time.perf_counter() - began) / len(made.tokens))
         tokens += made.tokens
-    draft.forget(0)
-    began = time.perf_counter()
-    draft.prepare(0, WARM)
-    controller.draft.observe(len(WARM), time.perf_counter() - began)
+    for _ in range(2):
+        draft.forget(0)
+        began = time.perf_counter()
+        draft.prepare(0, WARM)
+        controller.draft.observe(len(WARM), time.perf_counter() - began)
     draft.forget(0)
 
 

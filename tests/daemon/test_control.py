@@ -149,13 +149,14 @@ rounds = st.lists(
 
 
 @settings(max_examples=150)
-@given(modes, st.integers(0, 40), rounds)
+@given(modes, st.integers(0, 40), st.booleans(), rounds)
 def test_no_outcome_breaks_it(
     mode: Mode,
     longest: int,
+    even: bool,
     story: Sequence[tuple[int, list[float], list[int], Outcome, float]],
 ) -> None:
-    controller = Controller(longest=longest)
+    controller = Controller(longest=longest, even=even)
     control = controller.begin(mode)
     for remaining, found, elsewhere, outcome, seconds in story:
         plan = control.plan(remaining, found, elsewhere)
@@ -173,3 +174,16 @@ def test_no_outcome_breaks_it(
     kept = controller.learnt
     assert Learnt.model_validate_json(kept.model_dump_json()) == kept
     assert Controller(learnt=kept).learnt.calibrations == kept.calibrations
+
+
+def test_a_draft_that_saves_a_pass_beside_others_costs_none() -> None:
+    """Two spans of unequal lengths are two passes; drafted nearly up to the other's length they are one."""
+    controller = Controller(("model",), even=True)
+    for rows in (1, 2, 4, 8, 16) * 2:
+        controller.took(rows, 1.0)
+    control = controller.begin()
+    plan = control.plan(64, elsewhere=[5])
+    assert control._pass(1, 1) == pytest.approx([2.0, 1.0])
+    assert plan.source == "model"
+    control.learn(Outcome([0.9], 1, 2, 0, 1.0, kept=1))
+    assert controller.learnt.averages["modelled"][-1] == 0.0
