@@ -307,7 +307,7 @@ class Control:
         extra = passes[kept] - passes[0]
         if modelled and not used:
             for averages in (self._modelled, shared.modelled):
-                averages.add(given.gain, modelled, max(0.0, extra) / plain)  # one span less may be a pass less
+                averages.add(given.gain, modelled, max(0.0, extra) / plain)  # a pass less, perhaps
         if not isfinite(outcome.seconds):
             return
         expected = passes[0] + self._sharing * extra
