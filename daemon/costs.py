@@ -58,6 +58,7 @@ class Costs:
             deviation -= step
         self._move(left, share, deviation)
         self._rebuild()
+        self._settle()
 
     def fade(self) -> None:
         """A pass went by: what was seen counts a little less."""
@@ -114,6 +115,13 @@ class Costs:
         for index in range(last + 1, len(KNOTS)):
             curve[index] = values[-1] + slope * (KNOTS[index] - KNOTS[last])
         self._curve = curve
+
+    def _settle(self) -> None:
+        """Let the level be one row's seconds: left free, it and the shape drift apart without end."""
+        one = self._curve[0]
+        self.level *= one
+        self.shape = [value / one for value in self.shape]
+        self._curve = [value / one for value in self._curve]
 
     def _relative(self, rows: int) -> float:
         left, share = _place(rows)

@@ -65,6 +65,16 @@ def test_noise_of_used_widths_does_not_carry_the_others_away() -> None:
         assert costs.seconds(width) == pytest.approx(table[width], rel=0.15)
 
 
+def test_level_and_shape_do_not_drift_apart() -> None:
+    """What a file may hold has bounds (daemon/learnt.py), which an endless drift would leave."""
+    costs = Costs(1.0, 0.04)
+    for turn in range(10_000):  # slower by and by, then at once as before
+        costs.observe(9 if turn % 2 else 1, (0.2 if turn % 2 else 0.1) * exp(0.007 * (turn % 100)))
+    assert costs.level == pytest.approx(costs.seconds(1))
+    assert 0.1 < costs.level < 0.2
+    assert 0.2 < costs.seconds(9) < 0.4
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), 1e9])
 def test_leaves_out_what_cannot_be(seconds: float) -> None:
     costs = measured([0.1] * 20, [1, 9], noise=0.0)
