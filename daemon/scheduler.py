@@ -54,6 +54,8 @@ class Scheduler:
         elif request in self.waiting:
             self.waiting.remove(request)
             request.parked = None
+        elif request in self._ended:  # in a round that failed, so nobody has heard of it
+            self._ended.remove(request)
 
     def ended(self) -> list[Request]:
         """The prefills that ended since the last call: complete ones, and those that a request overtook."""

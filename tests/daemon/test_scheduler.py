@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -160,6 +161,28 @@ def test_a_request_takes_over_the_prefill_that_was_made_for_it() -> None:
     assert (asked.reused, asked.slot, target.copied) == (PREFILL_CHUNK, ahead.slot, 0)
     run(engine)
     assert asked.tokens == alone(1, prompt)
+
+
+def test_a_prefill_that_ended_in_a_round_that_failed_can_be_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Engine(TableTarget(slots=2, context=2000))
+    ahead, asked = prefill(0, text(400)), request(1, text(400))
+    engine.add(ahead)
+    engine.step()
+
+    def fail(request: Request) -> None:
+        raise ZeroDivisionError
+
+    engine.add(asked)
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.scheduler.places, "take", fail)
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    for each in (asked, ahead):
+        engine.remove(each)
+    assert not engine.busy
+    assert engine.step() == []
 
 
 def test_prefills_take_turns() -> None:
