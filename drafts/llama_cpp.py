@@ -173,7 +173,8 @@ class LlamaDraft:
         """Roll the slot back to what it shares with a sequence; gives what is to be fed.
 
         At least the last token is fed, for its row. What would not fit the draft's own context begins anew
-        with the newest half of it. Empty if the model does not have a token.
+        with the newest half of it. Empty if the model does not have a token, or nothing is left of a
+        sequence that was translated.
         """
         tokens = list(sequence)
         read = self._read.get(slot, Read()).before(tokens, reading)
@@ -181,7 +182,7 @@ class LlamaDraft:
             half = self._model.context // 2
             read = Read().before(tokens, min(reading or half, half))
         rest = tokens[len(read.tokens) :]
-        if max(rest) >= self._model.vocab:
+        if max(rest, default=self._model.vocab) >= self._model.vocab:
             return []
         self._model.truncate(slot, read.cached)
         self._read[slot] = read

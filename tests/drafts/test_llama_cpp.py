@@ -135,6 +135,14 @@ def test_a_token_that_the_draft_does_not_have() -> None:
     assert len(proposal.tokens) == 3
 
 
+def test_a_sequence_of_which_a_translation_leaves_nothing() -> None:
+    """As of ids beyond the target's vocabulary: they have no text (models/translation.py)."""
+    draft = LlamaDraft(TableTarget(vocab=8))
+    nothing, some = draft.propose([context([], limit=3), context([1, 2], limit=3, slot=1)])
+    assert nothing.tokens == []
+    assert len(some.tokens) == 3
+
+
 def test_ids_beyond_those_shared_are_never_proposed() -> None:
     seen = set()
 
