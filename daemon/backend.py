@@ -58,8 +58,11 @@ def choose_backend(pair: Pair, settings: Settings, threads: int, report: Report)
     draft_seconds, acceptance = _draft(pair, settings, threads, measured)
     passes = _passes(pair, settings, threads, measured, report)
     if measured != before:
-        settings.state_dir.mkdir(parents=True, exist_ok=True)
-        replace_text(path, measured.model_dump_json(indent=1) + "\n")
+        try:
+            settings.state_dir.mkdir(parents=True, exist_ok=True)
+            replace_text(path, measured.model_dump_json(indent=1) + "\n")
+        except OSError as error:
+            log.warning("cannot keep what was measured in %s: %s", path, error.strerror)
     speeds = {name: expected_speed(each, draft_seconds, acceptance) for name, each in passes.items()}
     chosen = max(speeds, key=lambda backend: speeds[backend])
     log.info("backend auto: %s (%s tokens a second)", chosen, speeds)
@@ -138,6 +141,9 @@ def _read(path: Path) -> Measured:
     try:
         return Measured.model_validate_json(path.read_bytes())
     except FileNotFoundError:
+        return Measured()
+    except OSError as error:
+        log.warning("cannot read %s (%s): the backends are measured again", path, error.strerror)
         return Measured()
     except ValidationError:
         log.warning("%s is damaged or of another version: the backends are measured again", path)

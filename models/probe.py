@@ -6,6 +6,7 @@ runs only on weights repacked into an "extra" buffer type, so a model loaded wit
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -122,8 +123,9 @@ def _key() -> str:
 
 
 def _keep(path: Path, key: str, probe: Probe) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps({key: asdict(probe)}))
+    with contextlib.suppress(OSError):  # a disk that takes nothing costs a probe at each start
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps({key: asdict(probe)}))
 
 
 def _child(extra_bufts: bool, gguf: Path | None) -> None:

@@ -107,6 +107,15 @@ def test_a_file_of_no_use_is_replaced(machine: Machine, text: str, caplog: pytes
     assert machine.loads == ["draft", "llama_cpp", "transformers"]
 
 
+def test_a_disk_that_takes_and_gives_nothing_costs_warnings(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    (machine.settings.state_dir / "backend.json").mkdir(parents=True)
+    assert machine.choose() == "llama_cpp"
+    assert "the backends are measured again" in caplog.text
+    assert "cannot keep what was measured" in caplog.text
+
+
 def test_speed_by_hand() -> None:
     passes = {1: 0.1, DRAFTED + 1: 0.2}
     assert expected_speed(passes, 10.0) == pytest.approx(10.0), "drafting too dear: the plain pass"

@@ -79,6 +79,16 @@ def test_a_good_outcome_is_kept_too(child: Callable[[str], list[str]], tmp_path:
     assert os.listdir(tmp_path) == ["llama-probe.json"]
 
 
+def test_a_disk_that_takes_nothing_costs_a_probe_at_each_start(
+    child: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    ran = child("")
+    (tmp_path / "state").write_text("no directory")
+    assert extra_bufts_work(tmp_path / "state")
+    assert extra_bufts_work(tmp_path / "state")
+    assert len(ran) == 2
+
+
 def test_another_build_is_probed_anew(
     child: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
