@@ -190,7 +190,8 @@ class Control:
         best = plan("suffix", cut, cut) if cut else Plan("none", 0)
         if "model" not in shared.sources:
             return best, best, inf
-        if not draft.known(1):  # what a drafted token takes shows once the draft has caught up
+        # What a drafted token takes shows once the draft has caught up; with others, in passes for several.
+        if not any(map(draft.known, range(1, 1 + sharing))):
             limit = min(limit, FIRST)
             if self._unseen <= 2:
                 return plan("model", limit, 0), best, inf

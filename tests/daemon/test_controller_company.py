@@ -66,6 +66,19 @@ def test_several_draft_where_one_alone_would_not() -> None:
     assert found == {(0, 0): ("none", False), (3, 0): ("none", True), (3, 3): ("model", True)}
 
 
+def test_a_draft_that_is_timed_beside_others_is_known_there() -> None:
+    """Nobody drafts one token alone there, so that is forgotten: no reason to draft at any price."""
+    controller = Controller(("model",))
+    for rows in (1, 2, 4, 8) * 2:
+        controller.took(rows, 1.0)
+    for _ in range(4):
+        controller.drafted(4, 4, 4, 16, 4 * 10.0)
+    controller.purse = -1.0  # nothing is probed
+    assert not controller.draft.known(1)
+    assert controller.begin().plan(64, elsewhere=[1, 1, 1], able=3, willing=3).source == "none"
+    assert controller.begin().plan(64).source == "model", "alone it is looked at"
+
+
 def test_what_others_add_to_a_round_is_not_held_against_a_draft_that_pays() -> None:
     controller = taught(False)
     control = controller.begin()
