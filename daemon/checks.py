@@ -190,6 +190,13 @@ def pair(settings: Settings) -> Iterator[Check]:
     except DraftdError as error:
         yield Check("pair", "FAIL", error.message, "see `draftd models list`")
         return
+    try:
+        yield from _of_pair(chosen, settings)
+    except PermissionError as error:
+        yield Check("pair", "FAIL", f"no permission to read {error.filename}", "set another cache_dir")
+
+
+def _of_pair(chosen: Pair, settings: Settings) -> Iterator[Check]:
     for model in chosen.models:
         yield _file(model, chosen, settings)
     if len(chosen.models) > 1 and all(is_here(model, settings.cache_dir) for model in chosen.models):

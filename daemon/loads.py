@@ -36,7 +36,7 @@ class Loads:
         self._add(self._unloading, client, message.id)
         self.life.lifetime.unload(time.monotonic())
 
-    def tick(self, _: float) -> None:
+    def tick(self, now: float) -> None:
         """Answer those whose moment has come.
 
         Run it before the lifecycle's, which may send away an engine that is ready or bring one that is not
@@ -47,7 +47,8 @@ class Loads:
             self._answer(self._loading)
         elif self.life.state == "failed":
             self.refuse(EngineFailed(self.life.detail))
-            self._answer(self._unloading)
+            if lifetime.look_at() > now:  # else it goes out at once, and they are told of that
+                self._answer(self._unloading)
         elif lifetime.stage in (Stage.LEAVING, Stage.OUT) and not lifetime.wanted:
             self.refuse(Cancelled("the models were unloaded before they were in memory: load them again"))
         if lifetime.stage is Stage.OUT:

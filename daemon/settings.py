@@ -175,13 +175,13 @@ def load(config: Path | None = None, **options: Any) -> Settings:
     """Settings from options (None: not given), then DRAFTD_*, then the file, then defaults."""
     path, named = config_path(config)
     values: dict[str, Any] = {}
-    if named or path.exists():
-        try:
+    try:
+        if named or path.exists():
             values = tomllib.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise InvalidConfig(f"cannot read {path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InvalidConfig(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise InvalidConfig(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"{path} is not valid TOML: {error}") from None
     known = set(Settings.model_fields)
     if unknown := sorted(set(values) - known):
         raise InvalidConfig(f"{path}: unknown key {', '.join(unknown)}; valid: {', '.join(sorted(known))}")

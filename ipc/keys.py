@@ -47,10 +47,10 @@ def make(directory: Path, name: str) -> tuple[Path, Path]:
     public, secret = zmq.curve_keypair()
     open_part = f'metadata\ncurve\n    public-key = "{public.decode()}"\n'
     secret_file, public_file = directory / f"{name}{SUFFIX}", directory / f"{name}.key"
-    for path in (secret_file, public_file):
-        if path.exists():
-            raise InvalidConfig(f"{path} exists: remove it, or choose another name")
     try:
+        for path in (secret_file, public_file):
+            if path.exists():
+                raise InvalidConfig(f"{path} exists: remove it, or choose another name")
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_new(secret_file, f'{open_part}    secret-key = "{secret.decode()}"\n', 0o600)
         _write_new(public_file, open_part, 0o644)

@@ -184,6 +184,7 @@ def test_a_directory_that_is_closed_to_us_is_said_to_be(home: Path, monkeypatch:
     settings = load(endpoint=f"ipc://{closed}/run/d.sock", cache_dir=closed / "cache")
     assert checks.socket(settings).found == f"{closed}/run can't be made"
     assert checks.directories(settings).found == f"no permission to write to {closed}"
+    assert "FAIL" in {check.state for check in checks.pair(settings)}, "and it goes on to the end"
 
 
 def test_a_socket_path_too_long_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,16 @@ def test_an_unload_that_a_load_overtakes_hears_of_it(front: Desk) -> None:
     assert other.hear()["state"] == "ready"
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_an_unload_takes_back_a_daemon_whose_engine_failed(loading: Desk, held: bool) -> None:
+    if held:  # by a request whose app has yet to take its end
+        loading.front.life.lifetime.acquire(1)
+    loading.front.life.state = "failed"
+    app = _ask(loading, "unload")
+    loading.front._run_timers()
+    assert app.hear()["state"] == ("failed" if held else "unloaded")
+
+
 def test_a_load_for_no_time_at_all_is_answered(front: Desk) -> None:
     app = _ask(front, "load", keep_alive=0)
     front.front._run_timers()

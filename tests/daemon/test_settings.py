@@ -55,6 +55,15 @@ def test_a_file_that_is_named_must_be_there(tmp_path: Path, monkeypatch: pytest.
             settings.load()
 
 
+def test_a_directory_that_cannot_be_looked_into_is_an_error_of_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("DRAFTD_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", f"/{'a' * 300}")  # as one that is closed to us, but for root too
+    with pytest.raises(InvalidConfig, match=r"cannot read .*/config.toml: File name too long"):
+        settings.load()
+
+
 def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("DRAFTD_")]:
         monkeypatch.delenv(name)

@@ -143,6 +143,25 @@ def test_an_upgrade_takes_the_units_that_are_there_along(
     assert "try-restart" not in said
 
 
+@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="no systemd-tmpfiles here")
+def test_a_settings_file_is_made_once_and_then_the_operators(tmp_path: Path) -> None:
+    lines = service.shipped("tmpfiles.conf").splitlines()
+    rules, file = tmp_path / "draftd.conf", tmp_path / "etc" / "draftd" / "config.toml"
+    rules.write_text("".join(f"{line}\n" for line in lines if line.startswith("f")))
+    file.parent.mkdir(parents=True)
+    create = ["systemd-tmpfiles", f"--root={tmp_path}", "--create", str(rules)]
+    subprocess.run(create, check=True)
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("", 0o644)
+    file.write_text(CONFIG)
+    file.chmod(0o640)
+    subprocess.run(create, check=True)
+    assert (file.read_text(), file.stat().st_mode & 0o777) == (CONFIG, 0o640)
+    file.rename(tmp_path / "kept.toml")
+    file.symlink_to("../../kept.toml")
+    subprocess.run(create, check=True)
+    assert file.read_text() == CONFIG
+
+
 def test_where_systemd_is_missing_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InvalidConfig, match="there is no systemctl here"):

@@ -35,6 +35,8 @@ def test_keys_that_cannot_be_written_are_an_error_of_one_sentence(tmp_path: Path
     (tmp_path / "file").touch()
     with pytest.raises(InvalidConfig, match=r"cannot write keys to .*/file/keys: Not a directory"):
         keys.make(tmp_path / "file" / "keys", "a")
+    with pytest.raises(InvalidConfig, match=r"cannot write keys to .*: File name too long"):
+        keys.make(tmp_path, "a" * 300)
 
 
 def test_a_key_others_can_read_or_that_is_none_is_refused(tmp_path: Path) -> None:
