@@ -57,7 +57,8 @@ class Matcher:
         if self._matcher.is_error():
             self._begin_anew()
             count = self._matcher.try_consume_tokens(list(tokens))
-        self._accepted += tokens[:count]
+        # One that comes again must be met by whoever begins anew: without these tokens it would go on.
+        self._accepted += tokens if self._matcher.is_error() else tokens[:count]
 
     def fitting(self, tokens: Sequence[int]) -> int:
         """How many leading tokens the grammar admits from here, up to its end."""

@@ -166,6 +166,18 @@ def test_what_a_draft_spoils_does_no_harm_to_the_answer() -> None:
     assert stands.held == [1, 2, 3]
 
 
+def test_an_accepted_token_that_llguidance_gives_up_at_is_not_passed_over() -> None:
+    """A mask may admit what then fails: a grammar's row of items is counted where a token is taken."""
+    begin: Any = Lexed
+    matcher = Matcher(begin, 32, [0])
+    matcher.accept([1])
+    matcher.accept([9])
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match=r"can't go on behind 2 tokens \(too many states\)"):
+            matcher.mask(np.zeros(32, np.float32))
+    assert not matcher.ended
+
+
 def test_a_mask_that_the_draft_had_is_not_computed_again_for_its_check() -> None:
     begin: Any = Lexed
     matcher, row = Matcher(begin, 32, [0]), np.zeros(32, np.float32)
