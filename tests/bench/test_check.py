@@ -66,6 +66,7 @@ def test_a_run_records_floors_that_a_slower_one_misses(
     assert capsys.readouterr().err == "slower than before: a (floors: floors.toml)\n"
     document = json.loads(out.read_text("utf-8"))
     assert (document["ratios"], document["floors"]) == ({"a": 0.74, check.PING: 0.74, "b": 2.0}, floors)
+    assert (ran(4.0, "--record"), ran(0.74), ran(0.8, "--record"), ran(0.61)) == (0, 1, 0, 0)  # never raised
 
 
 def test_the_draft_that_is_made_is_the_part_of_its_target_that_counts(
