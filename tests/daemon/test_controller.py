@@ -61,7 +61,7 @@ def test_a_cold_start_drafts_sensibly_from_the_first_request(machine: str) -> No
     ("whose", "slow", "requests"), [("target", 1, 2), ("target", 2, 2), ("draft", 2, 20)]
 )
 def test_passes_that_are_slow_at_first_do_not_end_drafting_for_good(
-    machine: str, whose: str, slow: int, requests: int
+    machine: str, whose: str, slow: int, requests: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process' first passes may take ten times as long as those that follow."""
     controller, left = Controller(("model",)), slow
@@ -72,8 +72,11 @@ def test_passes_that_are_slow_at_first_do_not_end_drafting_for_good(
         left -= name == whose
         return 10.0 * seconds if name == whose and left >= 0 else seconds
 
-    controller.took = lambda rows, seconds: took(rows, slowly("target", seconds))  # type: ignore[method-assign]
-    controller.drafted = lambda *counts: drafted(*counts[:-1], slowly("draft", counts[-1]))  # type: ignore[method-assign]
+    def slowly_drafted(read: int, requests: int, steps: int, tokens: int, seconds: float) -> None:
+        drafted(read, requests, steps, tokens, slowly("draft", seconds))
+
+    monkeypatch.setattr(controller, "took", lambda rows, seconds: took(rows, slowly("target", seconds)))
+    monkeypatch.setattr(controller, "drafted", slowly_drafted)
     spent = run(controller, MACHINES[machine], texts("math", requests), Weather(Random(7)))
     assert plain(MACHINES[machine], 1) / spent[-1] > 1.25
 
