@@ -32,7 +32,7 @@ def main(files: list[Path]) -> None:
     drawn: dict[str, str] = {}
     here, new = machine(documents[0]), []
     if own:
-        new.append(speeds(own, by_heading.get(report_speeds.SUMMARY, ""), drawn))
+        new.append(report_speeds.summary(own, by_heading.get(report_speeds.SUMMARY, "")))
     new += [placed(report_speeds.section(each), each, here) for each in own]
     if beside:
         new.append(report_peers.summary(beside, by_heading.get(report_peers.SUMMARY, "")))
@@ -51,6 +51,10 @@ def main(files: list[Path]) -> None:
         each if report_kept.heading(each) in tables else report_kept.moved(each, there, here) for each in old
     ]
     parts = sorted(report_kept.merged(kept, new, report_kept.heading), key=rank)
+    if own:
+        at = next(at for at, part in enumerate(parts) if report_kept.heading(part) == report_speeds.SUMMARY)
+        plot = report_speeds.plot([part for part in parts if rank(part) == 1])
+        parts[at] += f"\n\n{picture(drawn, 'speedup', plot, 'speed-up by category')}"
     results = "\n\n".join([here, *parts])
     for file, svg in drawn.items():
         (DOCS / file).write_text(svg, "utf-8")
@@ -65,16 +69,6 @@ def rank(section: str) -> int:
     kinds = [title for title, _ in report_limits.KINDS.values()]
     begins = [report_speeds.SUMMARY, None, report_peers.SUMMARY, "Side by side: ", *kinds]
     return next((place for place, begin in enumerate(begins) if begin and named.startswith(begin)), 1)
-
-
-def speeds(own: list[dict[str, Any]], old: str, drawn: dict[str, str]) -> str:
-    """The table of all runs of `draftd bench`, old ones too, and a picture of the new that asked the same."""
-    text = report_speeds.summary(own, old)
-    alike = [each for each in own if report_speeds.asked(each) == report_speeds.asked(own[0])]
-    parts = [text, picture(drawn, "speedup", report_speeds.plot(alike), "speed-up by category")]
-    if len(alike) < len(report_kept.rows(text)):
-        parts.append(f"The picture is of: {'; '.join(map(report_speeds.title, alike))}.")
-    return "\n\n".join(parts)
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -67,12 +67,6 @@ def title(document: dict[str, Any]) -> str:
     return f"{document['pair']}, target in {document['engine']['backend']}, {report_peers.mode(document)}"
 
 
-def asked(document: dict[str, Any]) -> list[Any]:
-    """What makes runs comparable: the prompts of each category, the longest answer, the context."""
-    prompts = [(found["name"], found["prompts"]) for found in document["categories"]]
-    return [prompts, document["sampling"]["max_tokens"], document["engine"].get("context")]
-
-
 def names(document: dict[str, Any]) -> list[str]:
     """The categories."""
     return [found["name"] for found in document["categories"]]
@@ -222,13 +216,18 @@ def against_best(found: Mapping[str, float]) -> str:
     )
 
 
-def plot(documents: Sequence[dict[str, Any]]) -> str:
-    """Speed-up by category, a colour a run, as SVG."""
-    series = {
-        f"{title(each)}, answers a prompt: {each['repeat']}, geometric mean: "
-        f"{figure(each['geometric_mean_speedup'])}": [
-            math.nan if found["speedup"] is None else found["speedup"] for found in each["categories"]
-        ]
-        for each in documents
-    }
-    return bars("speed over the target alone", names(documents[0]), series, "x", mark=1.0)
+def plot(sections: Sequence[str]) -> str:
+    """Speed-up by category, a colour a run, as SVG: of the sections with the categories of the first."""
+    shown: list[str] = []
+    series = {}
+    for section in sections:
+        cells = {row["category"]: row["speed-up"] for row in report_kept.rows(section)}
+        mean = next(ratio for name, ratio in cells.items() if name.startswith("**geometric mean"))
+        found = {name: ratio for name, ratio in cells.items() if not name.startswith("*")}
+        shown = shown or list(found)
+        if list(found) == shown:
+            named = f"{report_kept.heading(section)}, geometric mean: {mean.replace('*', '')}"
+            series[named] = [
+                math.nan if ratio == "-" else float(ratio.strip("*x")) for ratio in found.values()
+            ]
+    return bars("speed over the target alone", shown, series, "x", mark=1.0)

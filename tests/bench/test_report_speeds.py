@@ -124,13 +124,14 @@ def test_all_runs_are_one_table(program: Program) -> None:
     ]
 
 
-def test_only_runs_that_asked_the_same_are_compared_in_the_picture(program: Program) -> None:
-    asked = program("report_speeds").asked
+def test_only_runs_of_the_same_categories_are_compared_in_the_picture(program: Program) -> None:
+    speeds = program("report_speeds")
     run = document(ASKED)
-    assert asked(run) == asked(document(ASKED, repeat=3, pair="other"))
-    longer = {"max_tokens": 65, "temperature": 0.0, "seed": 1}
-    more = [category | {"prompts": 3} for category in run["categories"]]
-    wider = run["engine"] | {"context": 2048}
-    others: list[dict[str, Any]] = [{"sampling": longer}, {"categories": more}, {"engine": wider}]
-    for other in others:
-        assert asked(run) != asked(run | other)
+    other = run | {"pair": "other", "categories": run["categories"][:1]}
+    sections = [speeds.section(each) for each in (run, other, run | {"pair": "third"})]
+    drawn = speeds.plot(sections)
+    assert [pair in drawn for pair in ("tiny, target", "other, target", "third, target")] == [
+        True,
+        False,
+        True,
+    ]
