@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import time
 from collections.abc import Mapping
+
+PATIENCE = 1  # seconds that word of a new state waits for a manager that is slow to read
 
 
 class Notifier:
@@ -18,6 +21,8 @@ class Notifier:
             address = "\0" + address[1:]
         self._address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if address else None
+        if self._socket is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", PATIENCE, 0))
         usec = environment.get("WATCHDOG_USEC", "") if self._socket is not None else ""
         meant = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self.period = (
@@ -26,11 +31,14 @@ class Notifier:
         self._fed = 0.0  # monotonic seconds
         self._status = ""
 
-    def send(self, *lines: str) -> None:
-        """One datagram; a manager that does not read is no reason to stop serving."""
+    def send(self, *lines: str, flags: int = 0) -> None:
+        """One datagram; a manager that does not read is no reason to stop serving.
+
+        Its queue holds ten, and signs of life may fill it: a state that got lost there would be waited for.
+        """
         if self._socket is not None:
             with contextlib.suppress(OSError):
-                self._socket.sendto("\n".join(lines).encode(), socket.MSG_DONTWAIT, self._address)
+                self._socket.sendto("\n".join(lines).encode(), flags, self._address)
 
     def ready(self, *more: str) -> None:
         self.send("READY=1", *more)
@@ -45,7 +53,7 @@ class Notifier:
         """What `systemctl status` shows; the same words again are not sent."""
         if words != self._status:
             self._status = words
-            self.send("STATUS=" + words.replace("\n", " "))
+            self.send("STATUS=" + words.replace("\n", " "), flags=socket.MSG_DONTWAIT)
 
     def due(self, now: float) -> float | None:
         """Seconds until the watchdog wants a sign of life; None if it wants none."""
@@ -55,7 +63,7 @@ class Notifier:
         """A sign of life, if one is due: the caller says so only while real work gets on."""
         if self.due(now) == 0.0:
             self._fed = now
-            self.send("WATCHDOG=1")
+            self.send("WATCHDOG=1", flags=socket.MSG_DONTWAIT)
 
     def close(self) -> None:
         if self._socket is not None:

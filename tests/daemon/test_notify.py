@@ -6,13 +6,14 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from draftd.daemon.notify import Notifier
+from draftd.daemon.notify import PATIENCE, Notifier
 from draftd.daemon.reload import read_again
 from draftd.daemon.settings import load
 from draftd.daemon.supervisor import UNKILLABLE_SECONDS, EngineProcess
@@ -184,3 +185,23 @@ def test_the_watchdog_starves_when_an_engine_cannot_be_killed() -> None:
     finally:
         engine.stop()
         context.term()
+
+
+def test_a_new_state_waits_for_a_manager_that_is_slow_to_read(tmp_path: Path) -> None:
+    manager = Manager(str(tmp_path / "slow"))
+    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "slow")})
+    for number in range(2000):  # more than its queue holds, and not waited for
+        notifier.status(f"{number}")
+    reading = threading.Timer(0.3, manager.until_line, ["STATUS=0"])
+    reading.start()
+    notifier.ready()
+    reading.join()
+    manager.until_line("READY=1")
+    began = time.monotonic()
+    for number in range(2000):
+        notifier.status(f"{number}")
+    assert time.monotonic() - began < PATIENCE
+    notifier.stopping()  # nobody reads: given up
+    assert PATIENCE / 2 < time.monotonic() - began < WAIT
+    notifier.close()
+    manager.socket.close()
