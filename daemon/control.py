@@ -23,7 +23,7 @@ Mode = Literal["auto", "off"] | tuple[Source, int]  # or a source and a fixed le
 
 FIRST = 8  # tokens drafted at most while it is not known what one takes
 PROBING = 0.01  # share of all time that may be spent on finding out what no longer pays
-PURSE = 8.0  # passes of the target that probing can save up
+PURSE = 8.0  # passes of the target that probing can save up, or as many as the next probe takes
 TRUST = 3.0  # tokens' worth of what earlier requests say of a new one
 BESIDE = 1.0  # rounds' worth of what others' rounds say of a request's pace, where its drafting delays them
 DOUBT = 0.6  # acceptance in texts that suit a draft least: if even that pays, it begins at once
@@ -306,9 +306,9 @@ class Control:
                 averages.add(given.ahead / given.reached, weight=given.reached)
         passes = self._pass(kept, self._sharing)
         extra = passes[kept] - passes[0]
-        if modelled and not used:
+        if modelled and not used:  # beside others its rows may save a pass (Controller.seconds): no cost
             for averages in (self._modelled, shared.modelled):
-                averages.add(given.gain, modelled, max(0.0, extra) / plain)  # a pass less, perhaps
+                averages.add(given.gain, modelled, max(0.0, extra) / plain)
         if not isfinite(outcome.seconds):
             return
         expected = passes[0] + self._sharing * extra
