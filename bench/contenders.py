@@ -140,6 +140,8 @@ def draftd(pair: str, policies: list[str], variables: dict[str, str]) -> Iterato
                     "tokens": made.made,
                     "first_tokens": made.first_tokens,
                     "first_seconds": made.first_seconds,
+                    "sentence_seconds": made.sentence_seconds,
+                    "gaps": list(made.gaps),
                     "seconds": made.seconds,
                     "drafted": made.stats.drafted,
                     "accepted": made.stats.accepted,

@@ -10,19 +10,22 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from draftd.daemon.timed import SENTENCE
 
 PEERS = Path(__file__).parent / "peers"
 LOADING = 1200.0  # seconds until a peer has loaded, and perhaps converted, its models
 ANSWERING = 600.0  # seconds an answer may take
 NO_FORM = "no such form"  # how a reason begins that is no failure: NONE of bench/peers/lines.py
 
-Answer = dict[
-    str, Any
-]  # text, tokens, first_tokens, first_seconds, seconds, perhaps rounds, drafted and accepted
+# text, tokens, first_tokens, first_seconds, seconds; perhaps sentence_seconds, gaps, rounds, drafted and
+# accepted
+Answer = dict[str, Any]
 Ask = Callable[[dict[str, Any]], Answer]
 
 
@@ -99,7 +102,7 @@ def peer(name: str, python: str, settings: dict[str, Any], missing: dict[str, st
 
         def contender(mode: str) -> Contender:
             def answer(body: dict[str, Any]) -> Answer:
-                return exchange(body | {"mode": mode}, ANSWERING)
+                return waited_for(exchange(body | {"mode": mode}, ANSWERING))
 
             return Contender(f"{label} {mode}", answer, memory, (child.pid,))
 
@@ -124,6 +127,20 @@ def peer(name: str, python: str, settings: dict[str, Any], missing: dict[str, st
                 child.kill()
                 child.wait()
             stdout.close()
+
+
+def waited_for(answer: Answer) -> Answer:
+    """A peer's answer with what its reader waits for, as `draftd.daemon.timed` tells it of draftd's own.
+
+    `arrivals` gives way to it: the seconds of each piece, and how many characters were there then.
+    """
+    arrivals = answer.pop("arrivals", None)
+    if arrivals is None:
+        return answer
+    ends = (when for when, length in arrivals if SENTENCE.search(answer["text"][:length]))
+    answer["sentence_seconds"] = next(ends, answer["seconds"])
+    answer["gaps"] = [after - before for (before, _), (after, _) in pairwise(arrivals)]
+    return answer
 
 
 def resident(process: psutil.Process) -> Callable[[], int]:

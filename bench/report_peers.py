@@ -25,6 +25,7 @@ from report_figures import (
     quantities,
 )
 from report_kept import columns, merged
+from report_waits import waits
 from tables import row, table
 
 from draftd.daemon.bench_table import geometric_mean
@@ -40,6 +41,7 @@ OWN = {  # a contender that drafts -> the same library without
 SUMMARY = "Side by side, all runs"
 BEST = "draftd best fixed"
 OTHER_DRAWS, OTHER_TARGET, NOT_ASKED = "other draws", "other target", "not asked"
+OTHER_WEIGHTS, AS_DRAFTD = "other weights", "as draftd's target alone"
 FORMS = {SPEED: "{:.2f}", GAIN: "{:.2f}x", WHOLE: "{:.2f}", WHOLE_GAIN: "{:.2f}x"}
 FORMS |= {"per pass": "{:.2f}", "first ms": "{:.0f}", "MiB": "{:.0f}"}
 ENERGY = {"J a token": "{:.2f}"}
@@ -51,7 +53,7 @@ def section(document: dict[str, Any]) -> str:
     counted = any("joules" in result for result in document["results"])
     forms = FORMS | ENERGY if counted else FORMS
     found = quantities(document, counted)
-    heads = ["contender", *forms, "over its own plain speed", "same"]
+    heads = ["contender", *forms, "over its own plain speed", "same", AS_DRAFTD]
     lines = [
         f"### Side by side: {asked_of(document)}",
         "",
@@ -67,7 +69,7 @@ def section(document: dict[str, Any]) -> str:
             gains[BEST] = over(speeds, BEST, "draftd off")
     if BEST in found[WHOLE]:
         known = [mean(found[each].get(BEST, {}), forms[each]) for each in forms]
-        lines.append(row([f"*{BEST}*", *known, "", ""]))
+        lines.append(row([f"*{BEST}*", *known, "", "", ""]))
         if "draftd auto" in found[WHOLE]:
             after, whole = (
                 mean(over(found[each], "draftd auto", BEST), "{:.2f}x") for each in (SPEED, WHOLE)
@@ -77,6 +79,7 @@ def section(document: dict[str, Any]) -> str:
             )
     for label, reason in document["missing"].items():
         lines.append(f"\n{label}: not measured ({without_folders(reason)}).")
+    lines += waits(document)
     categories = by_category(document)
     lines += ["", "<details><summary>Each of these by category</summary>"]
     for title, form in forms.items():
@@ -185,7 +188,13 @@ def line(document: dict[str, Any], found: dict[str, Figures], name: str, forms: 
     own = plain_of(name)
     against = over(found[SPEED], name, own) if own != name else {}
     figures = [mean(found[title][name], form) for title, form in forms.items()]
-    return [name, *figures, mean(against, "{:.2f}x"), same(document, name, own)]
+    return [
+        name,
+        *figures,
+        mean(against, "{:.2f}x"),
+        same(document, name, own),
+        "-" if own == "draftd off" else as_draftd(document, name),
+    ]
 
 
 def plain_of(name: str) -> str:
@@ -219,6 +228,11 @@ def same(document: dict[str, Any], name: str, own: str) -> str:
     return f"{sum(found)}/{len(found)}"
 
 
+def as_draftd(document: dict[str, Any], name: str) -> str:
+    """To how many prompts all answers are those of draftd's target alone, where the weights are the same."""
+    return OTHER_WEIGHTS if " int4 " in name else same(document, name, "draftd off")
+
+
 def by_category(document: dict[str, Any]) -> dict[str, set[str]]:
     """The questions of each category."""
     found: dict[str, set[str]] = {}
@@ -239,6 +253,10 @@ def caption(document: dict[str, Any], counted: bool) -> str:
             f", by the same seed; *{OTHER_DRAWS}*: a library that draws from other random numbers when it "
             "drafts gives another answer of the same law, so there is nothing to compare"
         )
+    equal += (
+        f". *{AS_DRAFTD}*: prompts to which all answers equal those of draftd's target alone; other kernels "
+        f"round otherwise, so near ties part; *{OTHER_WEIGHTS}*: what it runs is no target of draftd's"
+    )
     return (
         f"{document['threads']} threads, {sampling['max_tokens']} tokens at most, {asked}, all in turns. "
         "Geometric means over the prompts; in brackets 95 % of a bootstrap over them. "

@@ -122,8 +122,7 @@ def section(document: dict[str, Any]) -> str:
         f"Beside the time of the two models: {document['engine_overhead']:.1%} in the engine, "
         f"{document['whole_overhead']:.1%} with queues, sockets and client.",
     ]
-    if lost := [f"{name} {figure(value)}" for name, value in speedups.items() if value < 1.0]:
-        lines += ["", f"Lost, below the target alone: {', '.join(lost)}."]
+    lines += losses(speedups, document.get("plain_ranges", {}) if document["repeat"] > 1 else {})
     if waits := document.get("latency"):
         lines += report_limits.latency(waits)
     if len(document.get("policies", {})) > 1:
@@ -139,6 +138,33 @@ def section(document: dict[str, Any]) -> str:
             ),
         ]
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip()
+
+
+def losses(speedups: Mapping[str, float], ranges: Mapping[str, Sequence[float]]) -> list[str]:
+    """The categories below the target alone, those first that noise does not explain.
+
+    `ranges`: how far the target alone's own turns were from the speed that counts.
+    """
+    lost = {name: value for name, value in speedups.items() if value < 1.0}
+    noise = [name for name, value in lost.items() if name in ranges and value >= ranges[name][0]]
+
+    def told(name: str) -> str:
+        alone = f" ({' to '.join(map(figure, ranges[name]))})" if name in ranges else ""
+        return f"{name} {figure(lost[name])}{alone}"
+
+    lines = []
+    for what, names in (
+        ("Lost, below the target alone", [name for name in lost if name not in noise]),
+        ("Below the target alone by no more than its own answers differ", noise),
+    ):
+        if names:
+            lines += ["", f"{what}: {', '.join(map(told, names))}."]
+    if lost and ranges:
+        lines += [
+            "",
+            "In brackets: the slowest and the quickest answer of the target alone, over its median.",
+        ]
+    return lines
 
 
 def cells(category: Mapping[str, Any]) -> list[str]:

@@ -139,7 +139,8 @@ def bench(
     console.print(bench_latency.table(latencies))
     for line in summary(results, pings):
         console.print(line, highlight=False)
-    write(json_out, document(status, sampling, by_policy, repeat, pings) | {"latency": latencies})
+    more = {"latency": latencies, "plain_ranges": bench_table.plain_ranges(measured)}
+    write(json_out, document(status, sampling, by_policy, repeat, pings) | more)
 
 
 def _given(context: typer.Context, names: Sequence[str]) -> str:

@@ -34,11 +34,12 @@ def latency(answers: Sequence[Answer]) -> Latency:
         "longest gap": [max(answer.gaps) for answer in answers if answer.gaps],
         "any gap": [gap for answer in answers for gap in answer.gaps],
     }
-    return {
-        kind: {f"p{share * 100:.0f}": percentile(each, share) for share in SHARES}
-        for kind, each in values.items()
-        if each
-    }
+    return {kind: percentiles(each) for kind, each in values.items() if each}
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """The shares of SHARES by name; none of no values."""
+    return {f"p{share * 100:.0f}": percentile(values, share) for share in SHARES if values}
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -59,4 +60,4 @@ def table(by_policy: dict[str, Latency]) -> Table:
 
 def cell(found: dict[str, float] | None) -> str:
     """Three percentiles in milliseconds."""
-    return "-" if found is None else "/".join(f"{seconds * 1000:.0f}" for seconds in found.values())
+    return "-" if not found else "/".join(f"{seconds * 1000:.0f}" for seconds in found.values())

@@ -80,6 +80,18 @@ def results(measured: Sequence[Measured], policy: str) -> list[Result]:
     return found
 
 
+def plain_ranges(measured: Sequence[Measured]) -> dict[str, tuple[float, float]]:
+    """By category the target alone's slowest and quickest turn, over the speed that counts: its noise."""
+    found = {}
+    for name in dict.fromkeys(each.category for each in measured):
+        answers = [each.answers["off"] for each in measured if each.category == name]
+        counts = speed([typical(turns) for turns in answers])
+        speeds = [speed(turn) / counts for turn in zip(*answers, strict=True)]
+        if not any(map(math.isnan, speeds)):
+            found[name] = (min(speeds), max(speeds))
+    return found
+
+
 def row(name: str, results: Sequence[Result]) -> Row:
     plain = [result.plain for result in results]
     drafted = [result.drafted for result in results]

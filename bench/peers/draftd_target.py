@@ -29,7 +29,7 @@ def mode(settings: dict[str, Any]) -> Mode:
         watch = Stopwatch()
         sampling = Sampling(request["temperature"], seed=request["seed"])
         tokens = tokenizer.chat(request["messages"])
-        prompt, fed, stream, text = len(tokens), 0, tokenizer.stream(), ""
+        prompt, fed, stream, pieces = len(tokens), 0, tokenizer.stream(), [""]
         target.truncate(0, 0)  # the prompt is computed anew
         while len(tokens) < min(prompt + request["max_tokens"], target.context):
             piece = tokens[fed : fed + PIECE]
@@ -41,9 +41,10 @@ def mode(settings: dict[str, Any]) -> Mode:
                 watch.tick()
                 if tokens[-1] in tokenizer.stop_ids:
                     break
-                text += stream.push(tokens[-1])
+                pieces.append(stream.push(tokens[-1]))
         made = len(tokens) - prompt
-        return watch.result(text + stream.flush(), made, rounds=made)
+        pieces.append(stream.flush())
+        return watch.result("".join(pieces), made, lambda count: "".join(pieces[: count + 1]), rounds=made)
 
     return answer
 

@@ -68,7 +68,12 @@ def offer(settings: dict[str, Any]) -> dict[str, Build | str]:
                 )
             made = output[0, inputs["input_ids"].shape[1] :]
             text = tokenizer.decode(made, skip_special_tokens=True)
-            return watch.result(text, len(made), rounds=watch.pieces)  # the streamer is told once a round
+            return watch.result(
+                text,
+                len(made),
+                lambda count: tokenizer.decode(made[:count], skip_special_tokens=True),
+                rounds=len(watch.arrivals),  # the streamer is told once a round
+            )
 
         return answer
 

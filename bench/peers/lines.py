@@ -17,7 +17,7 @@ from typing import Any
 Request = dict[str, Any]  # text (a templated prompt), messages, max_tokens, temperature, seed
 Answer = dict[
     str, Any
-]  # text, tokens, first_tokens, first_seconds, seconds; perhaps rounds, drafted, accepted
+]  # text, tokens, first_tokens, first_seconds, seconds; perhaps arrivals, rounds, drafted, accepted
 Mode = Callable[[Request], Answer]
 Build = Callable[[], Mode]  # loads what this mode alone needs
 
@@ -93,23 +93,27 @@ def memory_left() -> int:
 
 
 class Stopwatch:
-    """Seconds from the request to its first token and to its end."""
+    """Seconds from the request to each piece of its answer and to its end."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
-        self.first: float | None = None
-        self.first_tokens = 1  # that came with the first piece
-        self.pieces = 0
+        self.arrivals: list[tuple[float, int]] = []  # of each piece, with the tokens that are there then
 
     def tick(self, tokens: int = 1) -> None:
         """A piece arrived: so many tokens, where the library tells."""
-        self.pieces += 1
-        if self.first is None:
-            self.first = time.perf_counter() - self.began
-            self.first_tokens = tokens
+        before = self.arrivals[-1][1] if self.arrivals else 0
+        self.arrivals.append((time.perf_counter() - self.began, before + tokens))
 
-    def result(self, text: str, tokens: int, **more: Any) -> Answer:
+    def result(
+        self, text: str, tokens: int, begin: Callable[[int], str] | None = None, **more: Any
+    ) -> Answer:
+        """The answer with its times; `begin`: the text of its first so many ticked tokens."""
         seconds = time.perf_counter() - self.began
-        first = seconds if self.first is None else self.first
-        times = {"first_seconds": first, "first_tokens": self.first_tokens, "seconds": seconds}
+        first, first_tokens = self.arrivals[0] if self.arrivals else (seconds, 1)
+        times: Answer = {"first_seconds": first, "first_tokens": first_tokens, "seconds": seconds}
+        if begin is not None:  # a character that is not whole yet is not shown
+            shown = [len(begin(count).rstrip("\ufffd")) for _, count in self.arrivals]
+            times["arrivals"] = [
+                [when, length] for (when, _), length in zip(self.arrivals, shown, strict=True)
+            ]
         return {"text": text, "tokens": tokens, **times, **more}

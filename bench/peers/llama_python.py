@@ -43,7 +43,8 @@ def mode(settings: dict[str, Any], **options: Any) -> Mode:
 
     def answer(request: Request) -> dict[str, Any]:
         nonlocal passes
-        watch, text, passes = Stopwatch(), "", 0
+        watch, passes = Stopwatch(), 0
+        pieces: list[str] = []
         model.reset()  # the prompt is computed anew
         sampling = {"top_k": 0, "top_p": 1.0, "min_p": 0.0} if request["temperature"] else {}
         stream = model.create_completion(
@@ -61,10 +62,11 @@ def mode(settings: dict[str, Any], **options: Any) -> Mode:
             finish = choice["finish_reason"] or finish
             if choice["text"]:
                 watch.tick()
-                text += choice["text"]
+                pieces.append(choice["text"])
+        text = "".join(pieces)
         tokens = len(model.tokenize(text.encode(), add_bos=False, special=True))
         tokens += finish == "stop"  # the token that ended it was computed too, and the others count theirs
-        return watch.result(text, tokens, rounds=passes)
+        return watch.result(text, tokens, lambda count: "".join(pieces[:count]), rounds=passes)
 
     return answer
 

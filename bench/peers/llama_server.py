@@ -69,29 +69,41 @@ def mode(
 
     def answer(request: Request) -> dict[str, Any]:
         watch = Stopwatch()
+        pieces: list[str] = []
+        timings: dict[str, Any] = {}  # come with the last chunk
+        other: list[Any] = []  # an error, which must not be raised through the library
+
+        def seen(chunk: Any) -> None:
+            told = json.loads(chunk) if isinstance(chunk, (str, bytes)) else chunk
+            if "choices" not in told:
+                other.append(told)
+                return
+            timings.update(told.get("timings") or {})
+            for choice in told["choices"]:
+                if piece := choice["delta"].get("content"):
+                    watch.tick()
+                    pieces.append(piece)
+
         body = {
             "messages": request["messages"],
             "max_tokens": request["max_tokens"],
             "temperature": request["temperature"],
             "seed": request["seed"],
             "cache_prompt": False,
+            "stream": True,
         }
         if request["temperature"]:
             body |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
-        reply = server.handle_chat_completions(body)
-        reply = json.loads(reply) if isinstance(reply, (str, bytes)) else reply
-        if "choices" not in reply:
-            raise RuntimeError(str(reply)[:300])
-        timings = reply["timings"]
-        result = watch.result(
-            reply["choices"][0]["message"]["content"],
+        server.handle_chat_completions(body, seen)
+        if not timings:
+            raise RuntimeError(f"the stream ended without its times: {other}"[:300])
+        return watch.result(
+            "".join(pieces),
             timings["predicted_n"],
+            lambda count: "".join(pieces[:count]),
             drafted=timings.get("draft_n", 0),
             accepted=timings.get("draft_n_accepted", 0),
         )
-        # The whole reply comes at once: the server's own clock says when its first token was there.
-        result["first_seconds"] = max(0.0, result["seconds"] - timings["predicted_ms"] / 1000)
-        return result
 
     return answer
 

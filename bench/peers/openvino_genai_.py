@@ -20,9 +20,12 @@ class Watch(genai.StreamerBase):  # type: ignore[misc]
     def __init__(self, watch: Stopwatch) -> None:
         super().__init__()
         self.watch = watch
+        self.tokens: list[int] = []
 
     def write(self, token: int | list[int]) -> Any:
-        self.watch.tick(len(token) if isinstance(token, list) else 1)
+        new = token if isinstance(token, list) else [token]
+        self.tokens += new
+        self.watch.tick(len(new))
         return genai.StreamingStatus.RUNNING
 
     def end(self) -> None:
@@ -78,6 +81,7 @@ def mode(
             read = saved(Path(assistant), Path(folder), limits) if assistant.endswith(".gguf") else assistant
             options["draft_model"] = genai.draft_model(read, "CPU", **limits)
         pipeline = genai.LLMPipeline(path, "CPU", **options)
+        tokenizer = pipeline.get_tokenizer()
 
     def answer(request: Request) -> dict[str, Any]:
         config = genai.GenerationConfig()
@@ -98,10 +102,16 @@ def mode(
                 raise NotImplementedError('by confidence its sampling fails: "Check content_length"')
             config.assistant_confidence_threshold = 0.4
         watch = Stopwatch()
-        result = pipeline.generate([request["text"]], config, Watch(watch))
+        seen = Watch(watch)
+        result = pipeline.generate([request["text"]], config, seen)
         metrics = result.perf_metrics
         passes = len(metrics.raw_metrics.m_batch_sizes)  # of the target, also where it has a draft model
-        return watch.result(result.texts[0], metrics.get_num_generated_tokens(), rounds=passes)
+        return watch.result(
+            result.texts[0],
+            metrics.get_num_generated_tokens(),
+            lambda count: str(tokenizer.decode(seen.tokens[:count])),
+            rounds=passes,
+        )
 
     return answer
 

@@ -54,10 +54,10 @@ def cells(text: str, name: str) -> list[str]:
 
 
 def test_a_contender_has_its_speed_its_ratios_and_its_tokens_a_pass(program: Program) -> None:
-    text = program("report_peers").section(document(RESULTS))
-    figures = program("report_figures")
+    peers, figures = program("report_peers"), program("report_figures")
+    text = peers.section(document(RESULTS))
     heads = [figures.SPEED, figures.GAIN, figures.WHOLE, figures.WHOLE_GAIN, "per pass", "first ms", "MiB"]
-    assert cells(text, "contender")[1:] == [*heads, "over its own plain speed", "same"]
+    assert cells(text, "contender")[1:] == [*heads, "over its own plain speed", "same", peers.AS_DRAFTD]
     assert cells(text, "draftd off")[1:] == [
         "2.00 (2.00 to 2.00)",
         "1.00x (1.00 to 1.00)",
@@ -68,12 +68,15 @@ def test_a_contender_has_its_speed_its_ratios_and_its_tokens_a_pass(program: Pro
         "1 (1 to 1)",
         "-",
         "-",
+        "-",
     ]
     assert cells(text, "draftd auto")[1] == "2.83 (2.00 to 4.00)"
     assert cells(text, "draftd auto")[2] == "1.41x (1.00 to 2.00)"
     assert cells(text, "draftd auto")[5] == "1.48 (1.00 to 2.20)"  # 11 tokens of 5 passes, 11 of 11
     assert cells(text, "draftd auto")[9] == "2/2"
     assert cells(text, "llama server draft model")[5] == "1.48 (1.00 to 2.20)"  # by what was accepted
+    assert cells(text, "llama server draft model")[10] == "1/2"  # one has another text than draftd's target
+    assert cells(text, "hf generate plain")[9:] == ["-", "2/2"]
     assert cells(text, "hf generate plain")[5] == "-"
     assert "\npeer draft model: not measured (it has none).\n" in text
     assert "    python bench/side_by_side.py --json b.json\n" in text
@@ -198,6 +201,30 @@ def test_an_answer_is_the_same_only_if_all_turns_of_both_are(program: Program) -
 
     assert told("xxx", "xxx") == "1/1"
     assert told("xxx", "xxy") == told("xyx", "xxx") == "0/1"
+
+
+def test_only_the_same_weights_are_held_to_draftds_target(program: Program) -> None:
+    results = [result("draftd off", "1", 2.0)]
+    results += [result(f"openvino genai {form} plain", "1", 2.0) for form in ("int4", "GGUF")]
+    text = program("report_peers").section(document(results))
+    assert cells(text, "openvino genai int4 plain")[10] == "other weights"
+    assert cells(text, "openvino genai GGUF plain")[10] == "1/1"
+
+
+def test_what_a_reader_waits_for_is_told_of_each_contender_that_says_so(program: Program) -> None:
+    section = program("report_peers").section
+    assert "that a reader waits" not in section(document(RESULTS))
+    times: dict[str, Any] = {"first_seconds": 0.5, "sentence_seconds": 2.0}
+    results = [
+        result("draftd off", "1", 2.0, gaps=[0.1, 0.3], **times),
+        result("draftd off", "2", 2.0, gaps=[0.2], **times | {"sentence_seconds": 3.0}),
+        result("hf generate plain", "1", 2.0, gaps=[], **times),
+        result("llama server plain", "1", 2.0),  # an older file's
+    ]
+    waits = section(document(results)).split("Milliseconds that a reader waits")[1].split("<details>")[0]
+    assert cells(waits, "draftd off")[1:] == ["500/500/500", "2000/3000/3000", "200/300/300"]
+    assert cells(waits, "hf generate plain")[1:] == ["500/500/500", "2000/2000/2000", "-"]
+    assert "llama server plain" not in waits
 
 
 def test_energy_is_told_where_it_was_counted(program: Program) -> None:

@@ -58,6 +58,19 @@ def test_a_section_says_medians_and_names_the_worst_category_of_each_table(progr
     assert "| *worst* | 0.90x a | 0.50x a | 0.50x d | 0.80 b |\n" in text
 
 
+def test_what_noise_explains_is_told_apart_from_what_is_lost(program: Program) -> None:
+    section = program("report_speeds").section
+    ranges = {"a": [0.95, 1.1], "b": [0.9, 1.0], "c": [1.0, 1.0], "d": [0.8, 1.2]}
+    speeds: Speedups = {"auto": {"a": 0.9, "b": 0.9, "c": 2.0, "d": 0.99}}
+    text = section(document(speeds, repeat=3, plain_ranges=ranges))
+    assert "\nLost, below the target alone: a 0.90x (0.95x to 1.10x).\n" in text
+    said = "Below the target alone by no more than its own answers differ"
+    assert f"\n{said}: b 0.90x (0.90x to 1.00x), d 0.99x (0.80x to 1.20x).\n" in text
+    once = section(document(speeds, plain_ranges=ranges))  # one answer has no range
+    assert "\nLost, below the target alone: a 0.90x, b 0.90x, d 0.99x.\n" in once
+    assert said not in once
+
+
 def test_a_section_counts_the_categories_where_the_controller_is_as_it_should_be(program: Program) -> None:
     section = program("report_speeds").section
     said = "The controller over the best fixed policy: 0.95 or more in"

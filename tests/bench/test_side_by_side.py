@@ -179,6 +179,16 @@ def test_what_a_peer_offers_and_its_librarys_version_are_told_though_nothing_is_
     assert missing == {"a peer none": NONE}
 
 
+def test_a_peers_answer_tells_what_its_reader_waits_for(program: Program) -> None:
+    waited_for = program("peer_process").waited_for
+    text = "Red is one. Blue is another."
+    arrivals = [[1.0, 4], [1.5, 11], [3.0, 12], [3.5, 28]]
+    answer = waited_for({"text": text, "seconds": 4.0, "arrivals": arrivals})
+    assert answer == {"text": text, "seconds": 4.0, "sentence_seconds": 3.0, "gaps": [0.5, 1.5, 0.5]}
+    assert waited_for({"text": "Red", "seconds": 4.0, "arrivals": [[1.0, 3]]})["sentence_seconds"] == 4.0
+    assert waited_for({"text": "Red", "seconds": 4.0}) == {"text": "Red", "seconds": 4.0}
+
+
 def test_a_contender_that_fails_midway_is_out_and_the_others_go_on(program: Program) -> None:
     beside, process = program("side_by_side"), program("peer_process")
     asked: list[str] = []
@@ -250,8 +260,13 @@ def test_draftd_beside_a_real_peer_at_a_temperature(
     assert plain["rounds"] >= 1
     text = peers.section(document)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    ends = [line.split(" | ")[-1].rstrip("| ") for line in rows[:6]]
-    assert ends == ["same", "-", "1/1", "1/1", "-", "other draws"]
+    ends = [[cell.strip("| ") for cell in line.split(" | ")[-2:]] for line in rows[:6]]
+    assert [same for same, _ in ends] == ["same", "-", "1/1", "1/1", "-", "other draws"]
+    assert [as_draftd for _, as_draftd in ends[1:]] == ["-", "-", "-", "other draws", "other draws"]
+    for name, result in results.items():
+        assert len(result["gaps"]) >= 2, name
+        assert result["first_seconds"] <= result["sentence_seconds"] <= result["seconds"], name
+        assert sum(result["gaps"]) + result["first_seconds"] <= result["seconds"] + 1e-6, name
     assert f" llama python (llama-cpp-python {version('llama-cpp-python')})." in text
 
 

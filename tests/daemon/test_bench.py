@@ -93,6 +93,18 @@ def test_a_row_by_hand() -> None:
     assert bench_table.row("coding", [result(), result()]).same_text == 2
 
 
+def test_how_far_the_target_alone_is_from_itself() -> None:
+    turns = [answer(seconds=seconds) for seconds in (3.0, 2.0, 6.0)]  # 5, 10 and 2 tokens a second
+    measured = [bench_table.Measured("1", "qa", {"off": turns})]
+    assert bench_table.plain_ranges(measured) == {"qa": pytest.approx((0.4, 2.0))}
+    other = [answer(seconds=seconds) for seconds in (2.0, 2.0, 2.0)]
+    both = [*measured, bench_table.Measured("2", "qa", {"off": other})]
+    # 20 tokens in 2 + 1 seconds count; the turns took 3, 2 and 6
+    assert bench_table.plain_ranges(both) == {"qa": pytest.approx((3 / 6, 3 / 2))}
+    short = answer(tokens=1, seconds=1.0, first=1.0)
+    assert bench_table.plain_ranges([bench_table.Measured("3", "rag", {"off": [short]})]) == {}
+
+
 def test_one_token_answers_have_no_speed_and_leave_the_mean_alone() -> None:
     short = answer(tokens=1, seconds=1.0, first=1.0)
     row = bench_table.row("qa", [result("qa", short, short)])
