@@ -53,7 +53,7 @@ class GGUFTokenizer:
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), *, answer: bool = True
     ) -> str:
         """A conversation's text through the model's chat template; InvalidRequest says why it can't be."""
-        # Not at the top: it takes the better part of a second, which a plain prompt need not pay.
+        # Not at the top: it takes the better part of a second, which who reads a vocabulary need not pay.
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
