@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -36,8 +36,9 @@ from draftd.ipc.errors import (
 )
 from draftd.ipc.messages import Done, Status, Tokens
 from draftd.ipc.parts import AnswerEnd
-from draftd.ipc.session import reply
+from draftd.ipc.session import Reply, reply
 
+T = TypeVar("T")
 DEFAULT_TOKENS = 4096  # of an answer whose length nobody named; the context may end it before
 RETRY_AFTER = "2"  # seconds, where the daemon gives no hint
 STATUSES = {  # the HTTP status of an error, and OpenAI's type for it; the first that fits
@@ -164,19 +165,24 @@ async def _respond(
     if body.stream:
         media = "text/event-stream"
         return StreamingResponse(_stream(head, event, events, body), media_type=media, headers=UNBUFFERED)
-    parts = []
     async with aclosing(events):
-        while isinstance(event, Tokens):
-            parts.append(event)
-            event = await _unless_gone(anext(events), request)
-    return Json(answers.whole(head, reply(parts, event)))
+        return Json(answers.whole(head, await _unless_gone(_gathered(event, events), request)))
 
 
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-async def _unless_gone(work: Awaitable[Tokens | Done], request: Request) -> Tokens | Done:
-    """Wait for an event, but not longer than the app waits for us: its leaving cancels the request."""
+async def _gathered(event: Tokens | Done, events: AsyncGenerator[Tokens | Done, None]) -> Reply:
+    """The whole reply, of its first event and those to come."""
+    parts = []
+    while isinstance(event, Tokens):
+        parts.append(event)
+        event = await anext(events)
+    return reply(parts, event)
+
+
+async def _unless_gone(work: Awaitable[T], request: Request) -> T:
+    """Wait for what is asked, but not longer than the app waits for us: its leaving cancels the request."""
     task = asyncio.ensure_future(work)
     try:
         while not (await asyncio.wait({task}, timeout=0.2))[0]:

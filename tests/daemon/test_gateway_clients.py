@@ -12,8 +12,10 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from draftd.daemon.gateway import _unless_gone
+from draftd.daemon.gateway import _respond, _unless_gone
 from draftd.daemon.gateway_guard import Guard
+from draftd.daemon.gateway_types import Chat
+from draftd.ipc.messages import Tokens
 from tests.daemon.conftest import Daemon, Serve
 from tests.daemon.gateways import ASK, gateway
 
@@ -98,6 +100,32 @@ def test_a_request_that_is_cancelled_leaves_nothing_at_work() -> None:
         await stream.aclose()  # RuntimeError if it still runs
 
     asyncio.run(cancelled())
+
+
+def test_a_client_that_leaves_between_two_tokens_cancels() -> None:
+    """However fast they come: of a whole answer nothing is sent before its end."""
+    closed: list[bool] = []
+
+    class Endless:
+        async def generate(self, **_: object) -> AsyncGenerator[Tokens, None]:
+            try:
+                while True:
+                    await asyncio.sleep(0.01)
+                    yield Tokens(id="1", text="a", tokens=[97], drafted=[False])
+            finally:
+                closed.append(True)
+
+    class Gone:
+        async def is_disconnected(self) -> bool:
+            return True
+
+    async def ask() -> None:
+        async with asyncio.timeout(20):
+            await _respond(cast(Any, Endless()), "chat", Chat.model_validate(ASK), cast(Any, Gone()))
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(ask())
+    assert closed == [True]
 
 
 def test_no_more_of_a_body_is_kept_than_a_prompt_needs(base: str) -> None:
