@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from draftd.daemon import gateway_answers as answers
 from draftd.daemon import gateway_types as types
@@ -92,6 +93,7 @@ def create_app(endpoint: str | None) -> FastAPI:
     app.add_exception_handler(DraftdError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_wrong_body)
     app.add_exception_handler(HTTPException, _on_wrong_path)
+    app.add_exception_handler(ClientDisconnect, _on_gone)
 
     serve_page(app)
 
@@ -187,7 +189,7 @@ async def _unless_gone(work: Awaitable[T], request: Request) -> T:
     try:
         while not (await asyncio.wait({task}, timeout=0.2))[0]:
             if await request.is_disconnected():
-                raise asyncio.CancelledError
+                raise ClientDisconnect
         return task.result()
     finally:
         if not task.done():  # cancelled, as all requests are at shutdown: nobody else would end it
@@ -274,3 +276,8 @@ async def _on_wrong_path(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     sentence = f"{request.method} {request.url.path}: {error.detail}"
     return Json({"error": _body(sentence, "invalid_request_error", None)}, error.status_code, error.headers)
+
+
+async def _on_gone(_: Request, error: Exception) -> Response:
+    """Nobody reads it; but what an application raises uvicorn writes into the log, with a traceback."""
+    return Response(status_code=499)

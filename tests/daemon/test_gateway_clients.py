@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, MutableMapping
 from typing import Any, cast
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
-from draftd.daemon.gateway import _respond, _unless_gone
+from draftd.daemon.gateway import _respond, _unless_gone, create_app
 from draftd.daemon.gateway_guard import Guard
 from draftd.daemon.gateway_types import Chat
 from draftd.ipc.messages import Tokens
@@ -123,9 +124,39 @@ def test_a_client_that_leaves_between_two_tokens_cancels() -> None:
         async with asyncio.timeout(20):
             await _respond(cast(Any, Endless()), "chat", Chat.model_validate(ASK), cast(Any, Gone()))
 
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(ClientDisconnect):
         asyncio.run(ask())
     assert closed == [True]
+
+
+def test_who_leaves_is_no_fault_of_the_gateway_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uvicorn writes what an application raises into the log, as an error of it."""
+    heard = [{"type": "http.request", "body": json.dumps(ASK).encode()}]
+    said: list[MutableMapping[str, Any]] = []
+
+    class Silent:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        async def generate(self, **_: object) -> AsyncGenerator[Tokens, None]:
+            await asyncio.Event().wait()
+            yield Tokens(id="1", text="", tokens=[], drafted=[])
+
+    async def receive() -> MutableMapping[str, Any]:
+        return heard.pop() if heard else {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        said.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    monkeypatch.setattr("draftd.daemon.gateway.AsyncClient", Silent)
+    asyncio.run(create_app(None)(scope, receive, send))
+    assert [message.get("status") for message in said] == [499, None]
 
 
 def test_no_more_of_a_body_is_kept_than_a_prompt_needs(base: str) -> None:
