@@ -120,9 +120,9 @@ def create_app(endpoint: str | None) -> FastAPI:
     @app.get("/health")
     async def health() -> JSONResponse:
         status = await client.status()
-        ready = status.state == "ready"
-        body = {"status": "ok" if ready else status.state, "detail": status.detail, "pair": status.pair}
-        return JSONResponse(body, 200 if ready else 503)
+        well = status.state in ("ready", "unloaded")  # unloaded: the next request loads the models
+        body = {"status": "ok" if well else status.state, "detail": status.detail, "pair": status.pair}
+        return JSONResponse(body, 200 if well else 503)
 
     @app.get("/status")
     async def status() -> dict[str, Any]:

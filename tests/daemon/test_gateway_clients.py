@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from draftd.daemon.gateway import _respond, _unless_gone, create_app
 from draftd.daemon.gateway_guard import Guard
 from draftd.daemon.gateway_types import Chat
-from draftd.ipc.messages import Tokens
+from draftd.ipc.messages import Status, Tokens
 from tests.daemon.conftest import Daemon, Serve
 from tests.daemon.gateways import ASK, gateway
 
@@ -194,3 +194,26 @@ def test_a_full_queue_is_503_with_retry_after(serve: Serve) -> None:
             running.close()
         assert refused.status_code == 503
         assert int(refused.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "word"),
+    [("ready", 200, "ok"), ("unloaded", 200, "ok"), ("loading", 503, "loading"), ("failed", 503, "failed")],
+)
+def test_a_daemon_is_well_if_it_would_answer(
+    monkeypatch: pytest.MonkeyPatch, state: str, code: int, word: str
+) -> None:
+    class Told:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        async def status(self, full: bool = False) -> Status:
+            return Status.model_validate({"id": "1", "state": state, "pair": "tiny"})
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(None))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return await http.get("/health")
+
+    monkeypatch.setattr("draftd.daemon.gateway.AsyncClient", Told)
+    told = asyncio.run(ask())
+    assert (told.status_code, told.json()["status"]) == (code, word)
