@@ -90,7 +90,7 @@ class Chat(Sampling):
 
 
 class Completion(Sampling):
-    prompt: str | Annotated[list[str], FIRST] | TokenIds
+    prompt: str | Annotated[list[str], FIRST] | TokenIds | Annotated[list[TokenIds], FIRST]
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
     suffix: str | None = None
@@ -161,16 +161,12 @@ def _completion(body: Completion) -> dict[str, Any]:
         raise InvalidRequest("echo is not supported: the prompt is the app's own")
     if body.suffix:
         raise InvalidRequest("suffix is not supported: put the model's own infilling marks into the prompt")
-    found: dict[str, Any] = {}
-    prompt = body.prompt
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
-        found["tokens"] = prompt
-    elif isinstance(prompt, list):
+    prompt: Any = body.prompt
+    if isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int)):
         if len(prompt) != 1:
             raise InvalidRequest(f"prompt is a list of {len(prompt)}: send one request for each")
-        found["prompt"] = prompt[0]
-    else:
-        found["prompt"] = prompt
+        prompt = prompt[0]
+    found: dict[str, Any] = {"tokens" if isinstance(prompt, list) else "prompt": prompt}
     if body.logprobs is not None:
         found["logprobs"] = body.logprobs
     return found
