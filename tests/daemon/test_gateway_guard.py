@@ -77,6 +77,24 @@ def test_a_keys_file_that_others_can_read(tmp_path: Path) -> None:
         read_keys(keys)
 
 
+def test_a_keys_file_that_is_no_text(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_bytes(b"\xff\xfe\x00key")
+    keys.chmod(0o600)
+    with pytest.raises(InvalidConfig, match="not UTF-8 text"):
+        read_keys(keys)
+
+
+def test_a_key_of_other_letters_than_ascii_s() -> None:
+    async def app(*_: object) -> None: ...
+
+    guard = Guard(app, keys=frozenset({"schlüssel-à"}))
+    for key, status in (("schlüssel-à", None), ("schluessel", 401)):
+        header = f"Bearer {key}".encode().decode("latin-1")  # as the guard reads what comes
+        told = guard.refusal({"host": "localhost", "authorization": header}, "/v1/models")
+        assert (told and told[0]) == status
+
+
 def test_host_names() -> None:
     assert [hostname(host) for host in ("localhost:80", "[::1]:80", "EXAMPLE.org", "")] == [
         "localhost",
