@@ -130,9 +130,15 @@ def create_app(endpoint: str | None) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        status = await client.status(full=True)
+        found = (await asyncio.gather(client.status(full=True), return_exceptions=True))[0]
+
+        def told() -> Status:
+            if isinstance(found, BaseException):
+                raise found  # a daemon that is away is `draftd_up 0`
+            return found
+
         registry = CollectorRegistry()
-        registry.register(Daemon(lambda: status))
+        registry.register(Daemon(told))
         return PlainTextResponse(generate_latest(registry).decode())
 
     @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])

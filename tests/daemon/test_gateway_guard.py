@@ -44,6 +44,9 @@ def test_keys_and_a_daemon_that_is_away(tmp_path: Path) -> None:
         assert reply.status_code == 503
         assert reply.headers["Retry-After"]
         assert "draftd serve" in reply.json()["error"]["message"]
+        figures = httpx.get(f"{base}/metrics")
+        assert figures.status_code == 200
+        assert "draftd_up 0.0" in figures.text
 
 
 def test_a_unix_socket_is_its_owner_s(tmp_path: Path, shared: Daemon) -> None:
