@@ -9,13 +9,14 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from draftd.daemon import gateway_answers as answers
 from draftd.daemon import gateway_types as types
@@ -36,8 +37,9 @@ from draftd.ipc.errors import (
 )
 from draftd.ipc.messages import Done, Status, Tokens
 from draftd.ipc.parts import AnswerEnd
-from draftd.ipc.session import reply
+from draftd.ipc.session import Reply, reply
 
+T = TypeVar("T")
 DEFAULT_TOKENS = 4096  # of an answer whose length nobody named; the context may end it before
 RETRY_AFTER = "2"  # seconds, where the daemon gives no hint
 STATUSES = {  # the HTTP status of an error, and OpenAI's type for it; the first that fits
@@ -91,6 +93,7 @@ def create_app(endpoint: str | None) -> FastAPI:
     app.add_exception_handler(DraftdError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_wrong_body)
     app.add_exception_handler(HTTPException, _on_wrong_path)
+    app.add_exception_handler(ClientDisconnect, _on_gone)
 
     serve_page(app)
 
@@ -117,9 +120,9 @@ def create_app(endpoint: str | None) -> FastAPI:
     @app.get("/health")
     async def health() -> JSONResponse:
         status = await client.status()
-        ready = status.state == "ready"
-        body = {"status": "ok" if ready else status.state, "detail": status.detail, "pair": status.pair}
-        return JSONResponse(body, 200 if ready else 503)
+        well = status.state in ("ready", "unloaded")  # unloaded: the next request loads the models
+        body = {"status": "ok" if well else status.state, "detail": status.detail, "pair": status.pair}
+        return JSONResponse(body, 200 if well else 503)
 
     @app.get("/status")
     async def status() -> dict[str, Any]:
@@ -127,9 +130,15 @@ def create_app(endpoint: str | None) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        status = await client.status(full=True)
+        found = (await asyncio.gather(client.status(full=True), return_exceptions=True))[0]
+
+        def told() -> Status:
+            if isinstance(found, BaseException):
+                raise found  # a daemon that is away is `draftd_up 0`
+            return found
+
         registry = CollectorRegistry()
-        registry.register(Daemon(lambda: status))
+        registry.register(Daemon(told))
         return PlainTextResponse(generate_latest(registry).decode())
 
     @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
@@ -164,24 +173,29 @@ async def _respond(
     if body.stream:
         media = "text/event-stream"
         return StreamingResponse(_stream(head, event, events, body), media_type=media, headers=UNBUFFERED)
-    parts = []
     async with aclosing(events):
-        while isinstance(event, Tokens):
-            parts.append(event)
-            event = await _unless_gone(anext(events), request)
-    return Json(answers.whole(head, reply(parts, event)))
+        return Json(answers.whole(head, await _unless_gone(_gathered(event, events), request)))
 
 
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-async def _unless_gone(work: Awaitable[Tokens | Done], request: Request) -> Tokens | Done:
-    """Wait for an event, but not longer than the app waits for us: its leaving cancels the request."""
+async def _gathered(event: Tokens | Done, events: AsyncGenerator[Tokens | Done, None]) -> Reply:
+    """The whole reply, of its first event and those to come."""
+    parts = []
+    while isinstance(event, Tokens):
+        parts.append(event)
+        event = await anext(events)
+    return reply(parts, event)
+
+
+async def _unless_gone(work: Awaitable[T], request: Request) -> T:
+    """Wait for what is asked, but not longer than the app waits for us: its leaving cancels the request."""
     task = asyncio.ensure_future(work)
     try:
         while not (await asyncio.wait({task}, timeout=0.2))[0]:
             if await request.is_disconnected():
-                raise asyncio.CancelledError
+                raise ClientDisconnect
         return task.result()
     finally:
         if not task.done():  # cancelled, as all requests are at shutdown: nobody else would end it
@@ -268,3 +282,8 @@ async def _on_wrong_path(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     sentence = f"{request.method} {request.url.path}: {error.detail}"
     return Json({"error": _body(sentence, "invalid_request_error", None)}, error.status_code, error.headers)
+
+
+async def _on_gone(_: Request, error: Exception) -> Response:
+    """Nobody reads it; but what an application raises uvicorn writes into the log, with a traceback."""
+    return Response(status_code=499)

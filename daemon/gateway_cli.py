@@ -71,6 +71,8 @@ def read_keys(path: Path) -> frozenset[str]:
         mode, text = path.stat().st_mode, path.read_text("utf-8")
     except OSError as error:
         raise InvalidConfig(f"cannot read the keys file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidConfig(f"the keys file {path} is not UTF-8 text: write one key a line") from None
     if mode & 0o077 and not given:
         raise InvalidConfig(f"the keys file {path} is open to others: run `chmod 600 {path}`")
     keys = frozenset(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))

@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from draftd.ipc.errors import InvalidRequest
 
 Stop = str | Annotated[list[str], Field(max_length=16)]
+# fail_fast: a fault takes a kilobyte to tell, so that a body of millions would take all memory
+FIRST = Field(fail_fast=True)
+Maps = Annotated[list[dict[str, Any]], FIRST]
+TokenIds = Annotated[list[int], FIRST]
 
 
 class Body(BaseModel):
@@ -24,8 +28,8 @@ class Part(Body):
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    content: str | Annotated[list[Part], FIRST] | None = None
+    tool_calls: Maps | None = None
     tool_call_id: str | None = None
 
 
@@ -57,7 +61,7 @@ class Sampling(Body):
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, Any] | None = None  # checked by the daemon, which knows how many there may be
     # llama.cpp's and draftd's own
     top_k: int | None = Field(default=None, ge=-1)  # 0 and, as some servers have it, -1: all
     min_p: float | None = None
@@ -72,13 +76,13 @@ class Sampling(Body):
 
 
 class Chat(Sampling):
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     # the daemon checks them, and says what is wrong
-    tools: list[dict[str, Any]] | None = None
+    tools: Maps | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     functions: Any = None
@@ -86,7 +90,7 @@ class Chat(Sampling):
 
 
 class Completion(Sampling):
-    prompt: str | list[str] | list[int]
+    prompt: str | Annotated[list[str], FIRST] | TokenIds | Annotated[list[TokenIds], FIRST]
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
     suffix: str | None = None
@@ -157,16 +161,12 @@ def _completion(body: Completion) -> dict[str, Any]:
         raise InvalidRequest("echo is not supported: the prompt is the app's own")
     if body.suffix:
         raise InvalidRequest("suffix is not supported: put the model's own infilling marks into the prompt")
-    found: dict[str, Any] = {}
-    prompt = body.prompt
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
-        found["tokens"] = prompt
-    elif isinstance(prompt, list):
+    prompt: Any = body.prompt
+    if isinstance(prompt, list) and not (prompt and isinstance(prompt[0], int)):
         if len(prompt) != 1:
             raise InvalidRequest(f"prompt is a list of {len(prompt)}: send one request for each")
-        found["prompt"] = prompt[0]
-    else:
-        found["prompt"] = prompt
+        prompt = prompt[0]
+    found: dict[str, Any] = {"tokens" if isinstance(prompt, list) else "prompt": prompt}
     if body.logprobs is not None:
         found["logprobs"] = body.logprobs
     return found

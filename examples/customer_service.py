@@ -47,6 +47,8 @@ def main() -> None:
             answer = client.complete(
                 messages=turns, grammar={"kind": "json_schema", "source": FORM}, max_tokens=LONGEST
             )
+            if answer.finish_reason != "stop":
+                sys.exit("the conversation fills the daemon's context: begin another")
             turns.append({"role": "assistant", "content": answer.text})
             ticket = json.loads(answer.text)
             print(ticket.pop("reply"))

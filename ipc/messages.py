@@ -30,6 +30,7 @@ from draftd.ipc.version import VERSION
 
 MAX_ID = 64  # characters of a request id
 MAX_FAULTS = 5  # wrong fields named in one sentence
+MAX_BIASES = 1024  # entries of a `logit_bias`
 MAX_WORDS = 1000  # characters of an error's sentence, which may quote what an app sent or a library said
 SPECULATE = re.compile(r"auto|off|(suffix|model|chain):[0-9]{1,2}")
 RequestId = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
@@ -98,7 +99,7 @@ class Generate(Prompt):
     repetition_penalty: float = Field(default=1.0, gt=0.0, le=10.0, allow_inf_nan=False)
     presence_penalty: float = Field(default=0.0, ge=-10.0, le=10.0, allow_inf_nan=False)
     frequency_penalty: float = Field(default=0.0, ge=-10.0, le=10.0, allow_inf_nan=False)
-    logit_bias: dict[TokenText, Bias] = Field(default={}, max_length=1024)
+    logit_bias: dict[TokenText, Bias] = Field(default={}, max_length=MAX_BIASES)
     seed: int | None = Field(default=None, ge=0, lt=2**64)
     n: int = Field(default=1, ge=1, le=128)  # answers
     beams: int = Field(default=1, ge=1, le=64)  # above 1: the best answer a search of that width finds
@@ -118,7 +119,15 @@ class Generate(Prompt):
     cache_prompt: bool = True  # start from what is already computed or was answered
     deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)  # from the daemon's receipt
     credit: int | None = Field(default=None, ge=1, le=1_000_000)  # `tokens` messages; None: no limit
-    resume: Resume | list[Resume] | None = None  # of several answers: one for each, in their order
+    # of several answers: one for each, in their order
+    resume: Resume | Annotated[list[Resume], Field(fail_fast=True)] | None = None
+
+    @field_validator("logit_bias", mode="before")  # before each of too many is found wrong
+    @classmethod
+    def _few_biases(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MAX_BIASES:
+            raise ValueError(f"should have at most {MAX_BIASES} entries")
+        return value
 
     @field_validator("speculate", mode="before")  # before, or each of the two types has its own complaint
     @classmethod

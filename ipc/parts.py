@@ -59,7 +59,7 @@ class ToolCall(Fields):
 class ChatMessage(Fields):
     role: Literal["system", "user", "assistant", "tool"]
     content: str
-    tool_calls: list[ToolCall] | None = None  # of an assistant: what it called
+    tool_calls: list[ToolCall] | None = Field(default=None, fail_fast=True)  # what an assistant called
     tool_call_id: str | None = None  # of a tool: the call that this answers
 
 

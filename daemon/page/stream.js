@@ -31,9 +31,11 @@ async function reach(path, options) {
 
 /** The daemon's full status; Refused if it, or the gateway, is away. */
 export async function status() {
-  return (await reach("/status", { signal: AbortSignal.timeout(8000) }).catch((error) => {
+  try {
+    return await (await reach("/status", { signal: AbortSignal.timeout(8000) })).json();
+  } catch (error) {
     throw error instanceof Refused ? error : new Refused(0, AWAY);
-  })).json();
+  }
 }
 
 /** The chunks of an answer as they come. */

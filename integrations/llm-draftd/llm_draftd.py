@@ -32,7 +32,7 @@ class Options(llm.Options):
     presence_penalty: float | None = Field(default=None, description="Against tokens that were said.")
     frequency_penalty: float | None = Field(default=None, description="The more, the oftener they were.")
     speculate: str | None = Field(
-        default=None, description="auto, off, or who drafts how far: suffix:8, model:4, chain:6."
+        default=None, description="true, false, auto, off, or who drafts how far: suffix:8, model:4, chain:6."
     )
     tool_choice: str | None = Field(
         default=None, description="With tools: auto, none, required, or the one to call."
@@ -99,6 +99,8 @@ def asked(prompt: llm.Prompt) -> dict[str, Any]:
     given = {"max_tokens": MAX_TOKENS} | prompt.options.model_dump(exclude_none=True)
     if "stop" in given:
         given["stop"] = [given["stop"]]
+    if (policy := given.get("speculate")) in ("true", "false"):  # llm's options are texts
+        given["speculate"] = policy == "true"
     if (choice := given.get("tool_choice", "auto")) not in ("auto", "none", "required"):
         given["tool_choice"] = {"type": "function", "function": {"name": choice}}
     if prompt.schema:

@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, MutableMapping
 from typing import Any, cast
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
-from draftd.daemon.gateway import _unless_gone
+from draftd.daemon.gateway import _respond, _unless_gone, create_app
 from draftd.daemon.gateway_guard import Guard
+from draftd.daemon.gateway_types import Chat
+from draftd.ipc.messages import Status, Tokens
 from tests.daemon.conftest import Daemon, Serve
 from tests.daemon.gateways import ASK, gateway
 
@@ -100,6 +103,62 @@ def test_a_request_that_is_cancelled_leaves_nothing_at_work() -> None:
     asyncio.run(cancelled())
 
 
+def test_a_client_that_leaves_between_two_tokens_cancels() -> None:
+    """However fast they come: of a whole answer nothing is sent before its end."""
+    closed: list[bool] = []
+
+    class Endless:
+        async def generate(self, **_: object) -> AsyncGenerator[Tokens, None]:
+            try:
+                while True:
+                    await asyncio.sleep(0.01)
+                    yield Tokens(id="1", text="a", tokens=[97], drafted=[False])
+            finally:
+                closed.append(True)
+
+    class Gone:
+        async def is_disconnected(self) -> bool:
+            return True
+
+    async def ask() -> None:
+        async with asyncio.timeout(20):
+            await _respond(cast(Any, Endless()), "chat", Chat.model_validate(ASK), cast(Any, Gone()))
+
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(ask())
+    assert closed == [True]
+
+
+def test_who_leaves_is_no_fault_of_the_gateway_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uvicorn writes what an application raises into the log, as an error of it."""
+    heard = [{"type": "http.request", "body": json.dumps(ASK).encode()}]
+    said: list[MutableMapping[str, Any]] = []
+
+    class Silent:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        async def generate(self, **_: object) -> AsyncGenerator[Tokens, None]:
+            await asyncio.Event().wait()
+            yield Tokens(id="1", text="", tokens=[], drafted=[])
+
+    async def receive() -> MutableMapping[str, Any]:
+        return heard.pop() if heard else {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        said.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    monkeypatch.setattr("draftd.daemon.gateway.AsyncClient", Silent)
+    asyncio.run(create_app(None)(scope, receive, send))
+    assert [message.get("status") for message in said] == [499, None]
+
+
 def test_no_more_of_a_body_is_kept_than_a_prompt_needs(base: str) -> None:
     def body() -> Iterator[bytes]:
         for _ in range(20):
@@ -135,3 +194,26 @@ def test_a_full_queue_is_503_with_retry_after(serve: Serve) -> None:
             running.close()
         assert refused.status_code == 503
         assert int(refused.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "word"),
+    [("ready", 200, "ok"), ("unloaded", 200, "ok"), ("loading", 503, "loading"), ("failed", 503, "failed")],
+)
+def test_a_daemon_is_well_if_it_would_answer(
+    monkeypatch: pytest.MonkeyPatch, state: str, code: int, word: str
+) -> None:
+    class Told:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        async def status(self, full: bool = False) -> Status:
+            return Status.model_validate({"id": "1", "state": state, "pair": "tiny"})
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(None))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return await http.get("/health")
+
+    monkeypatch.setattr("draftd.daemon.gateway.AsyncClient", Told)
+    told = asyncio.run(ask())
+    assert (told.status_code, told.json()["status"]) == (code, word)

@@ -44,6 +44,9 @@ def test_keys_and_a_daemon_that_is_away(tmp_path: Path) -> None:
         assert reply.status_code == 503
         assert reply.headers["Retry-After"]
         assert "draftd serve" in reply.json()["error"]["message"]
+        figures = httpx.get(f"{base}/metrics")
+        assert figures.status_code == 200
+        assert "draftd_up 0.0" in figures.text
 
 
 def test_a_unix_socket_is_its_owner_s(tmp_path: Path, shared: Daemon) -> None:
@@ -75,6 +78,24 @@ def test_a_keys_file_that_others_can_read(tmp_path: Path) -> None:
     os.chmod(keys, 0o644)
     with pytest.raises(InvalidConfig, match="chmod 600"):
         read_keys(keys)
+
+
+def test_a_keys_file_that_is_no_text(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_bytes(b"\xff\xfe\x00key")
+    keys.chmod(0o600)
+    with pytest.raises(InvalidConfig, match="not UTF-8 text"):
+        read_keys(keys)
+
+
+def test_a_key_of_other_letters_than_ascii_s() -> None:
+    async def app(*_: object) -> None: ...
+
+    guard = Guard(app, keys=frozenset({"schlüssel-à"}))
+    for key, status in (("schlüssel-à", None), ("schluessel", 401)):
+        header = f"Bearer {key}".encode().decode("latin-1")  # as the guard reads what comes
+        told = guard.refusal({"host": "localhost", "authorization": header}, "/v1/models")
+        assert (told and told[0]) == status
 
 
 def test_host_names() -> None:

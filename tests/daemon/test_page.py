@@ -195,6 +195,15 @@ def test_the_daemon_goes_and_comes_back(page: Page, daemon: Daemon) -> None:
     expect(trouble).to_be_empty()
 
 
+def test_figures_that_break_off_come_again(page: Page) -> None:
+    """The gateway ended in the middle of a status: the page goes on looking."""
+    expect(page.locator("#state")).to_have_text("ready")
+    page.route("**/status", lambda route: route.fulfill(status=200, body='{"state": '))
+    expect(page.locator("#state")).to_have_text("away")
+    page.unroute("**/status")
+    expect(page.locator("#state")).to_have_text("ready")
+
+
 def test_a_gateway_with_keys_that_goes_and_comes_back(
     browser: Browser, daemon: Daemon, tmp_path: Path
 ) -> None:

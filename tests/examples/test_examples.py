@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,24 @@ def test_customer_service_gives_a_ticket_of_the_given_form(endpoint: str) -> Non
         assert isinstance(ticket["needs_colleague"], bool)
     (_, first), (again, _) = [(int(known), int(prompt)) for known, prompt in KNOWN.findall(told)]
     assert again >= first, "the second turn starts from the first one's cache"
+
+
+def test_customer_service_whose_context_is_full_says_so(endpoint: str) -> None:
+    program = ROOT / "examples/customer_service.py"
+    turns = [{"role": "system", "content": runpy.run_path(str(program))["RULES"]}]
+    with Client(endpoint) as client:
+        short = client.complete(messages=[*turns, {"role": "user", "content": "x"}], max_tokens=1)
+    letters = 4096 - short.usage.prompt_tokens - 20  # what is left is shorter than any ticket
+    done = subprocess.run(
+        [sys.executable, program],
+        env=os.environ | {"DRAFTD_ENDPOINT": endpoint},
+        input="x" * letters,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "fills the daemon's context" in done.stderr
 
 
 @pytest.mark.parametrize(("budget", "cut"), [("1", True), ("600000", False)])

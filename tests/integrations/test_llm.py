@@ -102,6 +102,7 @@ def test_a_conversation_and_its_log(env: Env, shared: Daemon) -> None:
     assert last["input_tokens"] == expected.usage.prompt_tokens
     assert last["output_tokens"] == expected.usage.completion_tokens
     assert json.loads(last["token_details"]).keys() >= {"drafted", "accepted"}
+    assert said(env, "-m", "draftd", "hello", *ASKED, "-o", "speculate", "false") == first
 
 
 def test_a_schema_without_streaming_and_async(env: Env) -> None:

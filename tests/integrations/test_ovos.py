@@ -90,6 +90,12 @@ def test_one_stop_may_be_a_text_of_its_own(engine: Callable[..., Any]) -> None:
     assert engine("One two. Three", stop="Three").continue_chat(said("Hi")).content == "One two."
 
 
+@pytest.mark.parametrize("stop", [["Three", *"ABCDEFGHIJKLMNP"], None])
+def test_as_many_stops_as_the_daemon_takes(engine: Callable[..., Any], stop: list[str] | None) -> None:
+    answer = "One two." if stop else "One two. Three"
+    assert engine("One two. Three", stop=stop).continue_chat(said("Hi")).content == answer
+
+
 def test_the_conversation_and_the_configuration_reach_the_daemon(
     engine: Callable[..., Any], shared: Daemon
 ) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from draftd.ipc import messages, session
 from draftd.ipc.errors import CODES, DraftdError, InvalidRequest, Overloaded, from_code
@@ -68,6 +69,28 @@ def test_names_no_more_than_a_few_faults() -> None:
 
 def test_a_million_wrong_tokens_are_one_fault() -> None:
     assert _explain(tokens=["x"] * 1_000_000) == "tokens.0: should be a valid integer"
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [1] * 10_000}]},
+            "messages.0.tool_calls.0: should be a valid dictionary or instance of ToolCall",
+        ),
+        (
+            {"prompt": "a", "logit_bias": {str(token): "" for token in range(10_000)}},
+            "logit_bias: should have at most 1024 entries",
+        ),
+        ({"prompt": "a", "resume": [1] * 10_000}, "resume.Resume: should be a valid dictionary"),
+    ],
+)
+def test_many_faults_of_a_kind_are_few(fields: dict[str, Any], sentence: str) -> None:
+    """Each takes a kilobyte to be told: those of a frame's two million items would be all of the memory."""
+    with pytest.raises(ValidationError) as caught:
+        messages.Generate.model_validate({"id": "1", **fields})
+    assert caught.value.error_count() < 10
+    assert _explain(**fields).startswith(sentence)
 
 
 def test_a_whole_number_will_do_for_a_fraction() -> None:

@@ -18,6 +18,7 @@ MARKS = [
     *("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|end|>", "<|eot_id|>", "<|start_header_id|>"),
     *("<end_of_turn>", "<start_of_turn>", "</s>", "<|user|>", "<|assistant|>"),
 ]
+STOPS = 16  # that a request may have: the user's own, and as many marks as there is room for
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 # Fields of `generate` that are not a configuration's.
 OWN = {
@@ -119,8 +120,9 @@ class DraftdChatEngine(ChatEngine):  # type: ignore[misc]
     def _options(self) -> dict[str, Any]:
         known = Generate.model_fields.keys() - OWN
         given = {key: value for key, value in self.config.items() if key in known}
-        own = given.get("stop", [])
-        return given | {"stop": [*MARKS, *([own] if isinstance(own, str) else own)]}
+        own = given.get("stop") or []
+        stops = [own] if isinstance(own, str) else own
+        return given | {"stop": [*stops, *MARKS[: max(0, STOPS - len(stops))]]}
 
     def _messages(self, messages: Messages) -> list[dict[str, Any]]:
         found = [message(each) for each in messages]
