@@ -16,7 +16,7 @@ from draftd.daemon.bench_scores import SCORES, Row
 from tests.bench.conftest import BENCH
 from tests.bench.test_report_peers import RESULTS
 from tests.bench.test_report_peers import document as beside
-from tests.bench.test_report_speeds import ASKED, MACHINE
+from tests.bench.test_report_speeds import ASKED, MACHINE, Speedups
 from tests.bench.test_report_speeds import document as own
 
 Program = Callable[[str], ModuleType]
@@ -302,16 +302,23 @@ def test_a_report_that_fails_leaves_page_and_pictures(program: Program, page: Pa
 def test_the_results_begin_with_all_speeds_and_other_pages_find_theirs(
     program: Program, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report(program, tmp_path, [own(ASKED), beside(RESULTS, kind="side by side", machine=MACHINE)])
+    unknown: Speedups = {"auto": ASKED["auto"] | {"a": None}}
+    other = own(unknown, pair="other")
+    report(program, tmp_path, [own(ASKED), other, beside(RESULTS, kind="side by side", machine=MACHINE)])
     headings = re.findall(r"^### (.*)$", page.read_text("utf-8"), re.MULTILINE)
     title = "tiny, target in llama_cpp, greedy"
     run = "Side by side: tiny, draftd's target in llama_cpp, greedy"
-    assert headings == ["Speeds in short", title, "Side by side, all runs", run]
+    second = title.replace("tiny", "other")
+    assert headings == ["Speeds in short", title, second, "Side by side, all runs", run]
     monkeypatch.syspath_prepend(str(BENCH.parent / "docs"))
     speedups = program("speedups")
     monkeypatch.setattr(speedups, "PAGE", page)
-    (found,) = speedups.runs()
-    assert (found.title, found.speedup, found.mean) == (title, ASKED["auto"], 1.36)
+    assert [found.title for found in speedups.runs()] == [title, second]
+    table = speedups.by_category()
+    assert f"| prompts | {title} | {second} |" in table
+    assert "| a | 0.90x | - |" in table
+    assert "| **geometric mean** | **1.36x** | **1.56x** |" in table
+    assert f"| {second} | 10.0 to 10.0 | **1.56x** | 1.00x d | 2.00x b |" in speedups.by_run()
 
 
 def test_headings_tell_parts_and_types_apart(program: Program) -> None:
