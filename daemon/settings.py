@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from draftd.ipc.errors import InvalidConfig
-from draftd.ipc.messages import explain
+from draftd.ipc.explain import explain
 
 
 class Settings(BaseSettings):
