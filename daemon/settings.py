@@ -78,7 +78,11 @@ class Settings(BaseSettings):
     draft_length: int = Field(
         32, ge=1, le=256, description="tokens drafted a round at most; how many is measured"
     )
-    history: bool = Field(True, description="draft from what earlier requests of the same app said")
+    history: bool = Field(
+        True,
+        description="draft from what earlier requests of the same app said; "
+        "false: from a request's own text only",
+    )
     share_history: bool = Field(False, description="one history for all apps")
     share_prefixes: bool = Field(
         True,

@@ -255,6 +255,18 @@ def test_a_repeated_request_replays_its_answer_in_few_passes() -> None:
     assert passes[1] <= 5 < passes[0]
 
 
+def test_without_a_history_only_a_requests_own_text_drafts() -> None:
+    drafting = Drafting(suffix=SuffixDraft(), remembers=False)
+    rounds = []
+    for key in range(2):
+        one = request(key, [5, 1, 2], 60, Sampling(1.0, seed=2), mode=("suffix", 32), scope="app")
+        generate(Engine(TableTarget(), drafting), [one])
+        drafting.remember(one)
+        rounds.append(one.tally.rounds)
+        assert one.tally.drafted > 0
+    assert rounds[0] == rounds[1]
+
+
 def test_one_apps_answers_are_never_drafted_for_another_nor_where_nothing_is_reused() -> None:
     drafting = Drafting(suffix=SuffixDraft())
     first = request(0, [5, 1, 2], 60, Sampling(1.0, seed=2), mode=("suffix", 32), scope="app")
