@@ -111,6 +111,14 @@ def test_a_private_daemon_serves_and_is_gone_afterwards() -> None:
 
 
 @pytest.mark.usefixtures("own_pair")
+def test_a_private_daemons_models_stay_whatever_the_users_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAFTD_KEEP_ALIVE", "0")
+    with private_daemon("tiny", lambda status: None) as endpoint, Client(endpoint) as client:
+        client.complete(prompt="x", max_tokens=1)
+        assert client.status().state == "ready"
+
+
+@pytest.mark.usefixtures("own_pair")
 def test_a_private_daemon_ends_with_a_program_that_is_told_to() -> None:
     program = (
         "import signal\nfrom draftd.daemon.private import private_daemon\n"
