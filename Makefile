@@ -47,7 +47,7 @@ test-million: install ## a million answers of a table model in rejection mode ag
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check . .ci/build-llama
 	@$(BIN)/mypy $(addprefix -p draftd.,$(PACKAGES))
-	@$(BIN)/mypy tests docs examples .ci/build-llama
+	@MYPYPATH=bench $(BIN)/mypy tests docs examples .ci/build-llama
 	@$(BIN)/mypy bench --exclude bench/peers
 	@$(BIN)/mypy $(wildcard integrations/*)
 

@@ -53,7 +53,7 @@ def main(files: list[Path]) -> None:
     parts = sorted(report_kept.merged(kept, new, report_kept.heading), key=rank)
     if own:
         at = next(at for at, part in enumerate(parts) if report_kept.heading(part) == report_speeds.SUMMARY)
-        plot = report_speeds.plot([part for part in parts if rank(part) == 1])
+        plot = report_speeds.plot([run for part in parts if (run := report_kept.run(part))])
         parts[at] += f"\n\n{picture(drawn, 'speedup', plot, 'speed-up by category')}"
     results = "\n\n".join([here, *parts])
     for file, svg in drawn.items():
@@ -64,11 +64,14 @@ def main(files: list[Path]) -> None:
 
 
 def rank(section: str) -> int:
-    """Where the page has sections of this kind; those of `draftd bench` are called by their pair."""
+    """Where the page has sections of this kind: all speeds, each run's, side by side, then the limits."""
     named = report_kept.heading(section)
-    kinds = [title for title, _ in report_limits.KINDS.values()]
-    begins = [report_speeds.SUMMARY, None, report_peers.SUMMARY, "Side by side: ", *kinds]
-    return next((place for place, begin in enumerate(begins) if begin and named.startswith(begin)), 1)
+    if named == report_speeds.SUMMARY:
+        return 0
+    if report_kept.run(section):
+        return 1
+    others = [report_peers.SUMMARY, "Side by side: ", *(title for title, _ in report_limits.KINDS.values())]
+    return next((place for place, title in enumerate(others, 2) if named.startswith(title)), 2 + len(others))
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
 
 PICTURE = re.compile(r"^!\[[^\]]*\]\(([\w.-]+\.svg)\)$", re.MULTILINE)  # a line that the report wrote
 ELSEWHERE = re.compile(r"^(Measured|Simulated) on another machine: ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a section of `draftd bench` says; a category of which no speed is known has no figure."""
+
+    title: str  # pair, backend, sampling
+    command: str
+    categories: list[str]
+    alone: dict[str, float]  # the target alone, tokens a second
+    speedup: dict[str, float]  # over that
+    mean: str  # geometric, with its interval
 
 
 def parsed(results: str) -> tuple[str, list[str]]:
@@ -64,3 +77,23 @@ def columns(section: str) -> list[tuple[str, dict[str, str]]]:
     found = rows(section)
     first, *heads = list(found[0]) if found else [""]
     return [(head, {row[first]: row[head] for row in found}) for head in heads]
+
+
+def run(section: str) -> Run | None:
+    """A section of `draftd bench`, which is known by its table; None for any other."""
+    own = [row for row in rows(section) if {"category", "alone", "speed-up"} <= row.keys()]
+    by_name = {row["category"]: row for row in own}
+    command = re.search(r"^ {4}(.+)$", section, re.MULTILINE)
+    means = [row["speed-up"] for name, row in by_name.items() if name.startswith("**geometric mean")]
+    if not (command and means):
+        return None
+    categories = [name for name in by_name if not name.startswith("*")]
+    alone = _numbers({name: by_name[name]["alone"] for name in categories})
+    speedup = _numbers({name: by_name[name]["speed-up"] for name in categories})
+    return Run(heading(section), command[1], categories, alone, speedup, means[0].replace("*", ""))
+
+
+def _numbers(cells: dict[str, str]) -> dict[str, float]:
+    """The cells that hold one, in whatever unit."""
+    found = {name: re.match(r"[\d.]+", cell) for name, cell in cells.items()}
+    return {name: float(number[0]) for name, number in found.items() if number}

@@ -173,10 +173,10 @@ def cells(category: Mapping[str, Any]) -> list[str]:
     share = f" {found['accepted'] / found['drafted']:.0%}" if found["drafted"] else ""
     return [
         category["name"],
-        f"{found['plain_speed']:.2f}",
-        f"{found['drafted_speed']:.2f}",
-        f"{found['speedup']:.2f}x",
-        f"{found['accepted_length']:.2f}",
+        figure(found["plain_speed"], ""),
+        figure(found["drafted_speed"], ""),
+        figure(found["speedup"]),
+        figure(found["accepted_length"], ""),
         f"{found['accepted']}/{found['drafted']}{share}",
         f"{found['drafted_first'] * 1000:.0f}/{found['plain_first'] * 1000:.0f}",
         f"{found['same_text']}/{found['prompts']}",
@@ -242,18 +242,12 @@ def against_best(found: Mapping[str, float]) -> str:
     )
 
 
-def plot(sections: Sequence[str]) -> str:
-    """Speed-up by category, a colour a run, as SVG: of the sections with the categories of the first."""
-    shown: list[str] = []
-    series = {}
-    for section in sections:
-        cells = {row["category"]: row["speed-up"] for row in report_kept.rows(section)}
-        mean = next(ratio for name, ratio in cells.items() if name.startswith("**geometric mean"))
-        found = {name: ratio for name, ratio in cells.items() if not name.startswith("*")}
-        shown = shown or list(found)
-        if list(found) == shown:
-            named = f"{report_kept.heading(section)}, geometric mean: {mean.replace('*', '')}"
-            series[named] = [
-                math.nan if ratio == "-" else float(ratio.strip("*x")) for ratio in found.values()
-            ]
+def plot(runs: Sequence[report_kept.Run]) -> str:
+    """Speed-up by category, a colour a run, as SVG: of the runs with the categories of the first."""
+    shown = runs[0].categories
+    series = {
+        f"{run.title}, geometric mean: {run.mean}": [run.speedup.get(name, math.nan) for name in shown]
+        for run in runs
+        if run.categories == shown
+    }
     return bars("speed over the target alone", shown, series, "x", mark=1.0)

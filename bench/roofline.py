@@ -9,24 +9,21 @@ pyzmq's and a bare Unix socket's, idle and while a request runs, belong to it.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import documents
 import torch
 from fair import order
-from gguf import GGUFReader
-from safetensors import safe_open
+from pass_bytes import draft_bytes, target_bytes
 from tables import table
 
-from draftd.daemon import bench_ping, machine, tuned
+from draftd.daemon import bench_ping, machine
 from draftd.daemon.bench_files import write
 from draftd.daemon.bench_table import speed
 from draftd.daemon.private import STEADY, private_daemon
@@ -34,9 +31,7 @@ from draftd.daemon.settings import Settings
 from draftd.daemon.settings import load as load_settings
 from draftd.daemon.timed import Answer, ask
 from draftd.ipc import Client
-from draftd.models.catalog import Pair, load_catalog
-from draftd.models.convert import ensure_transformers
-from draftd.models.fetch import ensure
+from draftd.models.catalog import load_catalog
 
 LENGTHS = (2, 4, 8)  # drafted tokens of the rounds whose passes are timed; acceptance is the longest's
 LENGTH = LENGTHS[-1]
@@ -112,49 +107,6 @@ def read_bandwidth(threads: int, size: int = 2**29, repeat: int = 7) -> float:
         numbers.sum()
         best = max(best, size / (time.perf_counter() - began))
     return best
-
-
-def target_bytes(pair: Pair, backend: str, settings: Settings) -> int:
-    """What a pass of the target reads: its weights, without an embedding that is only looked up."""
-    path = ensure(pair.target, settings.cache_dir)
-    if backend == "llama_cpp":
-        return gguf_bytes(path)
-    if not pair.target.is_directory:
-        path = ensure_transformers(path, settings.cache_dir, settings.dtype)
-    return safetensors_bytes(path)
-
-
-def draft_bytes(pair: Pair, settings: Settings) -> int:
-    """The same of the file that drafts here; 0 without one."""
-    if pair.draft is not None:
-        ensure(pair.draft, settings.cache_dir)
-    found = tuned.draft_file(pair, settings)
-    return 0 if found is None else gguf_bytes(found[0])
-
-
-def gguf_bytes(path: Path) -> int:
-    """Bytes of the tensors of a GGUF that a pass reads; the embedding counts where it is the output, too."""
-    sizes = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(path).tensors}
-    embedding = sizes.pop("token_embd.weight", 0)
-    return sum(sizes.values()) + (0 if "output.weight" in sizes else embedding)
-
-
-def safetensors_bytes(path: Path) -> int:
-    """The same of a transformers directory."""
-    sizes: dict[str, int] = {}
-    for file in path.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
-                part = tensors.get_slice(name)
-                width = {"F32": 4, "BF16": 2, "F16": 2}[part.get_dtype()]
-                count = 1
-                for length in part.get_shape():
-                    count *= length
-                sizes[name] = width * count
-    names = [name for name in sizes if name.endswith(("embed_tokens.weight", "wte.weight"))]
-    tied = json.loads((path / "config.json").read_text("utf-8")).get("tie_word_embeddings", False)
-    looked_up = 0 if tied or "lm_head.weight" not in sizes else sum(sizes[name] for name in names)
-    return sum(sizes.values()) - looked_up
 
 
 def measure(pair: str, backend: str, max_tokens: int, pings: int) -> dict[str, Any]:

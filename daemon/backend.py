@@ -70,7 +70,7 @@ def choose_backend(pair: Pair, settings: Settings, threads: int, report: Report)
 
 
 def expected_speed(passes: Passes, draft_seconds: float, acceptance: float = ACCEPTANCE) -> float:
-    """Tokens a second, of the better of a plain and a typical speculative round (FIELD.md, cost model).
+    """Tokens a second, of the better of a plain and a typical speculative round.
 
     `passes` is seconds by rows of a target pass; E(k) = (1 - a^(k+1)) / (1 - a) (Leviathan 2023, eq. 1).
     """

@@ -127,7 +127,7 @@ def bench(
         _daemon(endpoint, pair, config, notes) as address,
         Client(address, name=f"bench {os.getpid()}") as client,
     ):
-        status = client.status()
+        status = client.load(model=pair)  # one that is idle has no engine to tell of
         measured = measure(client, pair, chosen, policies, repeat, sampling, notes)
         pings = bench_ping.measure(address, ping) if ping else None
     by_policy = {policy: bench_table.results(measured, policy) for policy in policies}

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from draftd.ipc.errors import InvalidRequest
-from draftd.ipc.messages import explain
+from draftd.ipc.explain import explain
 
 
 class Prompt(BaseModel):

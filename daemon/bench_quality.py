@@ -69,12 +69,12 @@ def quality(
                     daemon(form, endpoint, config, notes) as where,
                     Client(where, name="bench quality") as client,
                 ):
-                    status = client.status()
-                    engine = status.engine
+                    serves = client.status().pair
+                    if endpoint is not None and pair not in (None, serves):
+                        raise ModelNotFound(f"the daemon serves {serves}, not {pair}")
+                    engine = client.load().engine  # one that is idle has none
                     if endpoint is not None:  # its own, whatever is configured here
-                        if pair not in (None, status.pair):
-                            raise ModelNotFound(f"the daemon serves {status.pair}, not {pair}")
-                        document |= {"pair": status.pair, "dtype": engine.get("dtype")}
+                        document |= {"pair": serves, "dtype": engine.get("dtype")}
                     label = form.name or f"{engine['backend']} {engine.get('dtype', '')}".strip()
                     for policy in form.policies:
                         name = label + SPECULATION * (policy != "off")

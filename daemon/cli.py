@@ -24,7 +24,11 @@ ELSEWHERE = {
     "run": ("draftd.daemon.run", "run", "Ask once: stream the answer to a prompt."),
     "chat": ("draftd.daemon.chat", "chat", "Talk in the terminal, turn by turn."),
     "models": ("draftd.daemon.models_cli", "models_app", "List, fetch, verify, add and remove model pairs."),
-    "cache": ("draftd.daemon.cache_cli", "cache_app", "The history that repeated text is drafted from."),
+    "cache": (
+        "draftd.daemon.cache_cli",
+        "cache_app",
+        "What earlier requests left: history and conversations.",
+    ),
     "keys": ("draftd.daemon.keys_cli", "keys_app", "Keys for apps that connect over tcp."),
     "service": ("draftd.daemon.service", "service_app", "Have systemd run the daemon."),
     "metrics": ("draftd.daemon.exporter", "metrics", "Serve the daemon's figures to Prometheus."),

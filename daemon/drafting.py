@@ -66,9 +66,11 @@ class Drafting:
         model: Draft | None = None,
         suffix: SuffixDraft | None = None,
         controller: Controller | None = None,
+        remembers: bool = True,
     ) -> None:
         self.model = model
         self.suffix = suffix
+        self.remembers = remembers  # what requests said, for later ones
         named: dict[Source, object] = {"suffix": suffix, "model": model}
         sources = [source for source, there in named.items() if there is not None]
         self.controller = controller or Controller(sources)
@@ -134,7 +136,7 @@ class Drafting:
 
     def remember(self, request: Request) -> None:
         """Keep an ended request as a draft for later ones of its scope."""
-        shared = request.reuse and request.scope
+        shared = self.remembers and request.reuse and request.scope
         if self.suffix is not None and shared and len(request.tokens) > request.prompt:
             self.suffix.remember(request.scope, request.tokens)
 

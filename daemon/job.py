@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from draftd.daemon.delivery import Delivery
-from draftd.ipc import parts
+from draftd.ipc import messages, parts
 
 Reason = Literal["cancelled", "deadline"]
 
@@ -53,6 +53,22 @@ class Job:
             self.text += body["text"] + "".join(map(_written, body["tool_calls"]))
         self.ends = 0
 
+    def cut(self, reason: Reason) -> messages.Done:
+        """Its end without an engine: answers that had ended keep theirs, the others end as `reason`."""
+        seed = self.body["seed"]
+        answers = [
+            parts.AnswerEnd.model_validate(ending or _without_figures(reason, seed + index, len(tokens)))
+            for index, (ending, tokens) in enumerate(zip(self.endings, self.emitted, strict=True))
+        ]
+        first, usage = answers[0], parts.Usage(prompt_tokens=0, completion_tokens=self.tokens)
+        return messages.Done(
+            id=self.delivery.id,
+            finish_reason=first.finish_reason,
+            usage=usage,
+            stats=first.stats,
+            answers=answers,
+        )
+
 
 def _characters(part: dict[str, Any]) -> int:
     return len(part["name"] or "") + len(part["arguments"])
@@ -67,10 +83,16 @@ def ended_before(had: parts.Resume, seed: int) -> dict[str, Any] | None:
     """The ending of an answer that another daemon ended, in the engine's form; None if it has yet to end."""
     if had.finish_reason is None:
         return None
+    return _without_figures(had.finish_reason, seed, len(had.tokens)) | {
+        "books": {"positions": {}, "queue_seconds": 0.0, "seconds": 0.0}
+    }
+
+
+def _without_figures(reason: parts.FinishReason, seed: int, tokens: int) -> dict[str, Any]:
+    """An ending of which no figures are known."""
     return {
-        "finish_reason": had.finish_reason,
-        "completion_tokens": len(had.tokens),
+        "finish_reason": reason,
+        "completion_tokens": tokens,
         "cached_tokens": 0,
         "stats": parts.Stats.nothing(seed=seed % 2**64).model_dump(),
-        "books": {"positions": {}, "queue_seconds": 0.0, "seconds": 0.0},
     }

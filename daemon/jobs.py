@@ -17,7 +17,7 @@ from draftd.daemon.lifetime import Lifetime
 from draftd.daemon.logs import content, fields
 from draftd.daemon.prefills import Prefills
 from draftd.daemon.settings import Settings
-from draftd.ipc import messages, parts
+from draftd.ipc import messages
 from draftd.ipc.errors import Cancelled, DraftdError, EngineFailed, InvalidRequest, from_code
 
 log = logging.getLogger("draftd.front")
@@ -253,15 +253,7 @@ class Jobs:
             self.fail(job, Cancelled("cancelled before the engine had begun"))
             return
         self.counters.failed(reason)
-        self._end(
-            job,
-            messages.Done(
-                id=job.delivery.id,
-                finish_reason=reason,
-                usage=parts.Usage(prompt_tokens=0, completion_tokens=job.tokens),
-                stats=parts.Stats.nothing(seed=job.body["seed"]),
-            ),
-        )
+        self._end(job, job.cut(reason))
 
     def _end(self, job: Job, last: messages.Done | messages.Error) -> None:
         job.delivery.last = last

@@ -23,6 +23,8 @@ LOOK_EVERY = 0.1  # seconds
 # For what is timed: while others compute, or on a rung of the governor's, a daemon drafts less and with fewer
 # threads.
 STEADY = {"DRAFTD_FOLLOW_LOAD": "false", "DRAFTD_GOVERNOR": "false"}
+# With a user's short keep_alive the models would leave before anything is asked, or between two questions.
+LOADED = {"DRAFTD_KEEP_ALIVE": "-1"}
 
 
 @contextmanager
@@ -49,7 +51,7 @@ def private_daemon(
         with log.open("w") as out:
             child = subprocess.Popen(
                 command,
-                env={**os.environ, **state, **(variables or {})},
+                env={**os.environ, **LOADED, **state, **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

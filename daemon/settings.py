@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from draftd.ipc.errors import InvalidConfig
-from draftd.ipc.messages import explain
+from draftd.ipc.explain import explain
 
 
 class Settings(BaseSettings):
@@ -78,7 +78,11 @@ class Settings(BaseSettings):
     draft_length: int = Field(
         32, ge=1, le=256, description="tokens drafted a round at most; how many is measured"
     )
-    history: bool = Field(True, description="draft from what earlier requests of the same app said")
+    history: bool = Field(
+        True,
+        description="draft from what earlier requests of the same app said; "
+        "false: from a request's own text only",
+    )
     share_history: bool = Field(False, description="one history for all apps")
     share_prefixes: bool = Field(
         True,

@@ -32,9 +32,10 @@ def make_drafting(
     """The drafting for a target, and the file in which the controller's knowledge is kept."""
     suffix = None
     sources: list[Source] = ["model"] if draft is not None else []
-    if settings.speculate and settings.history:
+    if settings.speculate:  # a request's own text drafts without a history too
         vocabulary = f"{info['target']} {tokenizer.size}"
-        suffix = SuffixDraft(SuffixStore(settings.state_dir, hashlib.sha256(vocabulary.encode()).hexdigest()))
+        store = SuffixStore(settings.state_dir, hashlib.sha256(vocabulary.encode()).hexdigest())
+        suffix = SuffixDraft(store if settings.history else None)
         sources.append("suffix")
     path = learnt.file_path(settings.state_dir, _key(info))
     known = learnt.load(path)
@@ -43,7 +44,7 @@ def make_drafting(
         _measure(target, controller)
     if draft is not None:
         _measure_draft(draft, controller)
-    return Drafting(draft, suffix, controller), path
+    return Drafting(draft, suffix, controller, remembers=settings.history), path
 
 
 def _key(info: dict[str, object]) -> str:

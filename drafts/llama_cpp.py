@@ -79,7 +79,6 @@ class LlamaDraft:
     """drafts.base.Draft over a model that drafts alone use; `shared`: token ids below it may be proposed."""
 
     def __init__(self, model: Model, shared: int | None = None) -> None:
-        self.tokens_fed = 0  # since the start, prompts included: shows how much the cache saves
         self._model = model
         self._shared = model.vocab if shared is None else shared
         self._read: dict[int, Read] = {}  # by slot
@@ -192,5 +191,4 @@ class LlamaDraft:
         rows = self._model.forward([Feed(slot, self._read[slot].cached, new, 1) for slot, new in feeds])
         for slot, new in feeds:
             self._read[slot].tokens += new
-            self.tokens_fed += len(new)
         return rows

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from draftd.ipc.errors import InvalidRequest
+from draftd.ipc.explain import explain
 from draftd.ipc.parts import (
     AnswerEnd,
     ChatMessage,
@@ -29,7 +30,6 @@ from draftd.ipc.parts import (
 from draftd.ipc.version import VERSION
 
 MAX_ID = 64  # characters of a request id
-MAX_FAULTS = 5  # wrong fields named in one sentence
 MAX_BIASES = 1024  # entries of a `logit_bias`
 MAX_WORDS = 1000  # characters of an error's sentence, which may quote what an app sent or a library said
 SPECULATE = re.compile(r"auto|off|(suffix|model|chain):[0-9]{1,2}")
@@ -340,19 +340,3 @@ def _parse(kinds: dict[str, Any], body: dict[str, Any]) -> Any:
         return kind.model_validate(body)
     except ValidationError as error:
         raise InvalidRequest(explain(error)) from None
-
-
-def explain(error: ValidationError) -> str:
-    """One sentence: each wrong field with what it should be."""
-    parts = []
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
-        where = ".".join(str(part) for part in item["loc"])
-        text = _plain(item["msg"])
-        parts.append(f"{where}: {text}" if where else text)
-    return "; ".join(parts[:MAX_FAULTS] + [f"and {len(parts) - MAX_FAULTS} more"] * (len(parts) > MAX_FAULTS))
-
-
-def _plain(text: str) -> str:
-    """A validator's words, as the end of a sentence that began with the field's name."""
-    text = text.removeprefix("Value error, ").replace("Field required", "is missing")
-    return text.replace("Input should be", "should be")

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from draftd.ipc import messages
 from draftd.ipc.codec import check_depth, decode, encode
 from draftd.ipc.errors import DraftdError, InvalidRequest, MalformedFrame, from_code
+from draftd.ipc.explain import explain
 from draftd.ipc.messages import Done, Message
 from draftd.ipc.parts import AnswerEnd, FunctionCall, Logprob, Stats, ToolCall, ToolCallPart, Usage
 
@@ -170,7 +171,7 @@ def _build(kind: type[Message], request: str, fields: dict[str, Any]) -> Message
     try:
         return kind(id=request, **fields)
     except ValidationError as error:
-        raise InvalidRequest(messages.explain(error)) from None
+        raise InvalidRequest(explain(error)) from None
 
 
 def cancel(request: str) -> bytes:

@@ -123,7 +123,7 @@ def exclusive(path: Path, name: str, report: Report) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            report(Progress(name, "waiting", note=f"another process is fetching {name}; waiting for it"))
+            report(Progress(name, "waiting", note=f"another process is busy with {name}; waiting for it"))
             lock.acquire()
     try:
         yield

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench.test_report import APPS, DOCUMENTS
+from tests.bench.test_report_limits import APPS, DOCUMENTS
 from tests.bench.test_report_peers import RESULTS, cells, result
 from tests.bench.test_report_peers import document as beside
 from tests.bench.test_report_speeds import ASKED, MACHINE, Speedups

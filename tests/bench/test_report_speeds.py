@@ -115,6 +115,23 @@ def test_a_category_without_a_speed_is_left_out_of_the_means(program: Program) -
     ]
 
 
+def test_a_section_is_read_back(program: Program) -> None:
+    speeds, read = program("report_speeds"), program("report_kept").run
+    found = read(speeds.section(document(ASKED)))
+    assert (found.title, found.command) == (
+        "tiny, target in llama_cpp, greedy",
+        "draftd bench --pair tiny --json o.json",
+    )
+    assert (found.speedup, found.mean) == (ASKED["auto"], "1.36x (0.95 to 1.95)")
+    assert found.alone == dict.fromkeys(ASKED["auto"], 10.0)
+    text = speeds.section(document({"auto": {"a": 2.0, "b": None}}))
+    assert "| b | 10.00 | - | - | 2.00 |" in text
+    partly = read(text)
+    assert (partly.categories, partly.speedup) == (["a", "b"], {"a": 2.0})
+    assert read(speeds.summary([document(ASKED)])) is None
+    assert read("### By hand\n\n    draftd bench\n\nNo table.") is None
+
+
 def test_all_runs_are_one_table(program: Program) -> None:
     sampled = {"max_tokens": 32, "temperature": 0.8, "seed": 1}
     fixed: Speedups = {"model:4": {"a": 2.0, "b": None}}
@@ -141,8 +158,8 @@ def test_only_runs_of_the_same_categories_are_compared_in_the_picture(program: P
     speeds = program("report_speeds")
     run = document(ASKED)
     other = run | {"pair": "other", "categories": run["categories"][:1]}
-    sections = [speeds.section(each) for each in (run, other, run | {"pair": "third"})]
-    drawn = speeds.plot(sections)
+    read = program("report_kept").run
+    drawn = speeds.plot([read(speeds.section(each)) for each in (run, other, run | {"pair": "third"})])
     assert [pair in drawn for pair in ("tiny, target", "other, target", "third, target")] == [
         True,
         False,

@@ -21,19 +21,19 @@ Program = Callable[[str], ModuleType]
 def test_a_pass_reads_all_weights_but_an_embedding_that_is_only_looked_up(
     program: Program, tmp_path: Path
 ) -> None:
-    roofline = program("roofline")
+    files = program("pass_bytes")
     model = write_tiny(tmp_path / "own")
     sizes = {name: tensor.nbytes for name, tensor in load_file(model / "model.safetensors").items()}
     expected = sum(sizes.values()) - sizes["model.embed_tokens.weight"]
-    assert roofline.safetensors_bytes(model) == expected
-    assert roofline.gguf_bytes(write_gguf(model, tmp_path / "own.gguf")) == expected
+    assert files.safetensors_bytes(model) == expected
+    assert files.gguf_bytes(write_gguf(model, tmp_path / "own.gguf")) == expected
     tied = write_tiny(tmp_path / "tied", tied=True)
     whole = sum(tensor.nbytes for tensor in load_file(tied / "model.safetensors").values())
-    assert roofline.safetensors_bytes(tied) == whole
-    assert roofline.gguf_bytes(write_gguf(tied, tmp_path / "tied.gguf")) == whole
+    assert files.safetensors_bytes(tied) == whole
+    assert files.gguf_bytes(write_gguf(tied, tmp_path / "tied.gguf")) == whole
     halved = {name: tensor.bfloat16() for name, tensor in load_torch(tied / "model.safetensors").items()}
     save_torch(halved, tied / "model.safetensors")
-    assert roofline.safetensors_bytes(tied) == whole // 2
+    assert files.safetensors_bytes(tied) == whole // 2
 
 
 def test_what_passes_and_drafted_tokens_took(program: Program) -> None:

@@ -104,6 +104,7 @@ def test_what_ships_is_whole() -> None:
 
 def test_a_run_against_a_daemon(serve: Serve, tmp_path: Path) -> None:
     daemon = serve(draft="same.gguf")
+    daemon.client().unload()  # as after half an hour without a request
     out = tmp_path / "out.json"
     command = [
         *(sys.executable, "-m", "draftd.daemon.cli", "bench", "--quality", "--endpoint", daemon.endpoint),

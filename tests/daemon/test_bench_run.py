@@ -46,6 +46,7 @@ def prompts(tmp_path: Path) -> Path:
 
 def test_a_run_against_a_daemon(serve: Serve, prompts: Path, tmp_path: Path) -> None:
     daemon = serve(draft="same.gguf")
+    daemon.client().unload()  # as after half an hour without a request
     out = tmp_path / "out.json"
     done = run(
         "--endpoint", daemon.endpoint, "--prompts", prompts, "--per-category", "2", "--max-tokens", "24",
@@ -57,7 +58,7 @@ def test_a_run_against_a_daemon(serve: Serve, prompts: Path, tmp_path: Path) -> 
     assert "same text with and without drafting: 3 of 3 prompts\n" in done.stdout
     assert "ping over 50: " in done.stdout
     report = json.loads(out.read_text("utf-8"))
-    assert report["pair"] == "tiny"
+    assert (report["pair"], report["engine"]["backend"]) == ("tiny", "transformers")
     assert report["command"].startswith("draftd bench --endpoint")
     assert [(row["name"], row["prompts"]) for row in report["categories"]] == [("writing", 2), ("coding", 1)]
     assert [result["question_id"] for result in report["results"]] == ["0", "1", "2"]
@@ -108,6 +109,14 @@ def test_a_private_daemon_serves_and_is_gone_afterwards() -> None:
     psutil.wait_procs(children, timeout=20)
     assert not [child for child in children if child.is_running()]
     assert not directory.exists()
+
+
+@pytest.mark.usefixtures("own_pair")
+def test_a_private_daemons_models_stay_whatever_the_users_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAFTD_KEEP_ALIVE", "0")
+    with private_daemon("tiny", lambda status: None) as endpoint, Client(endpoint) as client:
+        client.complete(prompt="x", max_tokens=1)
+        assert client.status().state == "ready"
 
 
 @pytest.mark.usefixtures("own_pair")

@@ -19,7 +19,7 @@ from draftd.daemon.settings import Settings, load
 from draftd.ipc.errors import OutOfMemory
 from draftd.models.catalog import Pair, load_catalog
 from tests.daemon.conftest import Daemon, Serve
-from tests.daemon.test_doctor import SHAPE, write_header
+from tests.gguf_header import SHAPE, write_header
 
 PLENTY = Room(10**12, 0)
 ASKED = budget.offloads

@@ -14,7 +14,7 @@ from draftd.daemon.engine import Engine
 from draftd.daemon.plan import Plan, Source
 from draftd.daemon.request import Request
 from draftd.drafts.llama_cpp import LlamaDraft
-from draftd.drafts.suffix import SCOPES, SuffixDraft
+from draftd.drafts.suffix import SuffixDraft
 from draftd.models.processors import Penalties, Processors
 from draftd.models.sampling import Sampling
 from tests.fakes import TableDraft, TableTarget
@@ -240,43 +240,6 @@ def test_a_drafted_tokens_row_is_looked_through_once(monkeypatch: pytest.MonkeyP
             token, confidence = context.choose(row.copy(), 2)
         assert token in row.argsort()[-3:]
         assert 0.0 < confidence < 1.0
-
-
-def test_a_repeated_request_replays_its_answer_in_few_passes() -> None:
-    target = TableTarget()
-    drafting = Drafting(suffix=SuffixDraft())
-    passes = []
-    for key in range(2):
-        one = request(key, [5, 1, 2], 60, Sampling(1.0, seed=2), mode=("suffix", 32), scope="app")
-        before = target.passes
-        generate(Engine(target, drafting), [one])
-        drafting.remember(one)
-        passes.append(target.passes - before)
-    assert passes[1] <= 5 < passes[0]
-
-
-def test_one_apps_answers_are_never_drafted_for_another_nor_where_nothing_is_reused() -> None:
-    drafting = Drafting(suffix=SuffixDraft())
-    first = request(0, [5, 1, 2], 60, Sampling(1.0, seed=2), mode=("suffix", 32), scope="app")
-    generate(Engine(TableTarget(), drafting), [first])
-    drafting.remember(first)
-    drafting.remember(request(3, first.tokens[:3], 60, Sampling(), scope=""))
-    for options in ({"scope": "other"}, {"scope": ""}, {"scope": "app", "reuse": False}):
-        again = request(1, [5, 1, 2], 60, Sampling(1.0, seed=2), mode=("suffix", 32), **options)
-        generate(Engine(TableTarget(), drafting), [again])
-        assert again.tally.rounds == first.tally.rounds
-
-
-def test_requests_that_share_nothing_push_no_apps_history_out() -> None:
-    drafting = Drafting(suffix=SuffixDraft())
-    sampling, mode = Sampling(1.0, seed=2), ("suffix", 32)
-    first, again = (request(key, [5, 1, 2], 60, sampling, mode=mode, scope="app") for key in range(2))
-    generate(Engine(TableTarget(), drafting), [first])
-    drafting.remember(first)
-    for key in range(2, SCOPES + 2):
-        generate(Engine(TableTarget(), drafting), [request(key, [1, 2, 3], 3, sampling, mode=mode)])
-    generate(Engine(TableTarget(), drafting), [again])
-    assert again.tally.rounds <= 5 < first.tally.rounds
 
 
 def test_the_controller_learns_that_a_bad_draft_does_not_pay() -> None:

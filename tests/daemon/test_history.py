@@ -61,6 +61,16 @@ def test_the_history_survives_a_restart_and_can_be_cleared(serve: Serve, tmp_pat
     assert third.stats.rounds > second.stats.rounds
 
 
+def test_without_a_history_a_requests_own_text_drafts_and_nothing_is_kept(
+    serve: Serve, tmp_path: Path
+) -> None:
+    client = serve(history="false").client()
+    every_byte = list(range(256))  # so that whatever byte comes has come before
+    found = client.complete(tokens=every_byte, max_tokens=40, ignore_eos=True, speculate="suffix:8")
+    assert found.stats.sources["suffix"] > 0
+    assert not (tmp_path / "state" / "suffix").exists()
+
+
 def test_a_running_daemon_forgets_at_once(serve: Serve, tmp_path: Path) -> None:
     options: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 60, "temperature": 1.0, "seed": 22}
     daemon = serve()

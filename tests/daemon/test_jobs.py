@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from draftd.ipc.parts import Stats
 from tests.daemon.desk import Desk
 
 
@@ -91,3 +92,28 @@ def test_what_was_to_end_when_its_engine_died_is_not_begun_again(front: Desk, re
     assert done["usage"]["completion_tokens"] == 1
     assert [body["type"] for body in front.told] == ["generate", "cancel"]
     assert not front.front.jobs.by_key
+
+
+def test_an_end_without_an_engine_tells_of_each_answer(front: Desk) -> None:
+    app = front.app()
+    key = front.generate(app, n=2, seed=5)
+    given: dict[str, Any] = {"drafted": [False], "lengths": [1], "rounds": [0, 0], "tool_calls": []}
+    for index in range(2):
+        front.front.jobs.relay(
+            {"type": "tokens", "key": key, "index": index, "text": "a", "tokens": [index], **given}
+        )
+    ending: dict[str, Any] = {
+        "finish_reason": "stop",
+        "completion_tokens": 1,
+        "cached_tokens": 0,
+        "books": {},
+    }
+    ending["stats"] = Stats.nothing(seed=5).model_dump() | {"rounds": 3}
+    front.front.jobs.relay({"type": "ended", "key": key, "index": 0, "ending": ending})
+    front.front.jobs.stop(front.front.jobs.by_key[key], "deadline", answerable=False)
+    while (done := app.hear())["type"] == "tokens":
+        pass
+    ends = [(end["finish_reason"], end["completion_tokens"], end["stats"]["seed"]) for end in done["answers"]]
+    assert ends == [("stop", 1, 5), ("deadline", 1, 6)]
+    assert (done["finish_reason"], done["stats"]["rounds"]) == ("stop", 3), "those of the first answer"
+    assert done["usage"]["completion_tokens"] == 2

@@ -6,9 +6,11 @@ import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 
 from draftd.drafts.base import common_prefix
 from draftd.drafts.llama_cpp import LlamaDraft
+from draftd.models.base import Rows, Span
 from draftd.models.llama_cpp import LlamaTarget
 from tests.drafts.contexts import Row, context, text
 from tests.fakes import TableTarget
@@ -46,22 +48,22 @@ def test_only_what_was_not_seen_is_fed() -> None:
     draft = LlamaDraft(model)
     tokens = [1, 2, 3, 4, 5]
     (proposal,) = draft.propose([context(tokens, limit=4)])
-    assert draft.tokens_fed == model.fed == 5 + 3  # the last token drafted is not fed: nothing follows it
+    assert model.fed == 5 + 3  # the last token drafted is not fed: nothing follows it
 
     tokens += [*proposal.tokens[:2], (proposal.tokens[2] + 1) % 8]  # two accepted, then another
     (proposal,) = draft.propose([context(tokens, limit=1)])
-    assert draft.tokens_fed == 8 + 1
+    assert model.fed == 8 + 1
 
     tokens += [*proposal.tokens, 6]  # all accepted, and one more: neither was fed
     draft.propose([context(tokens, limit=1)])
-    assert draft.tokens_fed == 9 + 2
+    assert model.fed == 9 + 2
 
     draft.propose([context(tokens, limit=1)])  # the very same again: the last token alone, for its row
-    assert draft.tokens_fed == 11 + 1
+    assert model.fed == 11 + 1
 
     draft.forget(0)
     draft.propose([context(tokens, limit=1)])
-    assert draft.tokens_fed == 12 + len(tokens)
+    assert model.fed == 12 + len(tokens)
 
 
 def test_a_context_that_drafts_nothing_costs_nothing() -> None:
@@ -166,20 +168,27 @@ def test_common_prefix() -> None:
 
 
 def test_what_was_prepared_or_copied_is_not_fed_again(
-    model: LlamaTarget, reference: Callable[[Sequence[int]], Row]
+    model: LlamaTarget, reference: Callable[[Sequence[int]], Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    forward, passes = model.forward, list[int]()  # tokens of each
+
+    def counted(spans: Sequence[Span]) -> list[Rows]:
+        passes.append(sum(len(span.tokens) for span in spans))
+        return forward(spans)
+
+    monkeypatch.setattr(model, "forward", counted)
     draft = LlamaDraft(model)
     tokens = [*range(40), 5]
     draft.prepare(0, tokens[:30])
     draft.prepare(0, tokens[:40])
     draft.prepare(0, tokens[:40])
-    assert (draft.tokens_fed, draft.unseen(0, tokens), draft.unseen(1, tokens)) == (40, 1, 41)
+    assert (sum(passes), draft.unseen(0, tokens), draft.unseen(1, tokens)) == (40, 1, 41)
     draft.copy(0, 1, 35)
     assert draft.unseen(1, tokens) == 6
     for slot, fed in ((0, 1), (1, 6)):
-        before = draft.tokens_fed
+        passes.clear()
         (proposal,) = draft.propose([context(tokens, limit=1, slot=slot)])
-        assert draft.tokens_fed - before == fed
+        assert sum(passes) == fed
         assert proposal.tokens == [int(reference(tokens).argmax())]
     draft.copy(3, 1, 10)  # nothing to copy leaves what was there
     assert draft.unseen(1, tokens) == 0

@@ -19,12 +19,12 @@ def test_of_a_long_context_only_the_newest_tokens_are_read() -> None:
     draft = LlamaDraft(model)
     tokens = [token % 8 for token in range(100)]
     (proposal,) = draft.propose([windowed(tokens, reading=10, limit=3)])
-    assert (draft.tokens_fed, draft.unseen(0, tokens)) == (10 + 2, 0)
+    assert (model.fed, draft.unseen(0, tokens)) == (10 + 2, 0)
     assert model.held[0] == tokens[-10:] + proposal.tokens[:2]
 
     tokens += [*proposal.tokens[:1], 5]  # later rounds go on behind what was read
     draft.propose([windowed(tokens, reading=10)])
-    assert draft.tokens_fed == 12 + 1
+    assert model.fed == 12 + 1
     assert model.held[0] == tokens[-12:]
 
     tokens += [token % 8 for token in range(30)]
@@ -65,7 +65,7 @@ def test_a_window_makes_room_for_contexts_longer_than_the_draft_s_own() -> None:
         (proposal,) = draft.propose([windowed(tokens, None, limit=3)])
         assert len(proposal.tokens) == 3
         tokens += [*proposal.tokens[:2], 3]
-    assert draft.tokens_fed < 30 * 8
+    assert model.fed < 30 * 8
     assert [len(each.tokens) for each in draft.propose([windowed(tokens, 6, limit=9, slot=1)])] == [9]
 
 
@@ -90,10 +90,10 @@ def test_however_windows_and_rollbacks_mix_the_cache_is_what_is_believed() -> No
     for _ in range(400):
         reading = dice.choice([None, 1, 3, 12])
         before = draft.unseen(0, tokens)
-        fed = draft.tokens_fed
+        fed = model.fed
         (proposal,) = draft.propose([windowed(tokens, reading, limit=1)])
         wanted = max(1, before if reading is None else min(before, reading))
-        assert draft.tokens_fed - fed == wanted
+        assert model.fed - fed == wanted
         assert model.held[0][-wanted:] == tokens[-wanted:]
         assert proposal.tokens == [int(model.row(model.held[0]).argmax())]
         assert draft.unseen(0, tokens) == 0
@@ -105,10 +105,11 @@ def test_however_windows_and_rollbacks_mix_the_cache_is_what_is_believed() -> No
 
 
 def test_what_outgrows_the_draft_s_own_context_is_not_read_ahead_again_and_again() -> None:
-    draft = LlamaDraft(TableTarget(context=64))
+    model = TableTarget(context=64)
+    draft = LlamaDraft(model)
     tokens = [token % 8 for token in range(400)]
     for length in range(32, 401, 32):
         draft.prepare(0, tokens[:length])
-    assert draft.tokens_fed == 64
+    assert model.fed == 64
     assert len(draft.propose([windowed(tokens, None, limit=3)])[0].tokens) == 3
-    assert draft.tokens_fed == 64 + 32 + 2
+    assert model.fed == 64 + 32 + 2

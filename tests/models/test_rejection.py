@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftd.models import rejection, verify
-from draftd.models.groups import tops_of
 from draftd.models.processors import Penalties, Processors
 from draftd.models.rejection import Dice, Law, law_of, one_hot, verify_block, verify_rejection, verify_tokens
 from draftd.models.sampling import Sampling
 from tests.enumeration import EXACT, SIZES, Laws, Tokens, completed, exact, outcomes, total_variation, toy
-from tests.models.test_sampling import brute_force_kept
 
 Draft = Callable[[Dice], tuple[list[int], list[Law]]]  # drafted tokens, and the laws handed over with them
 Verify = Callable[[rejection.Laws, Sequence[Law], Sequence[int], Dice], list[int]]
@@ -251,107 +248,3 @@ def test_each_row_is_processed_behind_its_own_prefix(how: rejection.Rejection) -
         return law(prefix, 0.0)
 
     assert total_variation(completed(outcomes(run), p, 4, 4), exact(p, 4, 4)) < EXACT
-
-
-samplings = st.builds(
-    Sampling,
-    temperature=st.sampled_from([0.2, 1.0, 4.0]),
-    top_k=st.sampled_from([0, 1, 5, 50]),
-    top_p=st.sampled_from([1.0, 0.95, 0.5]),
-    min_p=st.sampled_from([0.0, 0.05, 0.5]),
-)
-
-
-@given(seed=st.integers(0, 10_000), vocab=st.integers(2, 400), sampling=samplings)
-@settings(max_examples=200)
-def test_a_law_is_the_softmax_of_what_the_chain_keeps(seed: int, vocab: int, sampling: Sampling) -> None:
-    row = (np.random.default_rng(seed).standard_normal(vocab) * 3).astype(np.float32)
-    law = law_of(row, sampling)
-    kept = list(range(vocab)) if law.tokens is None else law.tokens.tolist()
-    assert len(set(kept) ^ brute_force_kept(row, sampling)) <= (1 if sampling.top_p < 1.0 else 0)
-    weights = np.exp(row[kept].astype(np.float64) / sampling.temperature)
-    assert law.weights == pytest.approx(weights / weights.sum(), rel=1e-9)
-    assert sum(law.of(token) for token in range(vocab)) == pytest.approx(1.0)
-    assert law.of(vocab) == 0.0
-
-
-@pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.05}])
-def test_a_law_looks_for_no_largest_logits_that_are_known(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = (np.random.default_rng(1).standard_normal(3000) * 3).astype(np.float32)
-    wanted, tops = law_of(row, Sampling(0.8, **options)), tops_of(row)
-    monkeypatch.delattr("draftd.models.sampling.tops_of")
-    law = law_of(row, Sampling(0.8, **options), tops)
-    assert law.tokens is not None
-    assert wanted.tokens is not None
-    assert np.array_equal(law.tokens, wanted.tokens)
-    assert np.array_equal(law.weights, wanted.weights)
-
-
-def test_a_row_without_numbers_is_the_choice_that_coupling_makes() -> None:
-    law = law_of(np.full(5, -np.inf, np.float32), Sampling(1.0))
-    assert (law.of(0), law.of(1)) == (1.0, 0.0)
-
-
-@given(
-    widths=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    sparse=st.tuples(st.booleans(), st.booleans()),
-    scale=st.sampled_from([0.0, 0.3, 1.0]),
-    seed=st.integers(0, 1000),
-)
-def test_the_excess_is_the_definition_whatever_the_widths(
-    widths: tuple[int, int], sparse: tuple[bool, bool], scale: float, seed: int
-) -> None:
-    random = np.random.default_rng(seed)
-    laws, rows = [], []
-    for width, some in zip(widths, sparse, strict=True):
-        tokens = np.sort(random.permutation(9)[:width]) if some else np.arange(width)
-        laws.append(Law(random.random(width), tokens if some else None))
-        rows.append(np.zeros(9))
-        rows[-1][tokens] = laws[-1].weights
-    excess = laws[0].excess(laws[1], scale)
-    wanted = np.maximum(scale * rows[0] - rows[1], 0.0)
-    assert [excess.of(token) for token in range(9)] == wanted.tolist()
-
-
-def test_dice_fall_as_often_as_they_should() -> None:
-    """Chi-square over 40,000 throws; p = 1e-6 at 33 for four degrees of freedom, at 24 for one."""
-    dice = Dice(1)
-    law = Law(np.array([0.0, 0.2, 0.1, 0.0, 0.3, 0.25, 0.0]), np.arange(10, 17))
-    expected = law.weights / law.weights.sum() * 40_000
-    counts = np.bincount([dice.draw(law) for _ in range(40_000)], minlength=17)[10:]
-    there = expected > 0
-    assert counts[~there].sum() == 0
-    assert float(((counts - expected)[there] ** 2 / expected[there]).sum()) < 33
-    accepted = sum(dice.accept(0.3) for _ in range(40_000))
-    assert (accepted - 12_000) ** 2 / 12_000 + (accepted - 12_000) ** 2 / 28_000 < 24
-    assert dice.accept(1.0)
-    assert not dice.accept(0.0)
-
-
-def test_dice_differ_from_one_pair_to_the_next() -> None:
-    law = Law(np.ones(1000))
-    assert [Dice().draw(law) for _ in range(4)] != [Dice().draw(law) for _ in range(4)]
-
-
-@pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (1 - 2**-53, 3)])
-def test_the_ends_of_a_uniform_choose_no_token_without_weight(uniform: float, token: int) -> None:
-    class Ends:
-        def random(self) -> float:
-            return uniform
-
-    dice = Dice()
-    dice._random = Ends()  # type: ignore[assignment]
-    assert dice.draw(Law(np.array([0.0, 0.1, 0.0, 0.7, 0.0]))) == token
-
-
-@pytest.mark.parametrize("width", [1, 511, 512, 513, 5000])
-def test_of_a_wide_law_the_token_is_drawn_that_a_running_sum_finds(width: int) -> None:
-    random = np.random.default_rng(width)
-    weights = random.random(width) * (random.random(width) < 0.2)
-    weights[-1] = 0.5
-    law, dice, twin = Law(weights), Dice(7), np.random.default_rng(7)
-    mass = np.cumsum(weights)
-    wanted = [int(np.searchsorted(mass, twin.random() * mass[-1], side="right")) for _ in range(200)]
-    assert [dice.draw(law) for _ in range(200)] == wanted
