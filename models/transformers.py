@@ -157,7 +157,7 @@ class TransformersTarget:
             position_ids=at,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=torch.tensor(wanted, device=self.device),
+            logits_to_keep=torch.tensor(wanted),  # indices of the CPU's go with rows on any GPU
         ).logits
         self._cache.end(spans)
         return logits

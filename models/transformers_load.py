@@ -58,7 +58,17 @@ def load_model(
         raise CorruptModel(f"{path} lacks {len(missing)} weights, {missing[0]} among them: fetch it again")
     if can_pack(model):
         pack(model)
+    keep_rows_apart(model)
     return model.eval()
+
+
+def keep_rows_apart(model: Any) -> None:
+    """Leave which rows are wanted where it is: a model on several GPUs has its inputs moved to one of them.
+
+    Its last layers mostly are on another, where rows can be picked by indices of their own GPU or the CPU's.
+    """
+    if (hook := getattr(model, "_hf_hook", None)) is not None:
+        hook.skip_keys = {*(hook.skip_keys or ()), "logits_to_keep"}
 
 
 def read_config(path: Path) -> PretrainedConfig:

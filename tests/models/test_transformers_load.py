@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Llama4TextConfig, Qwen2Config
 
 from draftd.ipc.errors import CorruptModel, DraftdError, InvalidConfig, ModelNotFound, UnsupportedModel
 from draftd.models.base import Span
 from draftd.models.transformers import TransformersTarget
-from draftd.models.transformers_load import longest_context
+from draftd.models.transformers_load import keep_rows_apart, longest_context
 from tests.models.targets import TARGET, close, tokens
 from tests.models.test_transformers import save
 from tests.tiny import fill, write_tiny
@@ -26,6 +28,17 @@ def test_a_device_map_places_the_layers(qwen: Path) -> None:
         target = TransformersTarget.load(qwen, **TARGET, device_map=device_map)  # type: ignore[arg-type]
         (rows,) = target.forward([Span(0, 0, prompt, 12)])
         close(rows, expected)
+
+
+def test_which_rows_are_wanted_stays_on_the_cpu() -> None:
+    """Over several GPUs a model's inputs are moved to one, but rows are picked where its last layers are."""
+    operations: Any = pytest.importorskip("accelerate.utils.operations")
+    keep_rows_apart(SimpleNamespace())  # a model on one device has no hook
+    model = SimpleNamespace(_hf_hook=SimpleNamespace(skip_keys={"past_key_values"}))
+    keep_rows_apart(model)
+    inputs = {name: torch.ones(1) for name in ("input_ids", "past_key_values", "logits_to_keep")}
+    moved = operations.send_to_device(inputs, "meta", skip_keys=model._hf_hook.skip_keys)
+    assert [each.device.type for each in moved.values()] == ["meta", "cpu", "cpu"]
 
 
 def test_a_rope_that_changes_with_length_limits_the_context() -> None:
