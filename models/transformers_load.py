@@ -50,6 +50,7 @@ def load_model(
     except (torch.OutOfMemoryError, MemoryError):
         raise EngineFailed(f"not enough memory for {path}: use a smaller model or a device map") from None
     except (OSError, SafetensorError, RuntimeError) as error:
+        _blame_gpu(path, error)
         raise CorruptModel(f"{path} can't be read: {_line(error)}; fetch it again") from error
     except ValueError as error:
         raise UnsupportedModel(f"{path} can't be loaded: {_line(error)}") from error
@@ -147,6 +148,7 @@ def check_rollback(target: Target, model: Any, path: Path) -> None:
     except (torch.OutOfMemoryError, MemoryError):
         raise EngineFailed(f"not enough memory to run {path}: use fewer slots or a smaller context") from None
     except Exception as error:  # whatever a model's code raises when it's given a cache that isn't its own
+        _blame_gpu(path, error)
         raise UnsupportedModel(
             f"{path} can't be a target: {type(model).__name__} doesn't run on a slot cache: {_line(error)}"
         ) from error
@@ -167,7 +169,9 @@ def _place(device: str) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError:
-        raise InvalidConfig(f"there is no device {device}: use auto, cpu, cuda or cuda:N") from None
+        place = torch.device("meta")
+    if place.type not in ("cpu", "cuda"):
+        raise InvalidConfig(f"there is no device {device}: use auto, cpu, cuda or cuda:N")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise InvalidConfig(f"there is no {device} here: torch sees {torch.cuda.device_count()} CUDA devices")
     return place
@@ -178,6 +182,13 @@ def _dtype(name: str) -> torch.dtype:
     if name not in dtypes:
         raise InvalidConfig(f"there is no dtype {name} for a target: use {', '.join(dtypes)}")
     return dtypes[name]
+
+
+def _blame_gpu(path: Path, error: Exception) -> None:
+    """EngineFailed where the trouble is a GPU's and not the model's: one that is not there, busy or full."""
+    if "CUDA error" in str(error) or "HIP error" in str(error):
+        mend = "see what else runs there, or set device or device_map"
+        raise EngineFailed(f"{path} can't run on this GPU: {_line(error)}; {mend}") from error
 
 
 def _line(error: Exception) -> str:

@@ -12,7 +12,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Llama4TextConfig, Qwen2Config
 
-from draftd.ipc.errors import CorruptModel, DraftdError, InvalidConfig, ModelNotFound, UnsupportedModel
+from draftd.ipc.errors import (
+    CorruptModel,
+    DraftdError,
+    EngineFailed,
+    InvalidConfig,
+    ModelNotFound,
+    UnsupportedModel,
+)
 from draftd.models.base import Span
 from draftd.models.transformers import TransformersTarget
 from draftd.models.transformers_load import keep_rows_apart, longest_context
@@ -153,10 +160,26 @@ def test_a_damaged_directory_is_refused_with_the_reason(
         TransformersTarget.load(tmp_path, **TARGET)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("options", [{"dtype": "int3"}, {"device": "abacus"}, {"device": "cuda:99"}])
+@pytest.mark.parametrize(
+    "options", [{"dtype": "int3"}, {"device": "abacus"}, {"device": "xpu"}, {"device": "cuda:99"}]
+)
 def test_wrong_settings_are_named(qwen: Path, options: dict[str, str]) -> None:
     with pytest.raises(InvalidConfig, match=next(iter(options.values()))):
         TransformersTarget.load(qwen, **(TARGET | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(AutoModelForCausalLM, "from_pretrained"), (TransformersTarget, "forward")]
+)
+def test_a_gpus_trouble_is_not_the_models(
+    qwen: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: invalid device ordinal\nFor debugging consider ...")
+
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(EngineFailed, match=r"can't run on this GPU: CUDA error: invalid device ordinal; see"):
+        TransformersTarget.load(qwen, **TARGET)  # type: ignore[arg-type]
 
 
 def test_loading_reports_its_progress(qwen: Path) -> None:
