@@ -187,8 +187,10 @@ class TransformersTarget:
 
     def _fetch(self, logits: Tensor, before: int) -> Rows:
         """The rows as an array: a view of what the CPU computed where it is float32, else one copy."""
+        # Where they are: torch would copy 16 bits to memory that is not pinned, and convert them there.
+        logits = logits.float()
         if logits.device.type == "cpu":
-            return logits.float().numpy()
+            return logits.numpy()
         host = self._host[before : before + len(logits)]
         return host.copy_(logits).numpy()
 
