@@ -58,6 +58,10 @@ def fetch_repository(source: HubSource, staging: Path, advance: Advance) -> None
     total = sum(file.size for file in files)
     with writing(staging, total - sum(length(staging / file.rfilename) for file in files)):
         staging.mkdir(parents=True, exist_ok=True)
+        names = {file.rfilename for file in files}
+        for left in staging.iterdir():  # by an earlier try, of a commit that had it
+            if left.is_file() and left.name.removesuffix(".part") not in names:
+                left.unlink()
     done = 0
     for file in files:
         path = staging / file.rfilename
