@@ -21,6 +21,8 @@ from draftd.models.packed import can_pack, pack
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 WEIGHTS = ("*.safetensors", "*.bin")
+# How torch words it; the second to fourth where the driver fails.
+GPU_TROUBLE = ("CUDA error", "CUDA unknown error", "CUDA driver", "No CUDA GPUs", "HIP error")
 TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.3, torch.float16: 0.3}  # of the logits' own spread
 
 
@@ -186,7 +188,7 @@ def _dtype(name: str) -> torch.dtype:
 
 def _blame_gpu(path: Path, error: Exception) -> None:
     """EngineFailed where the trouble is a GPU's and not the model's: one that is not there, busy or full."""
-    if "CUDA error" in str(error) or "HIP error" in str(error):
+    if any(words in str(error) for words in GPU_TROUBLE):
         mend = "see what else runs there, or set device or device_map"
         raise EngineFailed(f"{path} can't run on this GPU: {_line(error)}; {mend}") from error
 
