@@ -41,7 +41,9 @@ def out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError):
         return True
     # by name, since torch is not imported where llama.cpp is the target
-    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in WANT)
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in WANT)
 
 
 def ours(error: Exception) -> DraftdError:
