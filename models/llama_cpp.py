@@ -11,7 +11,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from draftd.ipc.errors import ContextOverflow, EngineFailed
+from draftd.ipc.errors import ContextOverflow, EngineFailed, UnsupportedModel
 from draftd.models import native
 from draftd.models.base import Rows, Span, State
 from draftd.models.llama_batch import Batch, split, surplus_of
@@ -37,7 +37,7 @@ class LlamaTarget:
         self._tiled = tiled
         self._windowed = llama_cpp.llama_model_n_swa(model) > 0
         self._context = 0  # there while a slot may hold something
-        self._open()
+        self._open(first=True)
         self._batch = Batch(llama_cpp.llama_n_batch(self._context))
         self._lengths = [0] * slots
         self._removals: set[int] = set()  # slots that llama.cpp still holds more of than _lengths says
@@ -124,13 +124,18 @@ class LlamaTarget:
 
     # ---- on llama.cpp's thread
 
-    def _open(self) -> None:
+    def _open(self, first: bool = False) -> None:
         """Make the context, the slots' caches and what llama.cpp computes in, unless it is there."""
         if self._context:
             return
-        handle, self.context = open_context(
-            self.path, self._model, self.slots, self.context, self._threads, self._gpu_layers
-        )
+        try:
+            handle, self.context = open_context(
+                self.path, self._model, self.slots, self.context, self._threads, self._gpu_layers
+            )
+        except UnsupportedModel as error:
+            if first:
+                raise
+            raise MemoryError(error.message) from None  # what it needs was there before it was dropped
         self._context = handle
         self._memory = llama_cpp.llama_get_memory(handle)
 
