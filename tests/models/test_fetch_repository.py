@@ -63,7 +63,7 @@ def test_a_repository_taken_up_after_its_branch_moved_is_of_one_commit(
     old = {"config.json": b"{} ", "a.safetensors": CONTENT, "b.safetensors": CONTENT}
     gone = {"added_tokens.json": b"{}", "aa.safetensors": CONTENT}
     publish(server, gone | old, "a" * 40)
-    server.cuts[f"/owner/repo/resolve/{'a' * 40}/b.safetensors"] = [0, 0, 0]
+    server.cuts[f"/owner/repo/resolve/{'a' * 40}/b.safetensors"] = [1000, 0, 0, 0]
     with pytest.raises(DownloadFailed):
         ensure(WHOLE, tmp_path)
     new = {name: bytes(len(body)) for name, body in old.items()}
