@@ -116,8 +116,8 @@ def must_fit(form: Form, settings: Settings) -> None:
         return
     own = form.variables.get("DRAFTD_CATALOG")
     pair = load_catalog(None if own is None else Path(own)).pair(form.pair)
-    room = budget.measure_room()
     as_asked = settings.model_copy(update={"backend": form.variables["DRAFTD_BACKEND"]})
+    room = budget.measure_room(as_asked)
     (asked,) = budget.asked(pair, as_asked, room)
     if not asked.fits(room):
         raise OutOfMemory(budget.sentence(pair, asked, None, room))

@@ -37,7 +37,7 @@ class Room:
     """Bytes to be had now."""
 
     memory: int
-    gpu: int | None  # of one GPU; None: it can't be read, so nothing is refused for it
+    gpu: int | None  # of the GPUs that the target uses; None: unread, so nothing is refused for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,9 @@ class Budget:
         return self.memory <= room.memory and (room.gpu is None or self.gpu <= room.gpu)
 
 
-def measure_room() -> Room:
-    """What the machine has now, with what a control group leaves, and a GPU's free memory."""
-    return Room(readings.memory_room()[0], _gpu_free())
+def measure_room(settings: Settings) -> Room:
+    """What the machine has now, with what a control group leaves, and its GPUs, as far as they are used."""
+    return Room(readings.memory_room()[0], _gpu_free(settings))
 
 
 def asked(pair: Pair, settings: Settings, room: Room) -> list[Budget]:
@@ -274,8 +274,11 @@ def _shape(path: Path) -> Shape | None:
     return read_shape(path) if path.exists() else None
 
 
-def _gpu_free() -> int | None:
-    """Bytes free on the first NVIDIA GPU; None where nvidia-smi can't tell: no GPU, or another maker's."""
+def _gpu_free(settings: Settings) -> int | None:
+    """Bytes free on NVIDIA GPUs; None where nvidia-smi can't tell: no GPU, or another maker's.
+
+    Of all where a device map or llama.cpp spreads the layers, else of the target's own.
+    """
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
@@ -283,5 +286,12 @@ def _gpu_free() -> int | None:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    first = done.stdout.split("\n", 1)[0].strip()
-    return int(first) * 2**20 if done.returncode == 0 and first.isdigit() else None
+    lines = done.stdout.split()
+    if done.returncode != 0 or not all(line.isdigit() for line in lines):
+        return None
+    free = [int(line) * 2**20 for line in lines]
+    if settings.device_map or settings.backend == "llama_cpp":
+        return sum(free) if free else None
+    number = settings.device.removeprefix("cuda:")
+    own = int(number) if number.isdigit() else 0
+    return free[own] if own < len(free) else None

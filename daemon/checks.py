@@ -229,7 +229,7 @@ def tokenizers(chosen: Pair, settings: Settings) -> Check:
 
 
 def _memory(chosen: Pair, settings: Settings) -> Check:
-    room = budget.measure_room()
+    room = budget.measure_room(settings)
     try:
         asked = budget.asked(chosen, settings, room)
         better = budget.best(chosen, settings, room)

@@ -12,6 +12,9 @@ from draftd.daemon.engine import Engine
 from draftd.daemon.request import Request
 from draftd.ipc.errors import DraftdError
 
+# How libraries word it in errors of no type of their own: torch on a CPU, CUDA (pinned memory, too), cuBLAS.
+WANT = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
 
 class Faults:
     """What to do about an exception that nobody expected."""
@@ -38,7 +41,9 @@ def out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError):
         return True
     # by name, since torch is not imported where llama.cpp is the target
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in WANT)
 
 
 def ours(error: Exception) -> DraftdError:

@@ -46,7 +46,7 @@ def plan(
     """
     settings = configuration.load(config, pair=pair, context=context, slots=slots, backend=backend)
     chosen = load_catalog().pair(settings.pair)
-    room = budget.measure_room()
+    room = budget.measure_room(settings)
     asked = budget.asked(chosen, settings, room)
     # of a file that is not here the caches can't be told: what fits is known once it is
     missing = budget.missing(chosen, settings)

@@ -66,7 +66,7 @@ def tune(pair: Pair, settings: Settings, text: str, quick: bool, say: Say) -> Ou
     threads = settings.threads or machine.cores()
     small = settings.model_copy(update={"context": TOKENS, "slots": 1})
     if settings.check_memory:
-        small = budget.check(pair, small, budget.measure_room())
+        small = budget.check(pair, small, budget.measure_room(small))
         settings = settings.model_copy(update={"backend": small.backend})
     with tuned.alone(pair.name, settings, say):
         backend = _backend(pair, settings, threads, say)

@@ -66,7 +66,8 @@ class Worker:
             self.say({"type": "progress", "fraction": fraction, "stage": stage})
 
         if settings.check_memory:
-            settings = budget.check(load_catalog().pair(settings.pair), settings, budget.measure_room())
+            room = budget.measure_room(settings)
+            settings = budget.check(load_catalog().pair(settings.pair), settings, room)
         self.settings = settings
         self.loaded = load(settings, report)
         self.engine = Engine(self.loaded.target, self.loaded.drafting, beat=self.beat)

@@ -176,7 +176,10 @@ def _stop_ids(path: Path, tokenizer: Any) -> frozenset[int]:
     found: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         if (path / name).is_file():
-            settings = json.loads((path / name).read_text("utf-8"))
+            try:
+                settings = json.loads((path / name).read_text("utf-8"))
+            except ValueError as error:  # no JSON, or no UTF-8
+                raise CorruptModel(f"{path / name} can't be read: {error}; fetch it again") from None
             for part in (settings, settings.get("text_config") or {}):
                 ends = part.get("eos_token_id")
                 found |= set(ends if isinstance(ends, list) else [] if ends is None else [ends])

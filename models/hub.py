@@ -58,11 +58,15 @@ def fetch_repository(source: HubSource, staging: Path, advance: Advance) -> None
     total = sum(file.size for file in files)
     with writing(staging, total - sum(length(staging / file.rfilename) for file in files)):
         staging.mkdir(parents=True, exist_ok=True)
+        names = {name for file in files for name in (file.rfilename, _part(file))}
+        for left in staging.iterdir():  # by an earlier try, of a commit that had it
+            if left.is_file() and left.name not in names:
+                left.unlink()
     done = 0
     for file in files:
         path = staging / file.rfilename
         if not _have(path, file):
-            part = path.with_name(path.name + ".part")
+            part = staging / _part(file)
             if file.lfs is None:
                 part.unlink(missing_ok=True)
             url, headers = hub_request(pinned, file.rfilename)
@@ -74,6 +78,11 @@ def fetch_repository(source: HubSource, staging: Path, advance: Advance) -> None
         done += file.size
     with writing(staging, None):
         write_manifest(staging)
+
+
+def _part(file: Any) -> str:
+    """What a file is called until it is whole; weights by their hash, too, as no other goes on from there."""
+    return file.rfilename + (f".{file.lfs.sha256[:12]}" if file.lfs is not None else "") + ".part"
 
 
 def _have(path: Path, file: Any) -> bool:

@@ -11,15 +11,12 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from draftd.ipc.errors import ContextOverflow, EngineFailed
+from draftd.ipc.errors import ContextOverflow, EngineFailed, UnsupportedModel
 from draftd.models import native
-from draftd.models.base import Rows, Span, State, leveled
-from draftd.models.llama_batch import Batch, split
+from draftd.models.base import Rows, Span, State
+from draftd.models.llama_batch import Batch, split, surplus_of
 from draftd.models.llama_load import Report, full_precision, load_model, open_context
 
-# Rows that llama.cpp's kernels for repacked weights take at once: what is left goes by the smaller tile, then
-# one by one.
-TILE, TILES = 4, 16
 NO_MEMORY = -2  # what llama_decode gives where memory could not be allocated
 
 
@@ -40,10 +37,11 @@ class LlamaTarget:
         self._tiled = tiled
         self._windowed = llama_cpp.llama_model_n_swa(model) > 0
         self._context = 0  # there while a slot may hold something
-        self._open()
+        self._open(first=True)
         self._batch = Batch(llama_cpp.llama_n_batch(self._context))
         self._lengths = [0] * slots
         self._removals: set[int] = set()  # slots that llama.cpp still holds more of than _lengths says
+        self._spoilt: dict[int, int] = {}  # by slot the position of its first row that was no number
 
     @staticmethod
     def load(
@@ -126,13 +124,18 @@ class LlamaTarget:
 
     # ---- on llama.cpp's thread
 
-    def _open(self) -> None:
+    def _open(self, first: bool = False) -> None:
         """Make the context, the slots' caches and what llama.cpp computes in, unless it is there."""
         if self._context:
             return
-        handle, self.context = open_context(
-            self.path, self._model, self.slots, self.context, self._threads, self._gpu_layers
-        )
+        try:
+            handle, self.context = open_context(
+                self.path, self._model, self.slots, self.context, self._threads, self._gpu_layers
+            )
+        except UnsupportedModel as error:
+            if first:
+                raise
+            raise MemoryError(error.message) from None  # what it needs was there before it was dropped
         self._context = handle
         self._memory = llama_cpp.llama_get_memory(handle)
 
@@ -141,6 +144,7 @@ class LlamaTarget:
             llama_cpp.llama_free(self._context)
             self._context = 0
             self._removals.clear()
+            self._spoilt.clear()
 
     def _set_threads(self) -> None:
         if self._context:
@@ -154,8 +158,11 @@ class LlamaTarget:
         passes = split(spans, self._batch.size)
         parts: list[list[Rows]] = [[] for _ in spans]
         for pieces in passes:
-            surplus = self._surplus([span for _, span in pieces], last=pieces is passes[-1])
-            first_rows = self._batch.fill([span for _, span in pieces], surplus)
+            fed = [span for _, span in pieces]
+            surplus = [0] * len(fed)
+            if pieces is passes[-1]:
+                surplus = surplus_of(fed, self._tiled, self.context, self._batch.size)
+            first_rows = self._batch.fill(fed, surplus)
             self._removals |= {span.slot for (_, span), more in zip(pieces, surplus, strict=True) if more}
             if code := llama_cpp.llama_decode(self._context, self._batch.struct):
                 self._fail(spans, code)
@@ -163,29 +170,21 @@ class LlamaTarget:
                 self._lengths[span.slot] = span.start + len(span.tokens)
                 if span.rows:
                     rows = self._rows(first, span.rows)
+                    self._look_at(span, rows)
                     parts[index].append(rows if len(passes) == 1 else rows.copy())
         return [self._join(part) for part in parts]
-
-    def _surplus(self, spans: Sequence[Span], last: bool) -> list[int]:
-        """How many tokens more to feed behind each span, of which nothing is kept, as that takes less time.
-
-        A whole tile of rows takes less than most of one, and spans of one length one pass instead of several.
-        """
-        widths = [len(span.tokens) for span in spans]
-        none = surplus = [0] * len(spans)
-        if last and len(spans) > 1:
-            surplus = leveled(widths)
-        elif last and self._tiled:
-            more = 1 if widths[0] == TILE - 1 else -widths[0] % TILES
-            surplus = [more] if more < TILE else none
-        ends = [span.start + width + more for span, width, more in zip(spans, widths, surplus, strict=True)]
-        fits = max(ends) <= self.context and sum(widths) + sum(surplus) <= self._batch.size
-        return surplus if fits else none
 
     def _rows(self, first: int, rows: int) -> Rows:
         """Rows are in the order of the batch, so the first one's address is enough."""
         pointer = llama_cpp.llama_get_logits_ith(self._context, first)
         return _view(ctypes.addressof(pointer.contents), rows, self.vocab)
+
+    def _look_at(self, span: Span, rows: Rows) -> None:
+        """Note the first row that is no number; where one logit of a row is none, all are."""
+        none = np.isnan(rows[:, 0])
+        if none.any():
+            first = span.start + len(span.tokens) - span.rows + int(none.argmax())
+            self._spoilt[span.slot] = min(first, self._spoilt.get(span.slot, first))
 
     def _join(self, parts: list[Rows]) -> Rows:
         if len(parts) == 1:
@@ -196,6 +195,22 @@ class LlamaTarget:
         for slot in self._removals:
             llama_cpp.llama_memory_seq_rm(self._memory, slot, self._lengths[slot], -1)
         self._removals.clear()
+        if any(self._lengths[slot] <= first for slot, first in self._spoilt.items()):
+            self._cleanse()
+
+    def _cleanse(self) -> None:
+        """Make zeros of what was cut off: llama.cpp would only mask it, and masked NaN is NaN all the same.
+
+        Its buffers are cleared as a whole, so what else they hold is saved and loaded.
+        """
+        held = [slot for slot, length in enumerate(self._lengths) if length]
+        if held and self._windowed:
+            return  # it can't be saved: until nothing is held
+        self._spoilt = {slot: first for slot, first in self._spoilt.items() if self._lengths[slot] > first}
+        saved = [(slot, self._save(slot), self._lengths[slot]) for slot in held]
+        llama_cpp.llama_memory_clear(self._memory, True)
+        for slot, state, length in saved:
+            self._load_state(slot, state, length)
 
     def _fail(self, spans: Sequence[Span], code: int) -> None:
         for span in spans:

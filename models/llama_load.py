@@ -23,7 +23,9 @@ _FLASH_AUTO, _FLASH_OFF = -1, 0
 def load_model(path: Path, *, vocab_only: bool = False, gpu_layers: int = 0, extra_bufts: bool = True,
                report: Report | None = None) -> int:  # fmt: skip
     """The llama_model * of a GGUF; call on llama.cpp's thread, free with llama_model_free."""
-    _check_file(path, vocab_only)
+    # What goes to a GPU needs no memory here, whose size then says little.
+    in_memory = not vocab_only and not (gpu_layers and llama_cpp.llama_supports_gpu_offload())
+    _check_file(path, in_memory)
     failure: list[BaseException] = []
 
     @llama_cpp.llama_progress_callback  # type: ignore[untyped-decorator]
@@ -110,7 +112,7 @@ def _no_rollback(model: int) -> str:
     return ""
 
 
-def _check_file(path: Path, vocab_only: bool) -> None:
+def _check_file(path: Path, in_memory: bool) -> None:
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -122,7 +124,7 @@ def _check_file(path: Path, vocab_only: bool) -> None:
     if magic != b"GGUF":
         raise CorruptModel(f"{path} is not a GGUF file: remove it and pull the model again")
     available = psutil.virtual_memory().available
-    if not vocab_only and size > available:
+    if in_memory and size > available:
         raise UnsupportedModel(
             f"{path.name} needs {size / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free: "
             "close other programs or use a smaller model"

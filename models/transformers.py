@@ -157,7 +157,7 @@ class TransformersTarget:
             position_ids=at,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=torch.tensor(wanted, device=self.device),
+            logits_to_keep=torch.tensor(wanted),  # indices of the CPU's go with rows on any GPU
         ).logits
         self._cache.end(spans)
         return logits
@@ -187,8 +187,10 @@ class TransformersTarget:
 
     def _fetch(self, logits: Tensor, before: int) -> Rows:
         """The rows as an array: a view of what the CPU computed where it is float32, else one copy."""
+        # Where they are: torch would copy 16 bits to memory that is not pinned, and convert them there.
+        logits = logits.float()
         if logits.device.type == "cpu":
-            return logits.float().numpy()
+            return logits.numpy()
         host = self._host[before : before + len(logits)]
         return host.copy_(logits).numpy()
 

@@ -21,6 +21,8 @@ from draftd.models.packed import can_pack, pack
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 WEIGHTS = ("*.safetensors", "*.bin")
+# How torch words it; the second to fourth where the driver fails.
+GPU_TROUBLE = ("CUDA error", "CUDA unknown error", "CUDA driver", "No CUDA GPUs", "HIP error")
 TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.3, torch.float16: 0.3}  # of the logits' own spread
 
 
@@ -50,6 +52,7 @@ def load_model(
     except (torch.OutOfMemoryError, MemoryError):
         raise EngineFailed(f"not enough memory for {path}: use a smaller model or a device map") from None
     except (OSError, SafetensorError, RuntimeError) as error:
+        _blame_gpu(path, error)
         raise CorruptModel(f"{path} can't be read: {_line(error)}; fetch it again") from error
     except ValueError as error:
         raise UnsupportedModel(f"{path} can't be loaded: {_line(error)}") from error
@@ -58,7 +61,17 @@ def load_model(
         raise CorruptModel(f"{path} lacks {len(missing)} weights, {missing[0]} among them: fetch it again")
     if can_pack(model):
         pack(model)
+    keep_rows_apart(model)
     return model.eval()
+
+
+def keep_rows_apart(model: Any) -> None:
+    """Leave which rows are wanted where it is: a model on several GPUs has its inputs moved to one of them.
+
+    Its last layers mostly are on another, where rows can be picked by indices of their own GPU or the CPU's.
+    """
+    if (hook := getattr(model, "_hf_hook", None)) is not None:
+        hook.skip_keys = {*(hook.skip_keys or ()), "logits_to_keep"}
 
 
 def read_config(path: Path) -> PretrainedConfig:
@@ -137,6 +150,7 @@ def check_rollback(target: Target, model: Any, path: Path) -> None:
     except (torch.OutOfMemoryError, MemoryError):
         raise EngineFailed(f"not enough memory to run {path}: use fewer slots or a smaller context") from None
     except Exception as error:  # whatever a model's code raises when it's given a cache that isn't its own
+        _blame_gpu(path, error)
         raise UnsupportedModel(
             f"{path} can't be a target: {type(model).__name__} doesn't run on a slot cache: {_line(error)}"
         ) from error
@@ -157,7 +171,9 @@ def _place(device: str) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError:
-        raise InvalidConfig(f"there is no device {device}: use auto, cpu, cuda or cuda:N") from None
+        place = torch.device("meta")
+    if place.type not in ("cpu", "cuda"):
+        raise InvalidConfig(f"there is no device {device}: use auto, cpu, cuda or cuda:N")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise InvalidConfig(f"there is no {device} here: torch sees {torch.cuda.device_count()} CUDA devices")
     return place
@@ -168,6 +184,13 @@ def _dtype(name: str) -> torch.dtype:
     if name not in dtypes:
         raise InvalidConfig(f"there is no dtype {name} for a target: use {', '.join(dtypes)}")
     return dtypes[name]
+
+
+def _blame_gpu(path: Path, error: Exception) -> None:
+    """EngineFailed where the trouble is a GPU's and not the model's: one that is not there, busy or full."""
+    if any(words in str(error) for words in GPU_TROUBLE):
+        mend = "see what else runs there, or set device or device_map"
+        raise EngineFailed(f"{path} can't run on this GPU: {_line(error)}; {mend}") from error
 
 
 def _line(error: Exception) -> str:

@@ -232,7 +232,7 @@ def test_a_form_that_does_not_fit_is_left_out(
     both = load_catalog().pair("both")
     plenty = budget.Room(10**12, 0)
     _, llama_cpp = budget.asked(both, load(None), plenty)
-    monkeypatch.setattr(budget, "measure_room", lambda: budget.Room(llama_cpp.memory, 0))
+    monkeypatch.setattr(budget, "measure_room", lambda _: budget.Room(llama_cpp.memory, 0))
     asked = ["bench", "--quality", "--pair", "both", "--per-category", "1", "--max-tokens", "4"]
     done = CliRunner().invoke(app, [*asked, "--form", "transformers", "--form", "llama_cpp"])
     assert done.exit_code == 0, done.output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import llama_cpp
@@ -126,12 +127,12 @@ def test_what_cannot_fit_is_refused_with_the_table(
 def test_the_command_shows_the_table_and_its_status_says_whether_it_fits(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "measure_room", lambda: PLENTY)
+    monkeypatch.setattr(budget, "measure_room", lambda _: PLENTY)
     run = CliRunner().invoke(app, ["plan", "--pair", "tiny", "--slots", "3"])
     assert run.exit_code == 0, run.output
     assert "llama_cpp, 3 slots" in run.output
     assert "fits" in run.output
-    monkeypatch.setattr(budget, "measure_room", lambda: Room(10**6, 0))
+    monkeypatch.setattr(budget, "measure_room", lambda _: Room(10**6, 0))
     run = CliRunner().invoke(app, ["plan", "--pair", "tiny", "--json"])
     assert isinstance(run.exception, OutOfMemory)
 
@@ -150,7 +151,7 @@ def test_a_running_daemon_is_told_of(
 def test_of_models_that_are_not_here_no_fit_is_promised(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "measure_room", lambda: PLENTY)
+    monkeypatch.setattr(budget, "measure_room", lambda _: PLENTY)
     ask = ["plan", "--pair", "qwen2.5-coder", "--backend", "llama_cpp"]
     run = CliRunner().invoke(app, ask)
     assert run.exit_code == 0, run.output
@@ -195,7 +196,7 @@ def test_a_gpu_whose_memory_cannot_be_read_is_no_reason_to_refuse(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert budget.measure_room().gpu is None
+    assert budget.measure_room(settings).gpu is None
     room = Room(10**12, None)
     greedy = settings.model_copy(update={"backend": "llama_cpp", "gpu_layers": -1})
     assert budget.check(tiny(), greedy, room) == greedy
@@ -203,6 +204,21 @@ def test_a_gpu_whose_memory_cannot_be_read_is_no_reason_to_refuse(
     assert budget.table(asked, room).splitlines()[-1].endswith("unknown")
     with pytest.raises(OutOfMemory, match="of memory"):
         budget.check(tiny(), greedy, Room(10**6, None))
+
+
+def test_of_several_gpus_those_count_that_are_used(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "100\n200\n"))
+    for change, free in (
+        ({"device": "auto"}, 100),
+        ({"device": "cuda:1"}, 200),
+        ({"device_map": "balanced"}, 300),
+        ({"backend": "llama_cpp"}, 300),
+    ):
+        room = budget.measure_room(settings.model_copy(update=change))
+        assert room.gpu == free * 2**20, change
 
 
 def test_layers_stay_in_memory_where_llama_cpp_has_no_gpu(

@@ -227,7 +227,7 @@ def test_the_amx_probe(
 
 
 def test_too_little_memory_warns(own_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "measure_room", lambda: budget.Room(10**9, 0))
+    monkeypatch.setattr(budget, "measure_room", lambda _: budget.Room(10**9, 0))
     found = {check.name: check for check in checks.pair(load(backend="llama_cpp", context=65536))}["memory"]
     assert found.state == "warn"
     assert "serve with --context" in found.mend
@@ -235,7 +235,7 @@ def test_too_little_memory_warns(own_pair: Path, monkeypatch: pytest.MonkeyPatch
     found = {check.name: check for check in checks.pair(load(backend="llama_cpp", context=65536))}["memory"]
     assert (found.state, found.mend) == ("ok", "")
     assert found.found.endswith("; the daemon that runs here holds 1000.0 GB")
-    monkeypatch.setattr(budget, "measure_room", lambda: budget.Room(10**12, 0))
+    monkeypatch.setattr(budget, "measure_room", lambda _: budget.Room(10**12, 0))
     assert {check.name: check.state for check in checks.pair(load())}["memory"] == "ok"
 
 

@@ -113,7 +113,7 @@ def test_pull_goes_on_where_tuning_fails(
 def test_pull_says_where_the_target_does_not_fit_and_loads_nothing(
     tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "measure_room", lambda: budget.Room(10**6, 0))
+    monkeypatch.setattr(budget, "measure_room", lambda _: budget.Room(10**6, 0))
     monkeypatch.setattr(loader, "load_llama_cpp", None)
     pulled = models("pull")
     assert pulled.exit_code == 0
@@ -127,7 +127,7 @@ def test_the_one_backend_that_fits_is_measured(
     pair, settings = replace(tiny[0], backend="auto"), tiny[1]
     small = settings.model_copy(update={"context": tune.TOKENS, "slots": 1})
     _, llama_cpp = budget.asked(pair, small, budget.Room(10**12, 0))
-    monkeypatch.setattr(budget, "measure_room", lambda: budget.Room(llama_cpp.memory, 0))
+    monkeypatch.setattr(budget, "measure_room", lambda _: budget.Room(llama_cpp.memory, 0))
     monkeypatch.setattr(tune, "choose_backend", None)  # it would load the target in both
     favour(monkeypatch, SHIPPED)
     record = tune.tune(pair, settings, TEXT, True, lambda line: None).record

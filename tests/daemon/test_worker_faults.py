@@ -65,6 +65,8 @@ def test_a_fault_that_could_be_of_several_requests_ends_the_engine(bench: Bench)
 NO_MEMORY = {
     "python": MemoryError(),
     "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "cuda": RuntimeError("CUDA error: out of memory"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     "torch": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
 }
 

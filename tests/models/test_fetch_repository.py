@@ -61,14 +61,16 @@ def test_a_repository_taken_up_after_its_branch_moved_is_of_one_commit(
     server: FileServer, tmp_path: Path
 ) -> None:
     old = {"config.json": b"{} ", "a.safetensors": CONTENT, "b.safetensors": CONTENT}
-    publish(server, old, "a" * 40)
-    server.cuts[f"/owner/repo/resolve/{'a' * 40}/b.safetensors"] = [0, 0, 0]
+    gone = {"added_tokens.json": b"{}", "aa.safetensors": CONTENT}
+    publish(server, gone | old, "a" * 40)
+    server.cuts[f"/owner/repo/resolve/{'a' * 40}/b.safetensors"] = [1000, 0, 0, 0]
     with pytest.raises(DownloadFailed):
         ensure(WHOLE, tmp_path)
     new = {name: bytes(len(body)) for name, body in old.items()}
     publish(server, new, "b" * 40)
     path = ensure(WHOLE, tmp_path)
     assert {name: (path / name).read_bytes() for name in new} == new
+    assert sorted(item.name for item in path.iterdir()) == sorted([*new, "draftd-manifest.json"])
 
 
 def test_a_disk_that_fills_up_with_the_last_of_a_repository_is_said(

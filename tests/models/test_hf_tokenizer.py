@@ -183,6 +183,10 @@ def test_absent_and_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(whole[: len(whole) // 2])
     with pytest.raises(CorruptModel, match="can't be read"):
         HfTokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(whole)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2')  # transformers goes on without it
+    with pytest.raises(CorruptModel, match=r"generation_config\.json can't be read: .*; fetch it again"):
+        HfTokenizer.load(tmp_path)
 
 
 def test_the_bytes_of_tokens_join_to_the_text(tokenizer: HfTokenizer) -> None:

@@ -101,6 +101,17 @@ def test_want_of_memory_has_an_error_of_its_own(target: LlamaTarget, monkeypatch
     assert target.forward([Span(0, 0, [1], 1)])[0].shape == (1, target.vocab)
 
 
+def test_memory_that_was_given_back_and_is_taken_since(
+    target: LlamaTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target.drop(range(target.slots))
+    with monkeypatch.context() as patched:
+        patched.setattr("llama_cpp.llama_init_from_model", lambda *_: None)
+        with pytest.raises(MemoryError, match=f"cannot make 4 slots of {CONTEXT} positions"):
+            target.forward([Span(0, 0, [1], 1)])
+    assert target.forward([Span(0, 0, [1], 1)])[0].shape == (1, target.vocab)
+
+
 def test_torch_and_llama_cpp_take_turns(folder: Path) -> None:
     target = LlamaTarget.load(folder / "q8.gguf", slots=1, context=CONTEXT, threads=2)
     matrix = torch.randn(256, 256, dtype=torch.bfloat16)

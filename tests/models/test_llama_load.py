@@ -89,6 +89,18 @@ def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         load(folder / "model.gguf")
 
 
+def test_layers_on_a_gpu_need_no_memory_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_on_gpu() -> None:
+        LlamaTarget.load(folder / "model.gguf", slots=1, context=64, threads=1, gpu_layers=-1).close()
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr("llama_cpp.llama_supports_gpu_offload", lambda: False)
+    with pytest.raises(UnsupportedModel, match="are free"):  # it ignores `gpu_layers`
+        load_on_gpu()
+    monkeypatch.setattr("llama_cpp.llama_supports_gpu_offload", lambda: True)
+    load_on_gpu()
+
+
 def test_a_recurrent_model_is_refused(tmp_path: Path) -> None:
     write_mamba(tmp_path / "mamba.gguf")
     with pytest.raises(UnsupportedModel, match=r"mamba.gguf cannot be used with speculation: its recurrent"):

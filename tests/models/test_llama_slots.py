@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from draftd.models.base import Span
 from draftd.models.llama_cpp import LlamaTarget
 from tests.models.llama_rows import CONTEXT, close, fresh, text
+from tests.tiny_gguf import write_gguf
 
 
 def test_every_rollback_equals_a_fresh_prefill(target: LlamaTarget) -> None:
@@ -165,3 +169,24 @@ def test_only_the_last_of_several_passes_is_padded(target: LlamaTarget) -> None:
     target._tiled, target._batch.size = False, 512
     assert close(target, rows, fresh(target, tokens, 59))
     assert close(target, target.forward([Span(0, 59, [5], 1)])[0].copy(), fresh(target, [*tokens, 5]))
+
+
+def test_a_fault_of_the_model_in_one_request_reaches_no_later_one(folder: Path, tmp_path: Path) -> None:
+    """Here a token of NaN: its keys stood behind the next request, which is shorter."""
+    bad, long = 260, text(30, 1)
+    shutil.copytree(folder / "model", tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors["model.embed_tokens.weight"][bad] = torch.nan
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    path = write_gguf(tmp_path / "model", tmp_path / "nan.gguf")
+    target = LlamaTarget.load(path, slots=3, context=CONTEXT, threads=1)
+    target.forward([Span(1, 0, long, 0)])
+    for prefix in ([], text(2)):  # of the next request, which stands there already
+        rows = target.forward([Span(0, 0, [*text(3), bad, *text(20)], 20)])[0]
+        assert np.isnan(rows).all()
+        target.truncate(0, len(prefix))
+        row = target.forward([Span(0, len(prefix), text(5)[len(prefix) :], 1)])[0].copy()
+        assert close(target, row, fresh(target, text(5), slot=2))
+    row = target.forward([Span(1, 30, [5], 1)])[0].copy()
+    assert close(target, row, fresh(target, [*long, 5], slot=2)), "what another slot holds stays"
+    target.close()

@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Llama4TextConfig, Qwen2Config
 
-from draftd.ipc.errors import CorruptModel, DraftdError, InvalidConfig, ModelNotFound, UnsupportedModel
+from draftd.ipc.errors import (
+    CorruptModel,
+    DraftdError,
+    EngineFailed,
+    InvalidConfig,
+    ModelNotFound,
+    UnsupportedModel,
+)
 from draftd.models.base import Span
 from draftd.models.transformers import TransformersTarget
-from draftd.models.transformers_load import longest_context
+from draftd.models.transformers_load import keep_rows_apart, longest_context
 from tests.models.targets import TARGET, close, tokens
 from tests.models.test_transformers import save
 from tests.tiny import fill, write_tiny
@@ -26,6 +35,17 @@ def test_a_device_map_places_the_layers(qwen: Path) -> None:
         target = TransformersTarget.load(qwen, **TARGET, device_map=device_map)  # type: ignore[arg-type]
         (rows,) = target.forward([Span(0, 0, prompt, 12)])
         close(rows, expected)
+
+
+def test_which_rows_are_wanted_stays_on_the_cpu() -> None:
+    """Over several GPUs a model's inputs are moved to one, but rows are picked where its last layers are."""
+    operations: Any = pytest.importorskip("accelerate.utils.operations")
+    keep_rows_apart(SimpleNamespace())  # a model on one device has no hook
+    model = SimpleNamespace(_hf_hook=SimpleNamespace(skip_keys={"past_key_values"}))
+    keep_rows_apart(model)
+    inputs = {name: torch.ones(1) for name in ("input_ids", "past_key_values", "logits_to_keep")}
+    moved = operations.send_to_device(inputs, "meta", skip_keys=model._hf_hook.skip_keys)
+    assert [each.device.type for each in moved.values()] == ["meta", "cpu", "cpu"]
 
 
 def test_a_rope_that_changes_with_length_limits_the_context() -> None:
@@ -140,10 +160,26 @@ def test_a_damaged_directory_is_refused_with_the_reason(
         TransformersTarget.load(tmp_path, **TARGET)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("options", [{"dtype": "int3"}, {"device": "abacus"}, {"device": "cuda:99"}])
+@pytest.mark.parametrize(
+    "options", [{"dtype": "int3"}, {"device": "abacus"}, {"device": "xpu"}, {"device": "cuda:99"}]
+)
 def test_wrong_settings_are_named(qwen: Path, options: dict[str, str]) -> None:
     with pytest.raises(InvalidConfig, match=next(iter(options.values()))):
         TransformersTarget.load(qwen, **(TARGET | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(AutoModelForCausalLM, "from_pretrained"), (TransformersTarget, "forward")]
+)
+def test_a_gpus_trouble_is_not_the_models(
+    qwen: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: invalid device ordinal\nFor debugging consider ...")
+
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(EngineFailed, match=r"can't run on this GPU: CUDA error: invalid device ordinal; see"):
+        TransformersTarget.load(qwen, **TARGET)  # type: ignore[arg-type]
 
 
 def test_loading_reports_its_progress(qwen: Path) -> None:
