@@ -173,6 +173,9 @@ class Lifecycle:
     def died(self, *, stopping: bool) -> None:
         """The engine's process ended: its last words first, then plan the next one or give up."""
         self.hear()
+        now = time.monotonic()
+        if self.lifetime.next(now) == "stop":  # due, but it was faster: no crash, nothing to start again
+            self._leave(now)
         self.poller.unregister(self.engine.socket)
         self.poller.unregister(self.engine.exit_fd)
         leaving = self.lifetime.stage is Stage.LEAVING
