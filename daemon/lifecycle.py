@@ -143,8 +143,8 @@ class Lifecycle:
                 self.jobs.prefills.relay(body)
             case "learnt":
                 self.learnt = body["report"]
-            case "progress" | "ready" if self.lifetime.stage is Stage.LEAVING:
-                pass  # said before it heard that it is to leave
+            case "progress" | "ready" | "failed" if self._leaves_by < inf:
+                pass  # said before it heard that it is to end: of no engine that is to come
             case "progress":
                 self.progress = body["fraction"]
                 self.detail = f"loading {self.progress:.0%}".replace("%", " %") + f" ({body['stage']})"

@@ -10,9 +10,11 @@ import pytest
 
 from draftd.daemon.lifecycle import Lifecycle
 from draftd.daemon.lifetime import Stage
+from draftd.ipc.errors import DraftdError
 from tests.daemon.desk import Desk
 
 FAILED: dict[str, Any] = {"type": "failed", "code": "model_not_found", "message": "the file is gone"}
+READY: dict[str, Any] = {"type": "ready", "info": {}}
 
 
 @pytest.fixture
@@ -36,3 +38,18 @@ def test_an_engine_that_ends_with_the_word_that_it_failed_is_not_started_again(l
     assert loading.state == "unloaded"
     assert loading.engine.restart_at is None
     assert not loading.jobs.counters.restarts
+
+
+@pytest.mark.parametrize("words", [READY, FAILED], ids=["ready", "failed"])
+def test_the_last_words_of_an_engine_that_is_replaced_are_not_the_next_ones(
+    loading: Lifecycle, words: dict[str, Any]
+) -> None:
+    undone: list[DraftdError] = []
+    loading.replace(loading.engine.load, "other")
+    loading.fall_back = undone.append
+    loading._on_message(words)
+    assert loading.state == "restarting"
+    assert not undone
+    assert loading.fall_back == undone.append, "the next engine has yet to say whether it loads"
+    loading.died(stopping=False)
+    assert loading.engine.process is not None, "the next one"
