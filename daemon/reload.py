@@ -35,6 +35,7 @@ class Reload:
         self._jobs = jobs
         self._life = life
         self._adopt = adopt  # tells the front
+        self._loads: Settings  # while others are tried: the last that the models did load with
 
     def run(self, old: Settings) -> None:
         """Read it and apply it; a wrong one is refused, in the log and in the counters."""
@@ -44,11 +45,14 @@ class Reload:
             self._refused(error)
             return
         names = changed(old, new)
+        good = old if self._life.fall_back is None else self._loads
         self._jobs.counters.reloads["applied"] += 1
         log.info("configuration read again%s", logs.fields(changed=",".join(sorted(names)) or "nothing"))
         self._apply(new, names)
         if names - FRONT_ONLY:
-            self._life.fall_back = lambda error: self._back(new, old, error)
+            self._loads = good
+            other = changed(good, new) - FRONT_ONLY
+            self._life.fall_back = (lambda error: self._back(new, good, error)) if other else None
 
     def _apply(self, settings: Settings, names: set[str]) -> None:
         self._adopt(settings)

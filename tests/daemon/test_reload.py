@@ -11,7 +11,7 @@ import pytest
 from draftd.daemon import logs
 from draftd.daemon.governor import Rung
 from draftd.daemon.settings import Settings
-from draftd.ipc.errors import Overloaded
+from draftd.ipc.errors import OutOfMemory, Overloaded
 from tests.daemon.desk import desk
 
 
@@ -56,6 +56,36 @@ def test_open_requests_end_where_the_rest_could_be_another_models(
             assert app.hear()["code"] == "cancelled"
         (settings,) = replaced
         assert {name: settings[name] for name in changed} == changed, "the engine's, so another takes over"
+
+
+def test_two_reloads_that_do_not_load_lead_back_to_what_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second may come before the first has turned out to be wrong."""
+    monkeypatch.setattr(logs, "set_up", lambda level, content: None)
+    with desk(tmp_path, slots=2) as made:
+        front = made.front
+        replaced: list[int] = []
+        monkeypatch.setattr(
+            front.life, "replace", lambda load, pair: replaced.append(load["settings"]["slots"])
+        )
+
+        def reload(slots: int) -> None:
+            new = front.settings.model_copy(update={"slots": slots})
+            front.reload._again = lambda: new
+            front.reload.run(front.settings)
+
+        reload(3)
+        reload(4)
+        back = front.life.fall_back
+        assert back is not None
+        back(OutOfMemory("too many slots"))
+        assert replaced == [3, 4, 2]
+        assert front.settings.slots == 2
+        reload(3)
+        reload(2)
+        assert replaced == [3, 4, 2, 3, 2]
+        assert front.life.fall_back is None, "there is nothing else that loads"
 
 
 def test_without_the_governor_nobody_is_turned_away_any_more(
