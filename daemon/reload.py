@@ -87,7 +87,11 @@ def read_again(old: Settings, again: Again) -> Settings:
         from draftd.models.fetch import is_here
 
         for model in load_catalog().pair(new.pair).models:
-            if model.path is None and not is_here(model, new.cache_dir):
+            try:
+                here = model.path is not None or is_here(model, new.cache_dir)
+            except OSError as error:
+                raise InvalidConfig(f"cannot read {model.name}: {error.strerror}") from None
+            if not here:
                 raise ModelNotFound(
                     f"{model.name} is not on this machine: run `draftd models pull {new.pair}`"
                 )

@@ -31,7 +31,7 @@ from draftd.daemon.retreat import Retreat
 from draftd.daemon.scheduler import Work
 from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
-from draftd.ipc.errors import DraftdError, EngineFailed
+from draftd.ipc.errors import DraftdError, EngineFailed, InvalidConfig
 from draftd.models.catalog import load_catalog
 from draftd.models.child import end_with
 
@@ -65,10 +65,13 @@ class Worker:
             self.pulse.beat(LOADING)
             self.say({"type": "progress", "fraction": fraction, "stage": stage})
 
-        if settings.check_memory:
-            settings = budget.check(load_catalog().pair(settings.pair), settings, budget.measure_room())
-        self.settings = settings
-        self.loaded = load(settings, report)
+        try:
+            if settings.check_memory:
+                settings = budget.check(load_catalog().pair(settings.pair), settings, budget.measure_room())
+            self.settings = settings
+            self.loaded = load(settings, report)
+        except PermissionError as error:  # another engine would fare no better
+            raise InvalidConfig(f"cannot load {settings.pair}: {error}") from None
         self.engine = Engine(self.loaded.target, self.loaded.drafting, beat=self.beat)
         self.keeping = Keeping(settings, self.loaded.info, self.engine)
         self.retreat = Retreat(self.loaded, self.engine)
