@@ -61,9 +61,12 @@ class Worker:
         self.socket.send(msgpack.packb(body))
 
     def load(self, settings: Settings) -> None:
+        loading = True
+
         def report(fraction: float, stage: str) -> None:
             self.pulse.beat(LOADING)
-            self.say({"type": "progress", "fraction": fraction, "stage": stage})
+            if loading:  # not a draft that the governor had taken away
+                self.say({"type": "progress", "fraction": fraction, "stage": stage})
 
         try:
             if settings.check_memory:
@@ -76,6 +79,7 @@ class Worker:
         self.keeping = Keeping(settings, self.loaded.info, self.engine)
         self.retreat = Retreat(self.loaded, self.engine)
         self.asked = Asked(self.loaded)
+        loading = False
         self.say({"type": "ready", "info": self.loaded.info})
 
     def save(self, every: float = SAVE_EVERY) -> None:
