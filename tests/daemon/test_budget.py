@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import llama_cpp
 import pytest
 from typer.testing import CliRunner
 
-from draftd.daemon import budget
+from draftd.daemon import budget, plan_cli
 from draftd.daemon.budget import Budget, Room
 from draftd.daemon.cli import app
 from draftd.daemon.model_files import read_shape
@@ -145,6 +147,16 @@ def test_a_running_daemon_is_told_of(
     assert re.search(r"\na daemon runs here and holds [1-9]\d* MB, which is not to be had now", run.output)
     monkeypatch.setenv("DRAFTD_ENDPOINT", shared.endpoint + ".none")
     assert "a daemon runs here" not in CliRunner().invoke(app, ["plan", "--pair", "tiny"]).output
+
+
+@pytest.mark.parametrize(("host", "taken"), [("127.0.0.1", 7), ("[::1]", 7), ("10.0.0.2", 0)])
+def test_what_a_daemon_of_another_machine_holds_is_none_of_this_ones(
+    monkeypatch: pytest.MonkeyPatch, host: str, taken: int
+) -> None:
+    told = SimpleNamespace(memory={"front": 3, "engine": 4})
+    client = nullcontext(SimpleNamespace(status=lambda full: told))
+    monkeypatch.setattr(plan_cli, "Client", lambda address, timeout: client)
+    assert plan_cli.held(load(endpoint=f"tcp://{host}:5555")) == taken
 
 
 def test_of_models_that_are_not_here_no_fit_is_promised(
