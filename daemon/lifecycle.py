@@ -112,7 +112,9 @@ class Lifecycle:
 
     def _leave(self, now: float) -> None:
         """Free the models' memory: the engine ends, and the next request brings another."""
-        patience = STOP_SECONDS if self.state == "ready" else 0.0  # one that loads does not listen
+        patience = 0.0  # one that loads does not listen
+        if self.state == "ready":  # it may have a conversation to write
+            patience = max(STOP_SECONDS, self.engine.load["settings"]["hang_seconds"])
         self.state, self.detail, self.progress, self.info = "unloaded", "unloading", 0.0, {}
         self.engine.restart_at = None
         if self.engine.process is None:  # it had crashed and was to be started again

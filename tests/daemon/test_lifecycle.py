@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -53,3 +54,13 @@ def test_the_last_words_of_an_engine_that_is_replaced_are_not_the_next_ones(
     assert loading.fall_back == undone.append, "the next engine has yet to say whether it loads"
     loading.died(stopping=False)
     assert loading.engine.process is not None, "the next one"
+
+
+def test_an_engine_that_leaves_may_take_as_long_as_any_step(loading: Lifecycle) -> None:
+    """It may be writing the conversation of a request that has just ended, gigabytes of it."""
+    loading._on_message(READY)
+    now = time.monotonic()
+    loading.lifetime.unload(now)
+    loading.tick(now)
+    assert loading.lifetime.stage is Stage.LEAVING
+    assert loading._leaves_by == now + 60.0, "hang_seconds"
