@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from draftd.daemon.budget import Budget, Room
 from draftd.daemon.cli import app
 from draftd.daemon.model_files import read_shape
 from draftd.daemon.settings import Settings, load
-from draftd.ipc.errors import OutOfMemory
+from draftd.ipc.errors import CorruptModel, OutOfMemory
 from draftd.models.catalog import Pair, load_catalog
 from tests.daemon.conftest import Daemon, Serve
 from tests.daemon.test_doctor import SHAPE, write_header
@@ -60,6 +61,22 @@ def test_a_gguf_and_its_directory_have_one_shape(tiny_files: Path) -> None:
     assert directory is not None
     for name in ("layers", "kv_heads", "head_width", "width", "vocab", "elements", "tied", "longest"):
         assert getattr(gguf, name) == getattr(directory, name), name
+
+
+def test_a_directory_whose_weights_git_lfs_did_not_fetch(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 988097824\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    with pytest.raises(CorruptModel, match="is not a readable model"):
+        read_shape(tmp_path)
+
+
+def test_a_list_longer_than_any_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.gguf"
+    key = struct.pack("<Q1sI", 1, b"x", 9)  # a list
+    file.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + key + struct.pack("<IQ", 10, 2**63))
+    with pytest.raises(CorruptModel, match="is not a readable model"):
+        read_shape(file)
 
 
 def test_weights_and_caches_by_context_and_slots(settings: Settings, tiny_files: Path) -> None:
