@@ -220,3 +220,17 @@ def test_a_new_state_waits_for_a_manager_that_is_slow_to_read(tmp_path: Path) ->
     assert PATIENCE / 2 < time.monotonic() - began < WAIT
     notifier.close()
     manager.socket.close()
+
+
+def test_a_status_line_that_found_no_room_is_sent_again(tmp_path: Path) -> None:
+    manager = Manager(str(tmp_path / "full"))
+    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "full")})
+    for number in range(2000):  # more than its queue holds: the progress of a load
+        notifier.status(f"{number}")
+    notifier.status("ready")
+    manager.until_line("STATUS=0")  # there is room for one
+    notifier.status("ready")
+    notifier.status("ready")
+    manager.until_line("STATUS=ready")
+    notifier.close()
+    manager.socket.close()
