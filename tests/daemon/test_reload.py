@@ -88,6 +88,34 @@ def test_two_reloads_that_do_not_load_lead_back_to_what_did(
         assert front.life.fall_back is None, "there is nothing else that loads"
 
 
+@pytest.mark.parametrize("ready", [False, True])
+def test_what_had_fitted_is_not_refused_when_a_reload_leads_back_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ready: bool
+) -> None:
+    """Caches that are not full yet take less than is counted, and other programs may have the rest."""
+    monkeypatch.setattr(logs, "set_up", lambda level, content: None)
+    with desk(tmp_path, slots=2) as made:
+        front = made.front
+        if ready:
+            front.engine.load["settings"]["check_memory"] = False  # as the lifecycle does
+        replaced: list[dict[str, Any]] = []
+
+        def replace(load: dict[str, Any], pair: str) -> None:
+            front.engine.load = load
+            replaced.append(load["settings"])
+
+        monkeypatch.setattr(front.life, "replace", replace)
+        new = front.settings.model_copy(update={"slots": 3})
+        front.reload._again = lambda: new
+        front.reload.run(front.settings)
+        back = front.life.fall_back
+        assert back is not None
+        back(OutOfMemory("too many slots"))
+        told = [(settings["slots"], settings["check_memory"]) for settings in replaced]
+        assert told == [(3, True), (2, not ready)]
+        assert front.settings.check_memory
+
+
 def test_without_the_governor_nobody_is_turned_away_any_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
