@@ -74,6 +74,8 @@ class Reload:
         old, fitted = self._loads
         self._refused(error)
         self._life.fall_back = None
+        if new.pair != old.pair:  # what is loaded instead is not what was asked for
+            self._life.load_failed(error)
         self._apply(old, changed(new, old), fitted)
 
     def _refused(self, error: DraftdError) -> None:

@@ -11,7 +11,8 @@ import pytest
 from draftd.daemon import logs
 from draftd.daemon.governor import Rung
 from draftd.daemon.settings import Settings
-from draftd.ipc.errors import OutOfMemory, Overloaded
+from draftd.ipc.errors import CorruptModel, OutOfMemory, Overloaded
+from draftd.models import fetch
 from tests.daemon.desk import desk
 
 
@@ -114,6 +115,28 @@ def test_what_had_fitted_is_not_refused_when_a_reload_leads_back_to_it(
         told = [(settings["slots"], settings["check_memory"]) for settings in replaced]
         assert told == [(3, True), (2, not ready)]
         assert front.settings.check_memory
+
+
+def test_who_asked_for_the_pair_of_a_reload_hears_that_it_does_not_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that the models are in memory, once those of the old pair are."""
+    monkeypatch.setattr(logs, "set_up", lambda level, content: None)
+    monkeypatch.setattr(fetch, "is_here", lambda model, cache_dir: True)
+    with desk(tmp_path, pair="smollm2") as made:
+        front, app = made.front, made.app()
+        monkeypatch.setattr(front.life, "replace", lambda load, pair: None)
+        front.reload._again = lambda: front.settings.model_copy(update={"pair": "qwen2.5-coder"})
+        front.reload.run(front.settings)
+        front.life.state = "restarting"
+        app.say("load", model="qwen2.5-coder")
+        made.turn()
+        front._run_timers()
+        back = front.life.fall_back
+        assert back is not None
+        back(CorruptModel("the file is damaged"))
+        error = app.hear()
+        assert (error["code"], error["message"]) == ("corrupt_model", "the file is damaged")
 
 
 def test_without_the_governor_nobody_is_turned_away_any_more(
