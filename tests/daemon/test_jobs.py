@@ -91,3 +91,19 @@ def test_what_was_to_end_when_its_engine_died_is_not_begun_again(front: Desk, re
     assert done["usage"]["completion_tokens"] == 1
     assert [body["type"] for body in front.told] == ["generate", "cancel"]
     assert not front.front.jobs.by_key
+
+
+def test_a_prefill_is_given_up_when_two_engines_have_died_and_not_before(front: Desk) -> None:
+    app, jobs = front.app(), front.front.jobs
+    app.say("prefill", "p", prompt="x")
+    front.turn()
+    jobs.submit_all()  # it came before there was an engine
+    jobs.submit_all()  # a reload replaced that
+    jobs.blame([], "ended with status 1")
+    jobs.submit_all()
+    assert jobs.prefills.by_key
+    jobs.blame([], "ended with status 1")
+    jobs.submit_all()
+    error = app.hear()
+    assert (error["id"], error["code"]) == ("p", "engine_failed")
+    assert not jobs.prefills.by_key
