@@ -116,7 +116,7 @@ class Lifecycle:
         if self.state == "ready":  # it may have a conversation to write
             patience = max(STOP_SECONDS, self.engine.load["settings"]["hang_seconds"])
         self.state, self.detail, self.progress, self.info = "unloaded", "unloading", 0.0, {}
-        self.engine.restart_at = None
+        self.engine.restart_at, self.engine.crashes = None, 0  # what comes next is another try
         if self.engine.process is None:  # it had crashed and was to be started again
             self._gone()
             return

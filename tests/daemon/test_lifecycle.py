@@ -11,6 +11,7 @@ import pytest
 
 from draftd.daemon.lifecycle import Lifecycle
 from draftd.daemon.lifetime import Stage
+from draftd.daemon.supervisor import BACKOFF
 from draftd.ipc.errors import DraftdError
 from tests.daemon.desk import Desk
 
@@ -64,3 +65,16 @@ def test_an_engine_that_leaves_may_take_as_long_as_any_step(loading: Lifecycle) 
     loading.tick(now)
     assert loading.lifetime.stage is Stage.LEAVING
     assert loading._leaves_by == now + 60.0, "hang_seconds"
+
+
+def test_behind_an_unload_ends_are_counted_anew(loading: Lifecycle) -> None:
+    """An operator who takes a daemon back that had given up gets as many tries as at its start."""
+    loading.engine.crashes = len(BACKOFF) + 1
+    loading.lifetime.unload(time.monotonic())
+    loading.tick(time.monotonic())
+    loading.died(stopping=False)
+    loading.lifetime.acquire(1)
+    loading.tick(time.monotonic())
+    loading.died(stopping=False)
+    assert loading.state == "restarting"
+    assert loading.engine.restart_at is not None
