@@ -74,6 +74,9 @@ def socket(settings: Settings) -> Check:
     except Unreachable as error:
         if tcp:
             return Check("socket", "ok", error.message)
+        if endpoint.is_held(address):
+            stuck = f"{address}, a daemon holds it and does not answer"
+            return Check("socket", "warn", stuck, "see its log, and restart it")
         left = f"{address}, left by a daemon that is gone; the next one replaces it"
         return _socket_directory(path.parent) or Check("socket", "ok", left)
     except DraftdError as error:

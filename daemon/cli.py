@@ -17,7 +17,7 @@ import typer.core
 import typer.main
 
 from draftd.daemon.options import Endpoint
-from draftd.ipc.errors import DraftdError
+from draftd.ipc.errors import DraftdError, InvalidConfig
 
 # name: (module, what there is a function or an app of commands, first line of its help)
 ELSEWHERE = {
@@ -211,6 +211,8 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("DRAFTD_DEBUG"):
             raise
+        if isinstance(error, PermissionError) and error.filename:  # the machine's, and no fault of ours
+            _fail(f"no permission to use {error.filename}", InvalidConfig.exit_status)
         what = f"unexpected {type(error).__name__}: {error}"
         _fail(f"{what}; DRAFTD_DEBUG=1 shows where, and a report with that is welcome", 1)
 

@@ -19,6 +19,7 @@ log = logging.getLogger("draftd.front")
 
 BUSY, IDLE = 1.0, 5.0  # seconds between two looks, while requests run and while none does
 TRIM = 30.0  # seconds between two times that what connections and answers left behind is given back
+SHORTEST = 0.5  # seconds that the use of the processor is told from, at least
 
 
 class Governing:
@@ -96,6 +97,8 @@ class Governing:
             self.life.lifetime.unload(now)
 
     def _follow_load(self, now: float) -> None:
+        if self._used is not None and now - self._used[0] < SHORTEST:
+            return  # a request came after a pause: the next look tells
         before, self._used = self._used, self._cpu_use(now)
         if before is None or self._used is None or before[2] != self._used[2] or now <= before[0]:
             return  # another engine: its seconds can't be told from the others'
@@ -104,7 +107,7 @@ class Governing:
 
     def _wake(self, now: float) -> None:
         """A request after a pause: what others used in the pause says nothing of the seconds to come."""
-        self._looked, self._used = now, self._cpu_use(now)
+        self._used = self._cpu_use(now)
         if self.threads.count < self.threads.most:
             others = readings.runnable()
             if others is not None:

@@ -112,9 +112,11 @@ class Lifecycle:
 
     def _leave(self, now: float) -> None:
         """Free the models' memory: the engine ends, and the next request brings another."""
-        patience = STOP_SECONDS if self.state == "ready" else 0.0  # one that loads does not listen
+        patience = 0.0  # one that loads does not listen
+        if self.state == "ready":  # it may have a conversation to write
+            patience = max(STOP_SECONDS, self.engine.load["settings"]["hang_seconds"])
         self.state, self.detail, self.progress, self.info = "unloaded", "unloading", 0.0, {}
-        self.engine.restart_at = None
+        self.engine.restart_at, self.engine.crashes = None, 0  # what comes next is another try
         if self.engine.process is None:  # it had crashed and was to be started again
             self._gone()
             return
@@ -143,8 +145,8 @@ class Lifecycle:
                 self.jobs.prefills.relay(body)
             case "learnt":
                 self.learnt = body["report"]
-            case "progress" | "ready" if self.lifetime.stage is Stage.LEAVING:
-                pass  # said before it heard that it is to leave
+            case "progress" | "ready" | "failed" if self._leaves_by < inf:
+                pass  # said before it heard that it is to end: of no engine that is to come
             case "progress":
                 self.progress = body["fraction"]
                 self.detail = f"loading {self.progress:.0%}".replace("%", " %") + f" ({body['stage']})"
@@ -173,6 +175,9 @@ class Lifecycle:
     def died(self, *, stopping: bool) -> None:
         """The engine's process ended: its last words first, then plan the next one or give up."""
         self.hear()
+        now = time.monotonic()
+        if self.lifetime.next(now) == "stop":  # due, but it was faster: no crash, nothing to start again
+            self._leave(now)
         self.poller.unregister(self.engine.socket)
         self.poller.unregister(self.engine.exit_fd)
         leaving = self.lifetime.stage is Stage.LEAVING

@@ -78,11 +78,10 @@ def load(settings: Settings, report: Report) -> Loaded:
     else:
         file, name = found
         try:
-            given = (tokenizer, target, settings, threads)
-            draft, info["tokenizers"] = load_draft(file, *given, part(report, 0.8, 1.0))
+            given = (tokenizer, target, settings, threads, part(report, 0.8, 1.0))
+            draft, info["tokenizers"] = load_draft(file, *given)
             info["draft"] = name
-            quiet = part(lambda *_: None, 0.8, 1.0)
-            open_draft = lambda: load_draft(file, *given, quiet)[0]  # noqa: E731
+            open_draft = lambda: load_draft(file, *given)[0]  # noqa: E731
         except IncompatiblePair as error:
             info["draft_refused"] = error.message
             log.warning("the target runs alone: %s", error.message)

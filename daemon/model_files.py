@@ -53,7 +53,7 @@ def read_shape(path: Path) -> Shape | None:
         if path.is_dir() and (path / "config.json").is_file():
             return _from_directory(path)
         return _from_gguf(path) if path.is_file() else None
-    except (struct.error, UnicodeDecodeError, KeyError, ValueError):
+    except (struct.error, UnicodeDecodeError, LookupError, OverflowError, ValueError):
         raise CorruptModel(f"{path} is not a readable model: remove it and pull it again") from None
 
 
@@ -66,6 +66,8 @@ def _from_directory(path: Path) -> Shape | None:
         size += file.stat().st_size
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
+            if length > file.stat().st_size:  # as of the text that git lfs leaves in a file's place
+                raise ValueError(length)
             header = json.loads(opened.read(length))
         tensors |= {name: tuple(each["shape"]) for name, each in header.items() if name != "__metadata__"}
     keys = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -182,10 +183,13 @@ def remove(
         typer.echo(f"the entry {pair} of your catalog")
     if not yes and not typer.confirm("Delete this?"):
         raise typer.Exit(1)
-    if own:
-        remove_pair(pair)
-    for path in doomed:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    tuning = tuned.alone(pair, settings, lambda line: typer.echo(line, err=True))
+    with tuning if tuned.directory(settings).exists() else nullcontext():
+        if own:
+            remove_pair(pair)
+        for path in doomed:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        tuned.undo(pair, settings)  # of a tuning that has just ended, too
     for model in free:
         forget_partial(model, settings.cache_dir)
 

@@ -31,14 +31,16 @@ class Notifier:
         self._fed = 0.0  # monotonic seconds
         self._status = ""
 
-    def send(self, *lines: str, flags: int = 0) -> None:
-        """One datagram; a manager that does not read is no reason to stop serving.
+    def send(self, *lines: str, flags: int = 0) -> bool:
+        """One datagram, and whether it was taken; a manager that does not read is no reason to stop serving.
 
         Its queue holds ten, and signs of life may fill it: a state that got lost there would be waited for.
         """
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.sendto("\n".join(lines).encode(), flags, self._address)
+                return True
+        return False
 
     def ready(self, *more: str) -> None:
         self.send("READY=1", *more)
@@ -51,9 +53,9 @@ class Notifier:
 
     def status(self, words: str) -> None:
         """What `systemctl status` shows; the same words again are not sent."""
-        if words != self._status:
-            self._status = words
-            self.send("STATUS=" + words.replace("\n", " "), flags=socket.MSG_DONTWAIT)
+        line = "STATUS=" + words.replace("\n", " ")
+        if words != self._status and self.send(line, flags=socket.MSG_DONTWAIT):
+            self._status = words  # else the next turn tries again: the last words would stand for hours
 
     def due(self, now: float) -> float | None:
         """Seconds until the watchdog wants a sign of life; None if it wants none."""

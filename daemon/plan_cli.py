@@ -11,16 +11,24 @@ import typer
 
 from draftd.daemon import budget
 from draftd.daemon import settings as configuration
+from draftd.daemon.listening import LOOPBACK
 from draftd.daemon.settings import Settings
+from draftd.ipc import endpoint
 from draftd.ipc.client import Client
 from draftd.ipc.errors import DraftdError, OutOfMemory
 from draftd.models.catalog import load_catalog
 
+HERE = LOOPBACK | {"0.0.0.0", "::"}  # hosts that are this machine
+
 
 def held(settings: Settings) -> int:
-    """Bytes that a daemon at the endpoint holds now, 0 where none answers."""
+    """Bytes of this machine that a daemon at the endpoint holds now, 0 where none answers."""
     try:
-        with Client(settings.endpoint, timeout=2.0) as client:
+        address = endpoint.resolve(settings.endpoint)
+        host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        if endpoint.is_tcp(address) and host not in HERE:
+            return 0
+        with Client(address, timeout=2.0) as client:
             return sum(client.status(full=True).memory.values())
     except DraftdError:
         return 0

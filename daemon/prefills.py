@@ -23,7 +23,7 @@ class Prefill:
     client: bytes  # the ROUTER's name of the connection
     id: str
     body: dict[str, Any]  # the prefill message for the engine
-    sent: int = 0  # to how many engines
+    ends: int = 0  # engines that died while it was open
 
 
 class Prefills:
@@ -68,10 +68,15 @@ class Prefills:
     def submit_all(self) -> None:
         """A new engine starts them from the beginning; one that was there when two died is given up."""
         for prefill in list(self.by_key.values()):
-            if prefill.sent > 1:
+            if prefill.ends > 1:
                 self._fail(prefill, EngineFailed("the engine ended twice during this prefill"))
             else:
                 self._submit(prefill)
+
+    def blame(self) -> None:
+        """An engine died, which any of them may have caused."""
+        for prefill in self.by_key.values():
+            prefill.ends += 1
 
     def relay(self, body: dict[str, Any]) -> None:
         """The engine's `prefilled` to the app that asked."""
@@ -98,7 +103,6 @@ class Prefills:
         self.apps.send_error(prefill.client, prefill.id, error)
 
     def _submit(self, prefill: Prefill) -> None:
-        prefill.sent += 1
         self.tell_engine({"type": "prefill", "key": prefill.key, **prefill.body})
 
     def _stop(self, prefill: Prefill, state: Literal["superseded", "cancelled"]) -> None:

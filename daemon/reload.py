@@ -35,6 +35,8 @@ class Reload:
         self._jobs = jobs
         self._life = life
         self._adopt = adopt  # tells the front
+        # While others are tried: the last that the models did load with, if they were ready.
+        self._loads: tuple[Settings, bool]
 
     def run(self, old: Settings) -> None:
         """Read it and apply it; a wrong one is refused, in the log and in the counters."""
@@ -44,27 +46,37 @@ class Reload:
             self._refused(error)
             return
         names = changed(old, new)
+        if self._life.fall_back is None:  # else the old one is tried, too
+            self._loads = old, not self._life.engine.load["settings"]["check_memory"]
+        good, fitted = self._loads
+        other = changed(good, new) - FRONT_ONLY
         self._jobs.counters.reloads["applied"] += 1
         log.info("configuration read again%s", logs.fields(changed=",".join(sorted(names)) or "nothing"))
-        self._apply(new, names)
+        self._apply(new, names, fitted and not other)
         if names - FRONT_ONLY:
-            self._life.fall_back = lambda error: self._back(new, old, error)
+            self._life.fall_back = (lambda error: self._back(new, error)) if other else None
 
-    def _apply(self, settings: Settings, names: set[str]) -> None:
+    def _apply(self, settings: Settings, names: set[str], fitted: bool) -> None:
+        """`fitted`: the models have been in memory with them, and are not refused for want of it now."""
         self._adopt(settings)
         logs.set_up(settings.log_level, settings.log_content)
         if names & ANSWERS:
             self._jobs.fail_all(Cancelled("the daemon's configuration has changed: ask again"))
+        load = first_message(settings)
         if names - FRONT_ONLY:
-            self._life.replace(first_message(settings), settings.pair)
+            load["settings"]["check_memory"] &= not fitted
+            self._life.replace(load, settings.pair)
         else:
-            self._life.keep(first_message(settings)["settings"], names)
+            self._life.keep(load["settings"], names)
 
-    def _back(self, new: Settings, old: Settings, error: DraftdError) -> None:
+    def _back(self, new: Settings, error: DraftdError) -> None:
         """The models of the new configuration can't be loaded."""
+        old, fitted = self._loads
         self._refused(error)
         self._life.fall_back = None
-        self._apply(old, changed(new, old))
+        if new.pair != old.pair:  # what is loaded instead is not what was asked for
+            self._life.load_failed(error)
+        self._apply(old, changed(new, old), fitted)
 
     def _refused(self, error: DraftdError) -> None:
         self._jobs.counters.reloads["refused"] += 1
@@ -83,7 +95,11 @@ def read_again(old: Settings, again: Again) -> Settings:
         from draftd.models.fetch import is_here
 
         for model in load_catalog().pair(new.pair).models:
-            if model.path is None and not is_here(model, new.cache_dir):
+            try:
+                here = model.path is not None or is_here(model, new.cache_dir)
+            except OSError as error:
+                raise InvalidConfig(f"cannot read {model.name}: {error.strerror}") from None
+            if not here:
                 raise ModelNotFound(
                     f"{model.name} is not on this machine: run `draftd models pull {new.pair}`"
                 )

@@ -163,6 +163,8 @@ class EngineProcess:
         """End the child for good: ask, then terminate, then kill."""
         if self.process is not None:
             self.send({"type": "stop"})
+            if self._ready_since is None:
+                self.process.terminate()  # one that loads does not listen
             for escalate in (self.process.terminate, self.process.kill):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(STOP_SECONDS)

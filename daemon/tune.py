@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
-from draftd.daemon import budget, loader, machine, tuned
+from draftd.daemon import budget, loader, machine, readings, tuned
 from draftd.daemon.backend import choose_backend, pass_seconds
 from draftd.daemon.settings import Settings
 from draftd.daemon.tune_figures import agreement, best_length, choose, first_choices, survival, token_seconds
@@ -149,7 +148,7 @@ def _file(model: Model, settings: Settings) -> Path:
 
 def _that_fit(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[str]]:
     """Those that fit the memory together, since they are measured by turns."""
-    room = 0.7 * psutil.virtual_memory().available
+    room = 0.7 * readings.memory_room()[0]
     fit: list[Candidate] = []
     crowded = []
     for candidate in candidates:

@@ -31,7 +31,7 @@ from draftd.daemon.retreat import Retreat
 from draftd.daemon.scheduler import Work
 from draftd.daemon.settings import Settings
 from draftd.daemon.text import Answer
-from draftd.ipc.errors import DraftdError, EngineFailed
+from draftd.ipc.errors import DraftdError, EngineFailed, InvalidConfig
 from draftd.models.catalog import load_catalog
 from draftd.models.child import end_with
 
@@ -61,19 +61,26 @@ class Worker:
         self.socket.send(msgpack.packb(body))
 
     def load(self, settings: Settings) -> None:
+        loading = True
+
         def report(fraction: float, stage: str) -> None:
             self.pulse.beat(LOADING)
-            self.say({"type": "progress", "fraction": fraction, "stage": stage})
+            if loading:  # not a draft that the governor had taken away
+                self.say({"type": "progress", "fraction": fraction, "stage": stage})
 
-        if settings.check_memory:
-            room = budget.measure_room(settings)
-            settings = budget.check(load_catalog().pair(settings.pair), settings, room)
-        self.settings = settings
-        self.loaded = load(settings, report)
+        try:
+            if settings.check_memory:
+                room = budget.measure_room(settings)
+                settings = budget.check(load_catalog().pair(settings.pair), settings, room)
+            self.settings = settings
+            self.loaded = load(settings, report)
+        except PermissionError as error:  # another engine would fare no better
+            raise InvalidConfig(f"cannot load {settings.pair}: {error}") from None
         self.engine = Engine(self.loaded.target, self.loaded.drafting, beat=self.beat)
         self.keeping = Keeping(settings, self.loaded.info, self.engine)
         self.retreat = Retreat(self.loaded, self.engine)
         self.asked = Asked(self.loaded)
+        loading = False
         self.say({"type": "ready", "info": self.loaded.info})
 
     def save(self, every: float = SAVE_EVERY) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import llama_cpp
 import pytest
 from typer.testing import CliRunner
 
-from draftd.daemon import budget
+from draftd.daemon import budget, plan_cli
 from draftd.daemon.budget import Budget, Room
 from draftd.daemon.cli import app
 from draftd.daemon.model_files import read_shape
 from draftd.daemon.settings import Settings, load
-from draftd.ipc.errors import OutOfMemory
+from draftd.ipc.errors import CorruptModel, OutOfMemory
 from draftd.models.catalog import Pair, load_catalog
 from tests.daemon.conftest import Daemon, Serve
 from tests.gguf_header import SHAPE, write_header
@@ -59,6 +62,22 @@ def test_a_gguf_and_its_directory_have_one_shape(tiny_files: Path) -> None:
     assert directory is not None
     for name in ("layers", "kv_heads", "head_width", "width", "vocab", "elements", "tied", "longest"):
         assert getattr(gguf, name) == getattr(directory, name), name
+
+
+def test_a_directory_whose_weights_git_lfs_did_not_fetch(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 988097824\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    with pytest.raises(CorruptModel, match="is not a readable model"):
+        read_shape(tmp_path)
+
+
+def test_a_list_longer_than_any_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.gguf"
+    key = struct.pack("<Q1sI", 1, b"x", 9)  # a list
+    file.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + key + struct.pack("<IQ", 10, 2**63))
+    with pytest.raises(CorruptModel, match="is not a readable model"):
+        read_shape(file)
 
 
 def test_weights_and_caches_by_context_and_slots(settings: Settings, tiny_files: Path) -> None:
@@ -146,6 +165,16 @@ def test_a_running_daemon_is_told_of(
     assert re.search(r"\na daemon runs here and holds [1-9]\d* MB, which is not to be had now", run.output)
     monkeypatch.setenv("DRAFTD_ENDPOINT", shared.endpoint + ".none")
     assert "a daemon runs here" not in CliRunner().invoke(app, ["plan", "--pair", "tiny"]).output
+
+
+@pytest.mark.parametrize(("host", "taken"), [("127.0.0.1", 7), ("[::1]", 7), ("10.0.0.2", 0)])
+def test_what_a_daemon_of_another_machine_holds_is_none_of_this_ones(
+    monkeypatch: pytest.MonkeyPatch, host: str, taken: int
+) -> None:
+    told = SimpleNamespace(memory={"front": 3, "engine": 4})
+    client = nullcontext(SimpleNamespace(status=lambda full: told))
+    monkeypatch.setattr(plan_cli, "Client", lambda address, timeout: client)
+    assert plan_cli.held(load(endpoint=f"tcp://{host}:5555")) == taken
 
 
 def test_of_models_that_are_not_here_no_fit_is_promised(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 import sys
@@ -101,6 +102,22 @@ def test_the_daemons_error_is_one_line_and_its_exit_status(daemon: ScriptedDaemo
     daemon.script = script
     done = draftd("run", "Hi", endpoint=daemon.endpoint)
     assert (done.returncode, done.stderr) == (4, "draftd: this daemon serves a, not b\n")
+
+
+def test_a_file_that_is_closed_to_us_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a model of the service's to `draftd plan`, by another user than its own."""
+
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/closed/x.gguf")
+
+    monkeypatch.setattr(cli, "app", closed)
+    monkeypatch.delenv("DRAFTD_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "draftd: no permission to use /closed/x.gguf\n"
 
 
 def test_the_unexpected_says_how_to_see_more(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from draftd.daemon import budget, checks, doctor, machine, plan_cli
 from draftd.daemon.model_files import read_shape
 from draftd.daemon.settings import Settings, load
+from draftd.ipc import endpoint
 from draftd.ipc.errors import CorruptModel
 from draftd.models import probe
 from draftd.models.catalog import Model, Pair
@@ -127,6 +129,17 @@ def test_an_endpoint_on_tcp_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     check = checks.socket(load())
     assert check.state == "warn"
     assert "tcp needs keys" in check.found
+
+
+def test_a_daemon_that_does_not_answer_is_not_said_to_be_gone(home: Path) -> None:
+    (home / "run").mkdir(mode=0o700)
+    path = home / "run" / "draftd.sock"
+    with endpoint.prepare(f"ipc://{path}"), socket.socket(socket.AF_UNIX) as stopped:
+        stopped.bind(str(path))
+        stopped.listen()
+        check = checks.socket(load())
+    assert (check.state, check.mend) == ("warn", "see its log, and restart it")
+    assert check.found == f"ipc://{path}, a daemon holds it and does not answer"
 
 
 def test_a_member_of_the_group_need_not_write_beside_a_daemon_that_answers(

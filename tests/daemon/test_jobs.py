@@ -117,3 +117,19 @@ def test_an_end_without_an_engine_tells_of_each_answer(front: Desk) -> None:
     assert ends == [("stop", 1, 5), ("deadline", 1, 6)]
     assert (done["finish_reason"], done["stats"]["rounds"]) == ("stop", 3), "those of the first answer"
     assert done["usage"]["completion_tokens"] == 2
+
+
+def test_a_prefill_is_given_up_when_two_engines_have_died_and_not_before(front: Desk) -> None:
+    app, jobs = front.app(), front.front.jobs
+    app.say("prefill", "p", prompt="x")
+    front.turn()
+    jobs.submit_all()  # it came before there was an engine
+    jobs.submit_all()  # a reload replaced that
+    jobs.blame([], "ended with status 1")
+    jobs.submit_all()
+    assert jobs.prefills.by_key
+    jobs.blame([], "ended with status 1")
+    jobs.submit_all()
+    error = app.hear()
+    assert (error["id"], error["code"]) == ("p", "engine_failed")
+    assert not jobs.prefills.by_key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -19,6 +20,8 @@ from draftd.daemon.settings import load
 from draftd.daemon.supervisor import UNKILLABLE_SECONDS, EngineProcess
 from draftd.ipc import Tokens
 from draftd.ipc.errors import Cancelled, DraftdError, InvalidConfig, ModelNotFound
+from draftd.models import fetch
+from draftd.models.catalog import Model
 from tests.daemon.conftest import Daemon, Serve
 
 WAIT = 60.0  # seconds
@@ -161,6 +164,18 @@ def test_what_cannot_be_taken_over_is_refused_before_anything_is_touched() -> No
         read_again(old.model_copy(update={"cache_dir": Path("/nonexistent")}), lambda: absent)
 
 
+def test_a_model_that_cannot_be_read_is_refused_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that root has pulled for its own eyes alone."""
+
+    def closed(model: Model, cache_dir: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(fetch, "is_here", closed)
+    old = load(pair="smollm2", endpoint="ipc:///run/a/d.sock")
+    with pytest.raises(InvalidConfig, match=r"cannot read qwen2\.5-coder.*: Permission denied"):
+        read_again(old, lambda: old.model_copy(update={"pair": "qwen2.5-coder"}))
+
+
 def test_without_a_manager_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     notifier = Notifier({"WATCHDOG_USEC": "1000000"})
     notifier.ready()
@@ -203,5 +218,19 @@ def test_a_new_state_waits_for_a_manager_that_is_slow_to_read(tmp_path: Path) ->
     assert time.monotonic() - began < PATIENCE
     notifier.stopping()  # nobody reads: given up
     assert PATIENCE / 2 < time.monotonic() - began < WAIT
+    notifier.close()
+    manager.socket.close()
+
+
+def test_a_status_line_that_found_no_room_is_sent_again(tmp_path: Path) -> None:
+    manager = Manager(str(tmp_path / "full"))
+    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "full")})
+    for number in range(2000):  # more than its queue holds: the progress of a load
+        notifier.status(f"{number}")
+    notifier.status("ready")
+    manager.until_line("STATUS=0")  # there is room for one
+    notifier.status("ready")
+    notifier.status("ready")
+    manager.until_line("STATUS=ready")
     notifier.close()
     manager.socket.close()

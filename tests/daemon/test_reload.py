@@ -11,7 +11,8 @@ import pytest
 from draftd.daemon import logs
 from draftd.daemon.governor import Rung
 from draftd.daemon.settings import Settings
-from draftd.ipc.errors import Overloaded
+from draftd.ipc.errors import CorruptModel, OutOfMemory, Overloaded
+from draftd.models import fetch
 from tests.daemon.desk import desk
 
 
@@ -56,6 +57,86 @@ def test_open_requests_end_where_the_rest_could_be_another_models(
             assert app.hear()["code"] == "cancelled"
         (settings,) = replaced
         assert {name: settings[name] for name in changed} == changed, "the engine's, so another takes over"
+
+
+def test_two_reloads_that_do_not_load_lead_back_to_what_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second may come before the first has turned out to be wrong."""
+    monkeypatch.setattr(logs, "set_up", lambda level, content: None)
+    with desk(tmp_path, slots=2) as made:
+        front = made.front
+        replaced: list[int] = []
+        monkeypatch.setattr(
+            front.life, "replace", lambda load, pair: replaced.append(load["settings"]["slots"])
+        )
+
+        def reload(slots: int) -> None:
+            new = front.settings.model_copy(update={"slots": slots})
+            front.reload._again = lambda: new
+            front.reload.run(front.settings)
+
+        reload(3)
+        reload(4)
+        back = front.life.fall_back
+        assert back is not None
+        back(OutOfMemory("too many slots"))
+        assert replaced == [3, 4, 2]
+        assert front.settings.slots == 2
+        reload(3)
+        reload(2)
+        assert replaced == [3, 4, 2, 3, 2]
+        assert front.life.fall_back is None, "there is nothing else that loads"
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_what_had_fitted_is_not_refused_when_a_reload_leads_back_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ready: bool
+) -> None:
+    """Caches that are not full yet take less than is counted, and other programs may have the rest."""
+    monkeypatch.setattr(logs, "set_up", lambda level, content: None)
+    with desk(tmp_path, slots=2) as made:
+        front = made.front
+        if ready:
+            front.engine.load["settings"]["check_memory"] = False  # as the lifecycle does
+        replaced: list[dict[str, Any]] = []
+
+        def replace(load: dict[str, Any], pair: str) -> None:
+            front.engine.load = load
+            replaced.append(load["settings"])
+
+        monkeypatch.setattr(front.life, "replace", replace)
+        new = front.settings.model_copy(update={"slots": 3})
+        front.reload._again = lambda: new
+        front.reload.run(front.settings)
+        back = front.life.fall_back
+        assert back is not None
+        back(OutOfMemory("too many slots"))
+        told = [(settings["slots"], settings["check_memory"]) for settings in replaced]
+        assert told == [(3, True), (2, not ready)]
+        assert front.settings.check_memory
+
+
+def test_who_asked_for_the_pair_of_a_reload_hears_that_it_does_not_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that the models are in memory, once those of the old pair are."""
+    monkeypatch.setattr(logs, "set_up", lambda level, content: None)
+    monkeypatch.setattr(fetch, "is_here", lambda model, cache_dir: True)
+    with desk(tmp_path, pair="smollm2") as made:
+        front, app = made.front, made.app()
+        monkeypatch.setattr(front.life, "replace", lambda load, pair: None)
+        front.reload._again = lambda: front.settings.model_copy(update={"pair": "qwen2.5-coder"})
+        front.reload.run(front.settings)
+        front.life.state = "restarting"
+        app.say("load", model="qwen2.5-coder")
+        made.turn()
+        front._run_timers()
+        back = front.life.fall_back
+        assert back is not None
+        back(CorruptModel("the file is damaged"))
+        error = app.hear()
+        assert (error["code"], error["message"]) == ("corrupt_model", "the file is damaged")
 
 
 def test_without_the_governor_nobody_is_turned_away_any_more(

@@ -6,13 +6,14 @@ import contextlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zmq
 
-from draftd.daemon.supervisor import EngineProcess
+from draftd.daemon.supervisor import STOP_SECONDS, EngineProcess
 
 
 @pytest.fixture
@@ -59,3 +60,17 @@ def test_the_sockets_directory_is_made_anew(
     second = Path(engine._directory.name)
     assert second != first
     assert second.stat().st_mode & 0o777 == 0o700
+
+
+def test_an_engine_that_loads_is_not_waited_for(
+    engine: EngineProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loading = tmp_path / "loading"
+    loading.write_text("#!/bin/sh\nexec sleep 60\n", "utf-8")
+    loading.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(loading))
+    assert engine.start() == ""
+    began = time.monotonic()
+    engine.stop()
+    assert time.monotonic() - began < STOP_SECONDS
+    assert engine.process is None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
-import psutil
 import pytest
 
-from draftd.daemon import tune
+from draftd.daemon import readings, tune
 from draftd.daemon.settings import Settings
 from draftd.daemon.tuned import SHIPPED
 from draftd.models.catalog import Pair, load_catalog
@@ -42,8 +40,8 @@ def test_what_does_not_fit_the_memory_is_left_out(
     same = [tune.Candidate(each.source, each.recipe, record_source(pair)) for each in candidates]
     size = record_source(pair).stat().st_size
     for room, kept in ((10 * size, 3), (4 * size, 2), (0, 1)):
-        memory = SimpleNamespace(available=room)
-        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
+        # as a control group leaves, however much the machine has
+        monkeypatch.setattr(readings, "memory_room", lambda room=room: (room, 20 * size))
         fit, crowded = tune._that_fit(same)
         assert len(fit) == kept
         assert len(crowded) == 3 - kept

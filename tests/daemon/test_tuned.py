@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from draftd.daemon import tune, tune_cli, tuned
+from draftd.daemon import models_cli, tune, tune_cli, tuned
 from draftd.daemon.settings import Settings
 from draftd.daemon.tuned import SHIPPED, Figure, Record
 from draftd.ipc.errors import DiskFull
@@ -44,6 +44,22 @@ def test_undoing_waits_for_who_tunes(tiny: tuple[Pair, Settings], monkeypatch: p
         assert waiting.wait(30)
         assert path.exists()
     undoing.join(30)
+    assert not path.exists()
+
+
+def test_removing_a_pair_waits_for_who_tunes_it(
+    tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, settings = tiny
+    path = tuned.record_path(pair.name, settings)
+    waiting = threading.Event()
+    monkeypatch.setattr(typer, "echo", lambda line, err=False: waiting.set() if err else None)
+    removing = threading.Thread(target=lambda: models_cli.remove("tiny", yes=True))
+    with tuned.alone(pair.name, settings, lambda line: None):
+        removing.start()
+        assert waiting.wait(30)
+        path.touch()  # what the tuning installs
+    removing.join(30)
     assert not path.exists()
 
 

@@ -6,13 +6,17 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgpack
 import pytest
 
 from draftd.daemon import logs, worker
 from draftd.daemon.control import Control
+from draftd.daemon.loader import Loaded, Report
+from draftd.daemon.settings import Settings
 from tests.daemon.workers import GENERATE, PREFILL, VOCAB, Bench, Ending, Letters, bench, ending
 
 __all__ = ["bench", "ending"]
@@ -162,3 +166,25 @@ def test_a_prompt_with_a_token_that_the_model_lacks_is_refused(
     (error,) = bench.run({**asked, **body}, {"type": "stop"})
     assert error["code"] == "invalid_request"
     assert "token 8 of the prompt is outside the vocabulary of 8" in error["message"]
+
+
+def test_a_draft_that_is_opened_again_shows_that_it_gets_on_and_no_progress(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The front watches the page, and the models' progress is that of the start."""
+    loaded, reports = bench.worker.loaded, list[Report]()
+
+    def load(settings: Settings, report: Report) -> Loaded:
+        reports.append(report)
+        report(0.9, "loading the draft")
+        return loaded
+
+    monkeypatch.setattr(worker, "load", load)
+    given = {"state_dir": tmp_path, "check_memory": False, "conversations_mb": 0}
+    bench.worker.load(Settings.model_validate(given))
+    said = [msgpack.unpackb(bench.front.recv())["type"] for _ in range(2)]
+    assert said == ["progress", "ready"]
+    before = bench.worker.pulse._count
+    reports[0](0.9, "loading the draft")
+    assert bench.worker.pulse._count == before + 1
+    assert not bench.front.poll(50), "the daemon is ready all the while"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from draftd.ipc.errors import InvalidRequest
+from draftd.daemon import worker
+from draftd.daemon.loader import Loaded, Report
+from draftd.daemon.settings import Settings
+from draftd.ipc.errors import InvalidConfig, InvalidRequest
 from draftd.models.processors import Penalties, Processors, Row
 from tests.daemon.workers import GENERATE, PREFILL, VOCAB, Bench, Ending, bench, ending
 
@@ -38,6 +42,17 @@ def test_a_fault_of_ours_ends_one_prefill_and_not_the_engine(
         patched.setattr(bench.worker.asked, "prompt", fault)
         (error,) = bench.run(PREFILL, {"type": "stop"})
     assert (error["type"], error["key"], error["code"]) == ("prefilled", 2, "internal")
+
+
+def test_models_that_are_closed_to_us_are_said_and_not_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(settings: Settings, report: Report) -> Loaded:
+        raise PermissionError(errno.EACCES, "Permission denied", "/closed/x.gguf")
+
+    monkeypatch.setattr(worker, "load", closed)
+    with pytest.raises(InvalidConfig, match=r"cannot load tiny: .*Permission denied: '/closed/x.gguf'"):
+        bench.worker.load(Settings.model_validate({"pair": "tiny", "check_memory": False}))
 
 
 @pytest.mark.parametrize("body", [GENERATE, PREFILL], ids=["generate", "prefill"])
