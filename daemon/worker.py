@@ -215,7 +215,7 @@ class Worker:
             "state": "complete" if request.cached == request.prompt else "superseded",
             "prompt_tokens": request.prompt,
             "cached_tokens": request.reused,
-            "computed_tokens": request.cached - request.reused,
+            "computed_tokens": max(0, request.cached - request.reused),  # what it lost in between is no debt
         }
         self.say({"type": "prefilled", "key": request.key, "told": told})
 

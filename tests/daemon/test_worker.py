@@ -98,6 +98,16 @@ def test_a_search_wider_than_the_engine_s_slots_is_refused(bench: Bench, emitted
     assert not bench.worker.engine.busy
 
 
+def test_a_prefill_that_lost_its_slot_computed_no_less_than_nothing(bench: Bench) -> None:
+    request = bench.worker.asked.prefill(PREFILL)
+    request.reused, request.cached = 2, 1  # it began anew, and was overtaken
+    bench.worker.prefills[request.key] = request
+    bench.worker.prefilled(request)
+    (prefilled,) = bench.run({"type": "stop"})
+    assert prefilled["told"]["state"] == "superseded"
+    assert prefilled["told"]["computed_tokens"] == 0
+
+
 def test_how_to_log_changes_while_it_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[tuple[str, bool]] = []
     monkeypatch.setattr(logs, "set_up", lambda level, content: heard.append((level, content)))
