@@ -271,7 +271,7 @@ class Worker:
         self.retreat.tidy()
         self.save()
         text = choice.flush()
-        if text or choice.pending:
+        if text or choice.pending or choice.text.parts:
             self.say(choice.take(text))
         if reason == "stop" and choice.text.called:
             reason = "tool_calls"
