@@ -109,8 +109,10 @@ class Places:
         kept = self.free.get(request.slot)
         if self.taken.get(request.slot) is request:
             tokens = request.tokens[: request.cached]
-        elif kept is not None and request.tokens[: len(kept.tokens)] == kept.tokens:
-            tokens = kept.tokens
+        elif kept is not None:  # which may hold more: a stop string cuts an answer once it has left its slot
+            tokens = kept.tokens[: len(request.tokens)]
+            if request.tokens[: len(tokens)] != tokens:
+                return None
         else:
             return None
         state = self.target.save_slot(request.slot) if tokens else None

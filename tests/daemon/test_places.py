@@ -103,6 +103,15 @@ def test_a_parked_cache_that_is_refused_is_computed_again(monkeypatch: pytest.Mo
     assert background.tokens == alone(0, text(40), 20)
 
 
+def test_an_answer_that_was_cut_behind_its_end_has_a_cache_still() -> None:
+    engine = Engine(TableTarget(), Drafting(TableDraft(TableTarget())))
+    run(engine, one := request(0, text(30), 10, mode=("model", 4)))
+    del one.tokens[-3:]  # by the worker, which finds a stop string in the tokens that reached the limit, too
+    cache = engine.cache(one)
+    assert cache is not None
+    assert cache.tokens == one.tokens
+
+
 def test_what_runs_closes_up_where_only_neighbours_are_computed_together() -> None:
     target = TableTarget(slots=4, context=200)
     target.even = True
