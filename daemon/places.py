@@ -57,9 +57,9 @@ class Places:
 
     def take(self, request: Request) -> None:
         """Give a request a free slot and what is already computed of its tokens."""
+        parked = request.parked if request.stored is None else request.stored()
+        request.parked = request.stored = None
         source, shared = self.shared(request)
-        parked = request.parked
-        request.parked = None
         if parked is not None and (length := common_prefix(parked.tokens, request.tokens)) > shared:
             slot = self._choose(-1, 0)
             shared = self._restore(request, slot, parked, length)

@@ -135,7 +135,9 @@ def test_what_was_kept_before_users_were_told_apart_is_the_daemons_own_users(
     assert save(store, "chat", [9]) == old, "it is replaced, not left beside the new one"
 
 
-def test_a_request_starts_from_what_its_own_users_app_left(tmp_path: Path) -> None:
+def test_a_request_starts_from_what_its_own_users_app_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine(TableTarget())
     keeping = Keeping(Settings.model_validate({"state_dir": tmp_path}), {}, engine)
     keeping.conversations = Conversations(tmp_path, 10_000, lambda: "a model")
@@ -146,17 +148,28 @@ def test_a_request_starts_from_what_its_own_users_app_left(tmp_path: Path) -> No
         keeping.load(request, {"user": user, "app": "editor", "conversation": "tale"})
         return request
 
-    first = ask("1")
-    engine.add(first)
-    while engine.busy:
-        engine.step()
+    def run(request: Request) -> None:
+        engine.add(request)
+        while engine.busy:
+            engine.step()
+
+    run(first := ask("1"))
     keeping.save(first)
     keeping.conversations.settle()
     engine.forget()
-    assert ask("2").parked is None
-    again = ask("1").parked
-    assert again is not None
-    assert again.tokens[: len(prompt)] == prompt
+    read, load = list[Conversation](), keeping.conversations.load
+
+    def counted(which: Conversation) -> tuple[list[int], bytearray] | None:
+        read.append(which)
+        return load(which)
+
+    monkeypatch.setattr(keeping.conversations, "load", counted)
+    others, again = ask("2"), ask("1")
+    assert read == [], "what waits for a slot holds no cache"
+    run(others)
+    engine.forget()
+    run(again)
+    assert [others.reused, again.reused, len(read)] == [0, len(prompt) - 1, 1]
 
 
 def test_a_cache_of_another_context_is_another_models_in_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
