@@ -40,7 +40,13 @@ class Keeping:
             return
         if not body["app"]:
             raise InvalidRequest("a conversation belongs to an app: say hello with a name in `client`")
-        request.conversation = which = Conversation(body["user"], body["app"], body["conversation"])
+        which = Conversation(body["user"], body["app"], body["conversation"])
+        try:
+            self.conversations.path(which)
+        except OSError as error:  # the weights' files, which say whose caches these are, were moved since
+            log.warning("a conversation is not kept, for the model's files can't be read: %s", error)
+            return
+        request.conversation = which
         if request.reuse:  # of all that wait for a slot the caches might not fit into memory
             request.stored = lambda: self._read(request, which)
 

@@ -172,6 +172,21 @@ def test_a_request_starts_from_what_its_own_users_app_left(
     assert [others.reused, again.reused, len(read)] == [0, len(prompt) - 1, 1]
 
 
+def test_a_model_whose_files_are_gone_answers_without_conversations(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone() -> str:
+        raise FileNotFoundError(2, "No such file or directory", "model.gguf")
+
+    keeping = Keeping(Settings.model_validate({"state_dir": tmp_path}), {}, Engine(TableTarget()))
+    keeping.conversations = Conversations(tmp_path, 10_000, gone)
+    request = Request(0, [1, 2], 2, 4, Sampling(), frozenset())
+    keeping.load(request, {"user": "1", "app": "editor", "conversation": "tale"})
+    keeping.save(request)
+    assert (request.conversation, request.stored) == (None, None)
+    assert "a conversation is not kept" in caplog.text
+
+
 def test_a_cache_of_another_context_is_another_models_in_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes long or short rotary factors by the context, where a model has both."""
     monkeypatch.setattr(keeping, "_weights", lambda model, settings: ["the weights"])
