@@ -173,7 +173,7 @@ class Places:
             self.drafts.forget(slot)
 
     def _choose(self, source: int, shared: int) -> int:
-        """The free slot whose loss is least: tokens that stand nowhere else, by how long they were not used.
+        """The free slot whose loss is least: what its owner has nowhere else, by how long it was not used.
 
         How likely a text is asked for again falls about as one over its age. To go on in `source` loses what
         stands there behind the shared prefix.
@@ -181,9 +181,8 @@ class Places:
 
         def loss(slot: int) -> tuple[float, bool, bool, int]:
             kept = self.free[slot]
-            saved = max(
-                (common_prefix(kept.tokens, held) for other, held in self._held() if other != slot), default=0
-            )
+            others = [held for held in self._held() if held[0] != slot and held[1] == kept.owner]
+            saved = max((common_prefix(kept.tokens, tokens) for _, _, tokens in others), default=0)
             if slot == source:
                 saved = max(saved, shared)
             lost = len(kept.tokens) - saved
@@ -204,9 +203,11 @@ class Places:
         self.drafts.forget(slot)
         return length
 
-    def _held(self) -> list[tuple[int, Sequence[int]]]:
-        running = [(slot, request.tokens[: request.cached]) for slot, request in self.taken.items()]
-        return [*((slot, kept.tokens) for slot, kept in self.free.items()), *running]
+    def _held(self) -> list[tuple[int, str, Sequence[int]]]:
+        """Each slot, whose it is and what stands there."""
+        taken = self.taken.items()
+        running = [(slot, each.cache_owner, each.tokens[: each.cached]) for slot, each in taken]
+        return [*((slot, kept.owner, kept.tokens) for slot, kept in self.free.items()), *running]
 
 
 def _may_share(request: Request, owner: str) -> bool:

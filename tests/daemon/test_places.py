@@ -55,6 +55,16 @@ def test_the_slot_whose_loss_is_least_is_overwritten() -> None:
     assert other.slot == long.slot
 
 
+def test_what_only_another_owner_has_too_is_a_loss() -> None:
+    engine = Engine(TableTarget(slots=3))
+    one, two = (request(key, text(200), cache_owner=str(key)) for key in range(2))
+    run(engine, one)
+    run(engine, two)
+    run(engine, short := request(2, text(30, 2), cache_owner="2"))
+    run(engine, other := request(3, text(60, 3), cache_owner="3"))
+    assert other.slot == short.slot
+
+
 def test_equal_prompts_that_come_together_are_computed_once() -> None:
     target = TableTarget(slots=4)
     prompt = text(100)
