@@ -125,6 +125,7 @@ class Worker:
                 del self.choices[choice.request]
                 self.engine.remove(choice.request)
             self.refuse(request.key, error)
+        self.retreat.tidy()
 
     def handle(self, body: dict[str, Any]) -> bool:
         """One message of the front; False for the last."""
