@@ -13,7 +13,9 @@ import numpy as np
 from draftd.daemon.conversations import Conversation, Conversations
 from draftd.daemon.engine import Engine
 from draftd.daemon.places import WORTH_A_COPY
+from draftd.daemon.pulse import READING
 from draftd.daemon.request import Parked, Request
+from draftd.daemon.scheduler import Work
 from draftd.daemon.settings import Settings
 from draftd.drafts.base import common_prefix
 from draftd.ipc.errors import InvalidRequest
@@ -52,6 +54,7 @@ class Keeping:
 
     def _read(self, request: Request, which: Conversation) -> Parked | None:
         """What a request's conversation had on disk, if that is more than what is in memory."""
+        self.engine.beat(READING, 0, [Work(request, 0, last=False, prefill=False)])  # a disk may hang
         claimed = common_prefix(self.conversations.tokens(which), request.tokens)
         if claimed < self.engine.shared(request) + WORTH_A_COPY:
             return None

@@ -21,6 +21,7 @@ from draftd.daemon import conversations, keeping
 from draftd.daemon.conversations import OWN, Conversation, Conversations
 from draftd.daemon.engine import Engine
 from draftd.daemon.keeping import Keeping
+from draftd.daemon.pulse import READING
 from draftd.daemon.request import Request
 from draftd.daemon.settings import Settings
 from draftd.ipc import Client
@@ -153,7 +154,11 @@ def test_what_was_kept_before_users_were_told_apart_is_the_daemons_own_users(
 def test_a_request_starts_from_what_its_own_users_app_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(TableTarget())
+    beats: list[tuple[int, list[Request]]] = []
+    engine = Engine(
+        TableTarget(),
+        beat=lambda stage, _, batch: beats.append((stage, [work.request for work in batch])),
+    )
     keeping = Keeping(Settings.model_validate({"state_dir": tmp_path}), {}, engine)
     keeping.conversations = Conversations(tmp_path, 10_000, lambda: "a model")
     prompt = [1, 2, 3] * 10
@@ -183,7 +188,9 @@ def test_a_request_starts_from_what_its_own_users_app_left(
     assert read == [], "what waits for a slot holds no cache"
     run(others)
     engine.forget()
+    beats.clear()
     run(again)
+    assert beats[0] == (READING, [again]), "a disk that hangs is blamed on nobody else"
     assert [others.reused, again.reused, len(read)] == [0, len(prompt) - 1, 1]
 
 
