@@ -11,6 +11,7 @@ from draftd.drafts.base import common_prefix, exchange
 from draftd.models.base import Target
 
 WORTH_A_COPY = 16  # tokens; fewer are computed about as fast as a slot is copied
+CONFINED = "\0"  # begins the owner of what one request computed for itself alone
 WORTH_A_PASS = 100  # positions moved between slots for each pass that it saves, at most
 
 
@@ -186,7 +187,7 @@ class Places:
             if slot == source:
                 saved = max(saved, shared)
             lost = len(kept.tokens) - saved
-            if lost < WORTH_A_COPY:
+            if lost < WORTH_A_COPY or kept.owner.startswith(CONFINED):
                 lost = 0
             alone = self.target.even and not {slot - 1, slot + 1} & self.taken.keys()
             return lost / (self._now - kept.used + 1), slot != source, alone, kept.used

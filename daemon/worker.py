@@ -198,7 +198,7 @@ class Worker:
         request = self.asked.request(body, index, prompt)
         text = Answer(self.loaded.tokenizer.stream(prompt), body["stop"], self.asked.calls(body))
         text.resume(emitted, body["characters"][index])
-        if index == 0 and request.cache_owner == body["cache_owner"]:
+        if index == 0 and request.reuse == body["cache_prompt"]:
             self.keeping.load(request, body)  # it goes on with the first answer
         return Choice(job, index, request, text, found=len(emitted) if request.beams else 0)
 

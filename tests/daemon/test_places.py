@@ -6,6 +6,7 @@ import pytest
 
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
+from draftd.daemon.places import CONFINED
 from draftd.drafts.llama_cpp import LlamaDraft
 from tests.daemon.traffic import BACKGROUND, alone, request, run, text
 from tests.fakes import TableDraft, TableTarget
@@ -63,6 +64,14 @@ def test_what_only_another_owner_has_too_is_a_loss() -> None:
     run(engine, short := request(2, text(30, 2), cache_owner="2"))
     run(engine, other := request(3, text(60, 3), cache_owner="3"))
     assert other.slot == short.slot
+
+
+def test_what_nobody_may_start_from_is_overwritten_first() -> None:
+    engine = Engine(TableTarget(slots=2))
+    run(engine, confined := request(0, text(200), cache_owner=f"{CONFINED}0"))
+    run(engine, request(1, text(30, 1)))
+    run(engine, other := request(2, text(60, 2)))
+    assert other.slot == confined.slot
 
 
 def test_equal_prompts_that_come_together_are_computed_once() -> None:

@@ -100,6 +100,15 @@ def test_a_search_wider_than_the_engine_s_slots_is_refused(bench: Bench, emitted
     assert not bench.worker.engine.busy
 
 
+def test_what_was_computed_without_cache_prompt_tells_no_other_request_of_it(ending: Ending) -> None:
+    asked: dict[str, Any] = {"tokens": [1, 2, 3] * 10, "max_tokens": 3}
+    cached = []
+    for reuse in (False, True, True, False):
+        _, _, done = ending.ask(**asked, cache_prompt=reuse)
+        cached.append(done["usage"]["cached_tokens"])
+    assert cached == [0, 0, 29, 0]
+
+
 class Calling:
     """An answer's text that calls a tool."""
 
