@@ -10,6 +10,7 @@ from draftd.daemon.beams import Beams
 from draftd.daemon.calls import Calls
 from draftd.daemon.control import Mode
 from draftd.daemon.loader import Loaded
+from draftd.daemon.places import CONFINED
 from draftd.daemon.plan import Source
 from draftd.daemon.request import Priority, Request
 from draftd.ipc.errors import ContextOverflow, InvalidRequest
@@ -149,7 +150,7 @@ class Asked:
             reuse=confined or body["cache_prompt"],
             priority=Priority[body["priority"].upper()],
             client=body["client"],
-            cache_owner=f"\0{body['key']}" if confined else body["cache_owner"],
+            cache_owner=body["cache_owner"] if body["cache_prompt"] else f"{CONFINED}{body['key']}",
         )
         if request.processors is not None and not beams:
             request.processors.accept(emitted)

@@ -96,14 +96,17 @@ class Conversations:
         except (OSError, Refused):
             return []  # `load` says why, when it is asked
 
-    def load(self, which: Conversation) -> tuple[list[int], bytearray] | None:
+    def load(self, which: Conversation) -> tuple[list[int], memoryview] | None:
         """The tokens and the state that were saved last; None, with a warning if there is a file."""
         self.settle()
         path = self.path(which)
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                whole = bytearray(os.fstat(file.fileno()).st_size)
+                file.readinto(whole)
+            data = memoryview(whole)  # parts of it are no copies: a state may be gigabytes
             digest, header = _header(data)
-            if hashlib.blake2b(memoryview(data)[PREFIX.size :], digest_size=32).digest() != digest:
+            if hashlib.blake2b(data[PREFIX.size :], digest_size=32).digest() != digest:
                 raise Refused("its bytes are not those that were written")
             if header["identity"] != self.identity:
                 raise Refused("it is of another model, or of another version of what runs it")
@@ -112,7 +115,7 @@ class Conversations:
             begin = PREFIX.size + header["length"]
             end = begin + 4 * header["tokens"]
             os.utime(path)
-            return _ids(data[begin:end]), bytearray(data[end:])
+            return _ids(data[begin:end]), data[end:]
         except FileNotFoundError:
             return None
         except Refused as error:
@@ -197,7 +200,7 @@ def clear(state_dir: Path) -> int:
     return len(files)
 
 
-def _header(data: bytes) -> tuple[bytes, dict[str, Any]]:
+def _header(data: bytes | memoryview) -> tuple[bytes, dict[str, Any]]:
     """The digest and the header of a file's beginning, `length` added; Refused says what is wrong."""
     if len(data) < PREFIX.size:
         raise Refused("it is cut short")
@@ -205,7 +208,7 @@ def _header(data: bytes) -> tuple[bytes, dict[str, Any]]:
     if magic != MAGIC or version != VERSION:
         raise Refused(f"it is not a file of draftd's, version {VERSION}")
     try:
-        header = json.loads(data[PREFIX.size : PREFIX.size + length])
+        header = json.loads(bytes(data[PREFIX.size : PREFIX.size + length]))
     except ValueError:
         raise Refused("its header is damaged") from None
     kinds = {"identity": str, "app": str, "conversation": str, "tokens": int}
@@ -218,7 +221,9 @@ def _header(data: bytes) -> tuple[bytes, dict[str, Any]]:
     return digest, {**header, "length": length}
 
 
-def _ids(data: bytes) -> list[int]:
+def _ids(data: bytes | memoryview) -> list[int]:
     if len(data) % 4:
         raise Refused("it is cut short")
-    return array("i", data).tolist()
+    ids = array("i")
+    ids.frombytes(data)
+    return ids.tolist()

@@ -75,7 +75,7 @@ class Drafting:
         sources = [source for source, there in named.items() if there is not None]
         self.controller = controller or Controller(sources)
         self.dice = Dice()
-        self._sharing = 0  # requests that the model still drafts for in this round
+        self._going_on = 0  # requests that the model still drafts for in this round
         self.model_seconds = 0.0  # of the last round, our own sampler's time taken off
 
     def draft(self, batch: Sequence[Work]) -> list[Drafted]:
@@ -230,13 +230,13 @@ class Drafting:
                 drafted.drawn.append(law)
             probability = confidence(row, token, tops)
             picked.append(token)
-            self._sharing -= len(picked) == plan.limit  # nobody asks whether to go on
+            self._going_on -= len(picked) == plan.limit  # nobody asks whether to go on
             self.model_seconds -= time.perf_counter() - began
             return token, probability
 
         def proceed(confidences: Sequence[float]) -> bool:
-            on = plan.proceed([*before, *confidences], self._sharing) and not _ended(request, picked)
-            self._sharing -= not on and len(picked) < plan.limit
+            on = plan.proceed([*before, *confidences], self._going_on) and not _ended(request, picked)
+            self._going_on -= not on and len(picked) < plan.limit
             return on
 
         tokens = request.tokens + drafted.made.tokens if before else request.tokens
@@ -246,7 +246,7 @@ class Drafting:
     def _extend(self, contexts: list[Context], extended: list[tuple[Request, Drafted]]) -> None:
         assert self.model is not None
         began = time.perf_counter()
-        self._sharing = len(contexts)
+        self._going_on = len(contexts)
         proposals = self.model.propose(contexts)
         self.model_seconds += time.perf_counter() - began
         if steps := max(len(proposal.tokens) for proposal in proposals):

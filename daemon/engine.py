@@ -15,6 +15,7 @@ from draftd.daemon.drafting import Drafted, Drafting
 from draftd.daemon.pulse import DRAFTING, FORWARD
 from draftd.daemon.request import Parked, Request
 from draftd.daemon.scheduler import Scheduler, Work
+from draftd.drafts.base import common_prefix
 from draftd.ipc.errors import DraftdError, EngineFailed, InvalidRequest
 from draftd.models.base import Rows, Span, Target, is_even
 from draftd.models.logprobs import Logprob, logprob
@@ -215,7 +216,7 @@ class Engine:
     def _emit(self, work: Work, drafted: Drafted, tokens: list[int], raw: Rows | None) -> Emission:
         """Add a round's tokens to their request, cut at a stop token or behind its grammar's end."""
         request = work.request
-        accepted = min(len(tokens) - 1, drafted.kept)
+        accepted = common_prefix(drafted.tokens, tokens)  # of tokens before a dead end: all
         finish = None
         for index, token in enumerate(tokens):
             if token in request.stop_ids:

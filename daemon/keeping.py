@@ -13,7 +13,9 @@ import numpy as np
 from draftd.daemon.conversations import Conversation, Conversations
 from draftd.daemon.engine import Engine
 from draftd.daemon.places import WORTH_A_COPY
+from draftd.daemon.pulse import READING
 from draftd.daemon.request import Parked, Request
+from draftd.daemon.scheduler import Work
 from draftd.daemon.settings import Settings
 from draftd.drafts.base import common_prefix
 from draftd.ipc.errors import InvalidRequest
@@ -35,18 +37,29 @@ class Keeping:
         self.conversations = Conversations(settings.state_dir, self.limit, lambda: identity(settings, info))
 
     def load(self, request: Request, body: dict[str, Any]) -> None:
-        """Take from disk what a request's conversation had, if that is more than what is in memory."""
+        """Note a request's conversation; what it had is read once there is a slot for it."""
         if body["conversation"] is None or not self.limit:
             return
         if not body["app"]:
             raise InvalidRequest("a conversation belongs to an app: say hello with a name in `client`")
-        request.conversation = which = Conversation(body["user"], body["app"], body["conversation"])
+        which = Conversation(body["user"], body["app"], body["conversation"])
+        try:
+            self.conversations.path(which)
+        except OSError as error:  # the weights' files, which say whose caches these are, were moved since
+            log.warning("a conversation is not kept, for the model's files can't be read: %s", error)
+            return
+        request.conversation = which
+        if request.reuse:  # of all that wait for a slot the caches might not fit into memory
+            request.stored = lambda: self._read(request, which)
+
+    def _read(self, request: Request, which: Conversation) -> Parked | None:
+        """What a request's conversation had on disk, if that is more than what is in memory."""
+        self.engine.beat(READING, 0, [Work(request, 0, last=False, prefill=False)])  # a disk may hang
         claimed = common_prefix(self.conversations.tokens(which), request.tokens)
-        if request.reuse and claimed >= self.engine.shared(request) + WORTH_A_COPY:
-            found = self.conversations.load(which)
-            if found is not None:
-                tokens, state = found
-                request.parked = Parked(tokens, np.frombuffer(state, np.uint8))
+        if claimed < self.engine.shared(request) + WORTH_A_COPY:
+            return None
+        found = self.conversations.load(which)
+        return None if found is None else Parked(found[0], np.frombuffer(found[1], np.uint8))
 
     def save(self, request: Request) -> None:
         """Keep what was computed for a request that has ended just now."""

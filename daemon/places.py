@@ -11,6 +11,7 @@ from draftd.drafts.base import common_prefix, exchange
 from draftd.models.base import Target
 
 WORTH_A_COPY = 16  # tokens; fewer are computed about as fast as a slot is copied
+CONFINED = "\0"  # begins the owner of what one request computed for itself alone
 WORTH_A_PASS = 100  # positions moved between slots for each pass that it saves, at most
 
 
@@ -57,9 +58,9 @@ class Places:
 
     def take(self, request: Request) -> None:
         """Give a request a free slot and what is already computed of its tokens."""
+        parked = request.parked if request.stored is None else request.stored()
+        request.parked = request.stored = None
         source, shared = self.shared(request)
-        parked = request.parked
-        request.parked = None
         if parked is not None and (length := common_prefix(parked.tokens, request.tokens)) > shared:
             slot = self._choose(-1, 0)
             shared = self._restore(request, slot, parked, length)
@@ -109,8 +110,10 @@ class Places:
         kept = self.free.get(request.slot)
         if self.taken.get(request.slot) is request:
             tokens = request.tokens[: request.cached]
-        elif kept is not None and request.tokens[: len(kept.tokens)] == kept.tokens:
-            tokens = kept.tokens
+        elif kept is not None:  # which may hold more: a stop string cuts an answer once it has left its slot
+            tokens = kept.tokens[: len(request.tokens)]
+            if request.tokens[: len(tokens)] != tokens:
+                return None
         else:
             return None
         state = self.target.save_slot(request.slot) if tokens else None
@@ -171,7 +174,7 @@ class Places:
             self.drafts.forget(slot)
 
     def _choose(self, source: int, shared: int) -> int:
-        """The free slot whose loss is least: tokens that stand nowhere else, by how long they were not used.
+        """The free slot whose loss is least: what its owner has nowhere else, by how long it was not used.
 
         How likely a text is asked for again falls about as one over its age. To go on in `source` loses what
         stands there behind the shared prefix.
@@ -179,13 +182,12 @@ class Places:
 
         def loss(slot: int) -> tuple[float, bool, bool, int]:
             kept = self.free[slot]
-            saved = max(
-                (common_prefix(kept.tokens, held) for other, held in self._held() if other != slot), default=0
-            )
+            others = [held for held in self._held() if held[0] != slot and held[1] == kept.owner]
+            saved = max((common_prefix(kept.tokens, tokens) for _, _, tokens in others), default=0)
             if slot == source:
                 saved = max(saved, shared)
             lost = len(kept.tokens) - saved
-            if lost < WORTH_A_COPY:
+            if lost < WORTH_A_COPY or kept.owner.startswith(CONFINED):
                 lost = 0
             alone = self.target.even and not {slot - 1, slot + 1} & self.taken.keys()
             return lost / (self._now - kept.used + 1), slot != source, alone, kept.used
@@ -202,9 +204,11 @@ class Places:
         self.drafts.forget(slot)
         return length
 
-    def _held(self) -> list[tuple[int, Sequence[int]]]:
-        running = [(slot, request.tokens[: request.cached]) for slot, request in self.taken.items()]
-        return [*((slot, kept.tokens) for slot, kept in self.free.items()), *running]
+    def _held(self) -> list[tuple[int, str, Sequence[int]]]:
+        """Each slot, whose it is and what stands there."""
+        taken = self.taken.items()
+        running = [(slot, each.cache_owner, each.tokens[: each.cached]) for slot, each in taken]
+        return [*((slot, kept.owner, kept.tokens) for slot, kept in self.free.items()), *running]
 
 
 def _may_share(request: Request, owner: str) -> bool:

@@ -57,10 +57,10 @@ class Plan:
         self._seen = 0
         self._reach = 1.0  # probability that all tokens so far are accepted
 
-    def proceed(self, confidences: Sequence[float], sharing: int = 1) -> bool:
+    def proceed(self, confidences: Sequence[float], going_on: int = 1) -> bool:
         """Should the model draft another token after these (the suffix's first, the newest last)?
 
-        `sharing`: requests that still draft in the same passes.
+        `going_on`: requests that still draft in the same passes, this one included.
         """
         count = len(confidences)
         if count != self._seen + 1:  # a chain's first call; else one a token
@@ -69,8 +69,8 @@ class Plan:
                 self._advance(confidences[index])
         if count:
             self._advance(confidences[-1])
-        rows, ahead, gain, cost = self._rows if sharing > 1 else self._alone, self._ahead, 0.0, 0.0
-        reach, step = OPTION * self._reach, self._steps[min(sharing, len(self._steps)) - 1]
+        rows, ahead, gain, cost = self._rows if going_on > 1 else self._alone, self._ahead, 0.0, 0.0
+        reach, step = OPTION * self._reach, self._steps[min(going_on, len(self._steps)) - 1]
         for more in range(1, min(AHEAD, self.limit - count) + 1):
             reach *= ahead
             gain += reach

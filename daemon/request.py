@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
@@ -93,6 +93,7 @@ class Request:
     cache_owner: str = ""  # whose caches it may start from and leave; "": everyone's
     cache_only: bool = False  # nothing is generated: the slot is made ready for a request to come
     parked: Parked | None = None  # what to start from if no slot holds more
+    stored: Callable[[], Parked | None] | None = None  # reads that off the disk, once it gets a slot
     refused: str = ""  # why what was parked could not be used
     conversation: Conversation | None = None  # under what it is kept on disk
     begun: bool = False  # it has had a slot

@@ -40,7 +40,7 @@ def make_drafting(
     path = learnt.file_path(settings.state_dir, _key(info))
     known = learnt.load(path)
     controller = Controller(sources, settings.draft_length, known, even=target.even)
-    if known is None and sources:
+    if sources and not controller.target.observed:  # nor in the file, where that was cleared
         _measure(target, controller)
     if draft is not None:
         _measure_draft(draft, controller)

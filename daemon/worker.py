@@ -133,6 +133,7 @@ class Worker:
                 del self.choices[choice.request]
                 self.engine.remove(choice.request)
             self.refuse(request.key, error)
+        self.retreat.tidy()
 
     def handle(self, body: dict[str, Any]) -> bool:
         """One message of the front; False for the last."""
@@ -205,7 +206,7 @@ class Worker:
         request = self.asked.request(body, index, prompt)
         text = Answer(self.loaded.tokenizer.stream(prompt), body["stop"], self.asked.calls(body))
         text.resume(emitted, body["characters"][index])
-        if index == 0 and request.cache_owner == body["cache_owner"]:
+        if index == 0 and request.reuse == body["cache_prompt"]:
             self.keeping.load(request, body)  # it goes on with the first answer
         return Choice(job, index, request, text, found=len(emitted) if request.beams else 0)
 
@@ -223,7 +224,7 @@ class Worker:
             "state": "complete" if request.cached == request.prompt else "superseded",
             "prompt_tokens": request.prompt,
             "cached_tokens": request.reused,
-            "computed_tokens": request.cached - request.reused,
+            "computed_tokens": max(0, request.cached - request.reused),  # what it lost in between is no debt
         }
         self.say({"type": "prefilled", "key": request.key, "told": told})
 
@@ -279,7 +280,7 @@ class Worker:
         self.retreat.tidy()
         self.save()
         text = choice.flush()
-        if text or choice.pending:
+        if text or choice.pending or choice.text.parts:
             self.say(choice.take(text))
         if reason == "stop" and choice.text.called:
             reason = "tool_calls"

@@ -8,6 +8,7 @@ import logging
 import os
 import stat
 import struct
+import tracemalloc
 from array import array
 from pathlib import Path
 
@@ -45,6 +46,20 @@ def test_what_is_saved_comes_back(store: Conversations) -> None:
     assert [entry.name for entry in conversations.kept(path.parents[1])] == ["chat"]
     assert store.load(which("other")) is None
     assert store.load(which("chat", "other app")) is None
+
+
+def test_what_is_saved_is_read_without_a_copy(tmp_path: Path) -> None:
+    store = Conversations(tmp_path, 20_000_000, lambda: "a model")
+    save(store, "chat", [1], bytes(10_000_000))
+    tracemalloc.start()
+    try:
+        found = store.load(which("chat"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found is not None
+    assert len(found[1]) == 10_000_000
+    assert peak < 11_000_000
 
 
 @pytest.mark.parametrize("place", [0, 8, 12, 16, 48, 60, 150, 400, -1])

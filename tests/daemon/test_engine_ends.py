@@ -114,6 +114,7 @@ def test_what_stands_before_a_dead_end_is_said_with_drafts_as_without(
         one = request(0, [0, 1], 20, Sampling(1.0), stop_ids=stops, **options)
         (end,) = finished(Engine(TableTarget(VOCAB), Drafting(TableDraft(TableTarget(VOCAB)))), one)
         found.append((one.tokens, end.finish))
+        assert one.tally.accepted == (0 if mode == "off" else 2)
     assert found[0] == found[1] == (([0, 1, 0, 0], "stop") if stops else ([0, 1, 0, 0, 1], "error"))
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from draftd.daemon import conversations, keeping
-from draftd.daemon.conversations import OWN, Conversations
+from draftd.daemon.conversations import OWN, Conversation, Conversations
 from draftd.daemon.engine import Engine
 from draftd.daemon.keeping import Keeping
+from draftd.daemon.pulse import READING
 from draftd.daemon.request import Request
 from draftd.daemon.settings import Settings
 from draftd.ipc import Client
@@ -27,8 +28,14 @@ from tests.fakes import TableTarget
 PROMPT = "Once upon a time a daemon kept what it had computed, and"
 
 
-def test_a_request_starts_from_what_its_own_users_app_left(tmp_path: Path) -> None:
-    engine = Engine(TableTarget())
+def test_a_request_starts_from_what_its_own_users_app_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats: list[tuple[int, list[Request]]] = []
+    engine = Engine(
+        TableTarget(),
+        beat=lambda stage, _, batch: beats.append((stage, [work.request for work in batch])),
+    )
     keeping = Keeping(Settings.model_validate({"state_dir": tmp_path}), {}, engine)
     keeping.conversations = Conversations(tmp_path, 10_000, lambda: "a model")
     prompt = [1, 2, 3] * 10
@@ -38,17 +45,45 @@ def test_a_request_starts_from_what_its_own_users_app_left(tmp_path: Path) -> No
         keeping.load(request, {"user": user, "app": "editor", "conversation": "tale"})
         return request
 
-    first = ask("1")
-    engine.add(first)
-    while engine.busy:
-        engine.step()
+    def run(request: Request) -> None:
+        engine.add(request)
+        while engine.busy:
+            engine.step()
+
+    run(first := ask("1"))
     keeping.save(first)
     keeping.conversations.settle()
     engine.forget()
-    assert ask("2").parked is None
-    again = ask("1").parked
-    assert again is not None
-    assert again.tokens[: len(prompt)] == prompt
+    read, load = list[Conversation](), keeping.conversations.load
+
+    def counted(which: Conversation) -> tuple[list[int], memoryview] | None:
+        read.append(which)
+        return load(which)
+
+    monkeypatch.setattr(keeping.conversations, "load", counted)
+    others, again = ask("2"), ask("1")
+    assert read == [], "what waits for a slot holds no cache"
+    run(others)
+    engine.forget()
+    beats.clear()
+    run(again)
+    assert beats[0] == (READING, [again]), "a disk that hangs is blamed on nobody else"
+    assert [others.reused, again.reused, len(read)] == [0, len(prompt) - 1, 1]
+
+
+def test_a_model_whose_files_are_gone_answers_without_conversations(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone() -> str:
+        raise FileNotFoundError(2, "No such file or directory", "model.gguf")
+
+    keeping = Keeping(Settings.model_validate({"state_dir": tmp_path}), {}, Engine(TableTarget()))
+    keeping.conversations = Conversations(tmp_path, 10_000, gone)
+    request = Request(0, [1, 2], 2, 4, Sampling(), frozenset())
+    keeping.load(request, {"user": "1", "app": "editor", "conversation": "tale"})
+    keeping.save(request)
+    assert (request.conversation, request.stored) == (None, None)
+    assert "a conversation is not kept" in caplog.text
 
 
 def test_a_cache_of_another_context_is_another_models_in_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,18 @@ import json
 import logging
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from draftd.daemon.controller import Controller
+from draftd.daemon.drafting import Drafting
 from draftd.daemon.learnt import VERSION, load, save
+from draftd.daemon.settings import Settings
+from draftd.daemon.sources import make_drafting
 from tests.daemon.simulator import MACHINES, Weather, run, texts
+from tests.fakes import TableTarget
 
 
 def test_comes_back_as_it_was_and_leaves_no_other_file(tmp_path: Path) -> None:
@@ -88,3 +94,18 @@ def test_a_place_that_cannot_be_written_costs_a_warning(
     (tmp_path / "folder").mkdir()
     save(tmp_path / "folder", Controller().learnt)
     assert {entry.name for entry in tmp_path.iterdir()} == {"file", "folder"}
+
+
+def test_a_start_behind_a_clear_measures_as_the_first_one_did(tmp_path: Path) -> None:
+    """A daemon that was told to forget writes what it knows as it ends, be that nothing."""
+    settings = Settings.model_validate({"state_dir": tmp_path})
+    tokenizer: Any = SimpleNamespace(size=64)
+
+    def start() -> tuple[Drafting, Path]:
+        return make_drafting(None, tokenizer, TableTarget(vocab=64), settings, {"target": "a model"})
+
+    drafting, path = start()
+    drafting.unlearn()
+    save(path, drafting.controller.learnt)
+    again, _ = start()
+    assert again.controller.target.known(1)

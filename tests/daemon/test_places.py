@@ -6,6 +6,7 @@ import pytest
 
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.engine import Engine
+from draftd.daemon.places import CONFINED
 from draftd.drafts.llama_cpp import LlamaDraft
 from tests.daemon.traffic import BACKGROUND, alone, request, run, text
 from tests.fakes import TableDraft, TableTarget
@@ -55,6 +56,24 @@ def test_the_slot_whose_loss_is_least_is_overwritten() -> None:
     assert other.slot == long.slot
 
 
+def test_what_only_another_owner_has_too_is_a_loss() -> None:
+    engine = Engine(TableTarget(slots=3))
+    one, two = (request(key, text(200), cache_owner=str(key)) for key in range(2))
+    run(engine, one)
+    run(engine, two)
+    run(engine, short := request(2, text(30, 2), cache_owner="2"))
+    run(engine, other := request(3, text(60, 3), cache_owner="3"))
+    assert other.slot == short.slot
+
+
+def test_what_nobody_may_start_from_is_overwritten_first() -> None:
+    engine = Engine(TableTarget(slots=2))
+    run(engine, confined := request(0, text(200), cache_owner=f"{CONFINED}0"))
+    run(engine, request(1, text(30, 1)))
+    run(engine, other := request(2, text(60, 2)))
+    assert other.slot == confined.slot
+
+
 def test_equal_prompts_that_come_together_are_computed_once() -> None:
     target = TableTarget(slots=4)
     prompt = text(100)
@@ -101,6 +120,15 @@ def test_a_parked_cache_that_is_refused_is_computed_again(monkeypatch: pytest.Mo
     run(engine)
     assert background.refused == "not mine"
     assert background.tokens == alone(0, text(40), 20)
+
+
+def test_an_answer_that_was_cut_behind_its_end_has_a_cache_still() -> None:
+    engine = Engine(TableTarget(), Drafting(TableDraft(TableTarget())))
+    run(engine, one := request(0, text(30), 10, mode=("model", 4)))
+    del one.tokens[-3:]  # by the worker, which finds a stop string in the tokens that reached the limit, too
+    cache = engine.cache(one)
+    assert cache is not None
+    assert cache.tokens == one.tokens
 
 
 def test_what_runs_closes_up_where_only_neighbours_are_computed_together() -> None:

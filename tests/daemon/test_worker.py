@@ -14,9 +14,11 @@ import msgpack
 import pytest
 
 from draftd.daemon import logs, worker
+from draftd.daemon.calls import Calls
 from draftd.daemon.control import Control
 from draftd.daemon.loader import Loaded, Report
 from draftd.daemon.settings import Settings
+from tests.daemon.test_calls import HERMES
 from tests.daemon.workers import GENERATE, PREFILL, VOCAB, Bench, Ending, Letters, bench, ending
 
 __all__ = ["bench", "ending"]
@@ -100,6 +102,50 @@ def test_a_search_wider_than_the_engine_s_slots_is_refused(bench: Bench, emitted
     assert error["code"] == "invalid_request"
     assert "beams=5 needs as many slots, this daemon has 4: ask for 4 at most" in error["message"]
     assert not bench.worker.engine.busy
+
+
+def test_what_was_computed_without_cache_prompt_tells_no_other_request_of_it(ending: Ending) -> None:
+    asked: dict[str, Any] = {"tokens": [1, 2, 3] * 10, "max_tokens": 3}
+    cached = []
+    for reuse in (False, True, True, False):
+        _, _, done = ending.ask(**asked, cache_prompt=reuse)
+        cached.append(done["usage"]["cached_tokens"])
+    assert cached == [0, 0, 29, 0]
+
+
+class Calling:
+    """An answer's text that calls a tool."""
+
+    def __init__(self) -> None:
+        self.pieces = iter(("<tool_call>", '\n{"name": "', "now", '", "arguments": ', '{"a": 1}'))
+
+    def push(self, token: int) -> str:
+        return next(self.pieces)
+
+    def flush(self) -> str:
+        return ""
+
+
+def test_what_a_stop_string_held_back_of_a_call_comes_with_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.worker.loaded.tokenizer, "stream", lambda behind: Calling())
+    monkeypatch.setattr(bench.worker.asked, "calls", lambda body: Calls(HERMES))
+    bench.target.at = 5
+    bench.target.interrupt = lambda: bench.say({"type": "stop"})  # type: ignore[method-assign]
+    *tokens, _ = bench.run({**GENERATE, "max_tokens": 5, "stop": ["}."]})
+    parts = [part for body in tokens for part in body["tool_calls"]]
+    assert "".join(part["arguments"] for part in parts) == '{"a": 1}'
+
+
+def test_a_prefill_that_lost_its_slot_computed_no_less_than_nothing(bench: Bench) -> None:
+    request = bench.worker.asked.prefill(PREFILL)
+    request.reused, request.cached = 2, 1  # it began anew, and was overtaken
+    bench.worker.prefills[request.key] = request
+    bench.worker.prefilled(request)
+    (prefilled,) = bench.run({"type": "stop"})
+    assert prefilled["told"]["state"] == "superseded"
+    assert prefilled["told"]["computed_tokens"] == 0
 
 
 def test_how_to_log_changes_while_it_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

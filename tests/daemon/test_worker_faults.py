@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from draftd.daemon import worker
+from draftd.daemon.governor import Rung
 from draftd.daemon.loader import Loaded, Report
 from draftd.daemon.settings import Settings
 from draftd.ipc.errors import InvalidConfig, InvalidRequest
@@ -150,6 +151,18 @@ def test_a_grammar_that_errs_ends_its_request_with_all_its_answers_and_no_other(
     assert said[-1]["usage"]["completion_tokens"] == 5
     assert [bench.worker.jobs, bench.worker.choices] == [{}, {}]
     assert len(bench.worker.engine.scheduler.places.free) == 4
+
+
+def test_the_slot_of_a_request_that_met_an_error_is_given_back_where_memory_is_short(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.worker.asked, "processors", lambda body, prompt: Stuck(Penalties(), prompt))
+    bench.worker.retreat.to(Rung.DROP_CACHES)
+    bench.target.at = 1
+    bench.target.interrupt = lambda: bench.say({"type": "stop"})  # type: ignore[method-assign]
+    (error,) = bench.run(GENERATE)
+    assert error["code"] == "invalid_request"
+    assert not any(bench.target.held)
 
 
 def test_logits_that_are_no_numbers_end_a_request_and_what_it_started_from_is_forgotten(
