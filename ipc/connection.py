@@ -30,7 +30,8 @@ class Connection:
         self.down: DraftdError | None = None  # why it is of no more use
         self._endpoint = endpoint
         self._session = Session()
-        self._lock = threading.Lock()
+        # its own thread may take it again: the collector ends a forgotten stream while a frame is read
+        self._lock = threading.RLock()
         self._turn = threading.Condition(self._lock)  # the socket is free, or something came
         self._busy = False  # a thread is at the socket
         self._waiting = 0  # threads that wait for the turn

@@ -96,7 +96,7 @@ class Session:
 
     def fail(self, error: DraftdError) -> None:
         """End every open request with an error."""
-        for events in self._events.values():
+        for events in list(self._events.values()):
             events.append(error)
 
     def take(self, request: str) -> Event | None:

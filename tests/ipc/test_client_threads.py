@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -9,11 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from draftd.ipc import Client, link, messages
 from draftd.ipc.errors import Cancelled
+from draftd.ipc.session import Session
 from tests.ipc import scripted
 from tests.ipc.scripted import ScriptedDaemon, first_tokens_only
 
@@ -77,6 +80,34 @@ def test_a_prefill_that_ended_is_noticed_though_no_thread_reads(
         assert connection is not None
         _until(lambda: not connection._session.lives())
         client.ping()
+
+
+def test_a_forgotten_stream_may_be_collected_while_a_frame_is_read(
+    daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = Session.feed
+
+    def collect(session: Session, frame: bytes) -> list[str]:
+        gc.collect()
+        return feed(session, frame)
+
+    daemon.script = first_tokens_only
+    client = Client(daemon.endpoint)
+    gc.disable()
+    try:
+        cycle: list[Any] = [client.generate(prompt="Hi")]
+        request = next(cycle[0]).id
+        cycle.append(cycle)
+        del cycle
+        monkeypatch.setattr(Session, "feed", collect)
+        thread = threading.Thread(target=client.ping, daemon=True)
+        thread.start()
+        thread.join(10)
+    finally:
+        gc.enable()
+    assert not thread.is_alive()
+    assert daemon.wait_for(messages.Cancel).id == request
+    client.close()
 
 
 def test_a_signal_ends_the_wait_and_cancels(daemon: ScriptedDaemon) -> None:
