@@ -130,6 +130,7 @@ class Connection:
                 with self._lock:
                     self._busy = False
                     self._receive(frames, lost)
+                    self._flush()  # what others sent meanwhile: this thread may have what it came for
                     if self._waiting:
                         self._turn.notify_all()
 

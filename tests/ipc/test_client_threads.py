@@ -82,6 +82,27 @@ def test_a_prefill_that_ended_is_noticed_though_no_thread_reads(
         client.ping()
 
 
+def test_what_a_thread_sends_as_another_gets_its_answer_leaves_at_once(
+    daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.script = first_tokens_only
+    with Client(daemon.endpoint) as client:
+        request = next(stream := client.generate(prompt="Hi")).id
+        connection = client._connection
+        assert connection is not None
+        poll = connection._poll
+
+        def leave_behind(seconds: float, frames: list[bytes]) -> bool:
+            lost = poll(seconds, frames)
+            connection.leave(request, finished=False)  # the socket is still this thread's
+            return lost
+
+        monkeypatch.setattr(connection, "_poll", leave_behind)
+        client.ping()
+        assert daemon.wait_for(messages.Cancel).id == request
+        stream.close()
+
+
 def test_a_forgotten_stream_may_be_collected_while_a_frame_is_read(
     daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
