@@ -42,6 +42,15 @@ class Job:
         """How many tokens it has been given."""
         return sum(map(len, self.emitted))
 
+    def ends_by(self, reason: Reason) -> list[parts.AnswerEnd]:
+        """How its answers end where there is no engine to say: those that have yet to for this reason."""
+        seed = self.body["seed"]
+        endings = [
+            ending or ended_before(parts.Resume(tokens=tokens, finish_reason=reason), seed + index)
+            for index, (ending, tokens) in enumerate(zip(self.endings, self.emitted, strict=True))
+        ]
+        return [parts.AnswerEnd.model_validate(ending) for ending in endings]
+
     def took(self, body: dict[str, Any], *, keep_text: bool) -> None:
         """Count what the engine's `tokens` brings, less what of it is not for the app."""
         index = body.get("index", 0)

@@ -253,13 +253,15 @@ class Jobs:
             self.fail(job, Cancelled("cancelled before the engine had begun"))
             return
         self.counters.failed(reason)
+        answers = job.ends_by(reason)
         self._end(
             job,
             messages.Done(
                 id=job.delivery.id,
-                finish_reason=reason,
+                finish_reason=answers[0].finish_reason,
                 usage=parts.Usage(prompt_tokens=0, completion_tokens=job.tokens),
-                stats=parts.Stats.nothing(seed=job.body["seed"]),
+                stats=answers[0].stats,
+                answers=answers,
             ),
         )
 

@@ -91,3 +91,14 @@ def test_what_was_to_end_when_its_engine_died_is_not_begun_again(front: Desk, re
     assert done["usage"]["completion_tokens"] == 1
     assert [body["type"] for body in front.told] == ["generate", "cancel"]
     assert not front.front.jobs.by_key
+
+
+def test_without_an_engine_each_of_several_answers_has_its_end(front: Desk) -> None:
+    had = [{"tokens": [1], "characters": 1, "finish_reason": "stop"}, {"tokens": [2, 3], "characters": 2}]
+    app = front.app()
+    key = front.generate(app, n=2, seed=5, resume=had)
+    front.front.jobs.stop(front.front.jobs.by_key[key], "deadline", answerable=False)
+    done = app.hear()
+    ends = [(end["finish_reason"], end["completion_tokens"], end["stats"]["seed"]) for end in done["answers"]]
+    assert ends == [("stop", 1, 5), ("deadline", 2, 6)]
+    assert (done["finish_reason"], done["usage"]["completion_tokens"]) == ("stop", 3)
