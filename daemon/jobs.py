@@ -208,7 +208,8 @@ class Jobs:
     # ---- ends
 
     def blame(self, keys: Sequence[int], how: str) -> None:
-        """An engine ended while at work on these requests: one that always sees that is not tried again."""
+        """An engine died while at work on these requests: one that always sees that is not tried again."""
+        self.prefills.engine_died()
         for job in [self.by_key[key] for key in keys if key in self.by_key]:
             if job.ended:
                 continue

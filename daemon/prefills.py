@@ -13,6 +13,7 @@ from draftd.ipc import messages
 from draftd.ipc.errors import DraftdError, EngineFailed, from_code
 
 FIRST_KEY = 1 << 62  # of prefills: apart from the requests' keys
+MAX_ENDS = 2  # engines that may die while one is open: it is a guess, and not worth a third
 
 
 @dataclass(slots=True)
@@ -23,7 +24,7 @@ class Prefill:
     client: bytes  # the ROUTER's name of the connection
     id: str
     body: dict[str, Any]  # the prefill message for the engine
-    sent: int = 0  # to how many engines
+    ends: int = 0  # engines that died meanwhile
 
 
 class Prefills:
@@ -66,12 +67,16 @@ class Prefills:
         return True
 
     def submit_all(self) -> None:
-        """A new engine starts them from the beginning; one that was there when two died is given up."""
+        """A new engine starts them from the beginning."""
+        for prefill in self.by_key.values():
+            self._submit(prefill)
+
+    def engine_died(self) -> None:
+        """One that was there when two did is given up."""
         for prefill in list(self.by_key.values()):
-            if prefill.sent > 1:
+            prefill.ends += 1
+            if prefill.ends == MAX_ENDS:
                 self._fail(prefill, EngineFailed("the engine ended twice during this prefill"))
-            else:
-                self._submit(prefill)
 
     def relay(self, body: dict[str, Any]) -> None:
         """The engine's `prefilled` to the app that asked."""
@@ -98,7 +103,6 @@ class Prefills:
         self.apps.send_error(prefill.client, prefill.id, error)
 
     def _submit(self, prefill: Prefill) -> None:
-        prefill.sent += 1
         self.tell_engine({"type": "prefill", "key": prefill.key, **prefill.body})
 
     def _stop(self, prefill: Prefill, state: Literal["superseded", "cancelled"]) -> None:

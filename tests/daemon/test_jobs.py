@@ -102,3 +102,18 @@ def test_without_an_engine_each_of_several_answers_has_its_end(front: Desk) -> N
     ends = [(end["finish_reason"], end["completion_tokens"], end["stats"]["seed"]) for end in done["answers"]]
     assert ends == [("stop", 1, 5), ("deadline", 2, 6)]
     assert (done["finish_reason"], done["usage"]["completion_tokens"]) == ("stop", 3)
+
+
+def test_a_prefill_is_given_up_behind_two_engines_that_died_while_it_was_open(front: Desk) -> None:
+    app, jobs = front.app(), front.front.jobs
+    app.say("prefill", "p", prompt="x")
+    front.turn()
+    jobs.submit_all()  # it came before there was an engine
+    jobs.blame([], "died")
+    for _ in range(2):  # a reload brings another engine, and none died
+        jobs.submit_all()
+    assert jobs.prefills.by_key
+    jobs.blame([], "died")
+    error = app.hear()
+    assert (error["id"], error["code"]) == ("p", "engine_failed")
+    assert not jobs.prefills.by_key
