@@ -56,8 +56,9 @@ class Session:
         self._made += 1
         request = str(self._made)
         message = _build(kind, request, fields)
-        check_depth(message)  # the daemon could not say whose request that was
+        check_depth(message)  # msgpack packs only so deep, and says no more than that
         frame = encode(message)
+        decode(frame)  # of a frame that it can't read the daemon can't say whose request it was: it ends all
         self._events[request] = deque()
         return request, frame
 
