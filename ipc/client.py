@@ -192,12 +192,12 @@ class Client:
 
     def _connect(self) -> Connection:
         connection = self._connection
-        if connection is not None and connection.down is None:
+        if connection is not None and connection.usable:
             return connection
         with self._lock:
             if self._closed.is_set():
                 raise RuntimeError("this Client is closed: make another")
-            if self._connection is None or self._connection.down is not None:
+            if self._connection is None or not self._connection.usable:
                 if self._connection is not None:
                     self._connection.close()
                 self._connection = Connection(self.endpoint, self.timeout, self.name, self.keys)

@@ -28,6 +28,7 @@ class Connection:
 
     def __init__(self, endpoint: str, timeout: float, name: str, keys: ClientKeys | None) -> None:
         self.down: DraftdError | None = None  # why it is of no more use
+        self._process = os.getpid()
         self._endpoint = endpoint
         self._session = Session()
         # its own thread may take it again: the collector ends a forgotten stream while a frame is read
@@ -56,6 +57,11 @@ class Connection:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def usable(self) -> bool:
+        """Whether it has its daemon, and is not a copy that a fork made: the socket stays the parent's."""
+        return self.down is None and self._process == os.getpid()
 
     def ask(self, kind: type[Message], fields: dict[str, Any], limit: float | None) -> Event:
         """Send a message that has one answer, and wait for it, `limit` seconds at most (None: see `wait`)."""
@@ -135,6 +141,8 @@ class Connection:
                         self._turn.notify_all()
 
     def close(self) -> None:
+        if self._process != os.getpid():
+            return
         self._renewal.stop()
         with self._lock:
             if self._socket.closed:

@@ -1,4 +1,4 @@
-"""Client alone: threads that share one, and signals."""
+"""Client alone: threads that share one, forks and signals."""
 
 from __future__ import annotations
 
@@ -147,3 +147,18 @@ def test_a_signal_ends_the_wait_and_cancels(daemon: ScriptedDaemon) -> None:
     _, errors = child.communicate(timeout=10)
     assert b"KeyboardInterrupt" in errors
     daemon.wait_for(messages.Cancel)
+
+
+def test_a_fork_of_the_app_has_a_connection_of_its_own(daemon: ScriptedDaemon) -> None:
+    program = (
+        "import os, sys; from draftd.ipc import Client\n"
+        "with Client(sys.argv[1]) as client:\n"
+        "    client.complete(prompt='Hi')\n"
+        "    child = os.fork()\n"
+        "    client.ping()\n"
+        "    assert not child or os.waitpid(child, 0)[1] == 0\n"
+        "    client.ping()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, daemon.endpoint], timeout=60).returncode == 0
+    hellos = [each for each in list(daemon.heard.queue) if isinstance(each, messages.Hello)]
+    assert len(hellos) == 2
