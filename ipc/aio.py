@@ -119,10 +119,11 @@ class AsyncClient:
     async def clear(self, learnt: bool = False) -> int:
         """Make the daemon forget what repeated text is drafted from, of all apps; how many files went.
 
+        Models that load do so first.
         `learnt`: also what it learnt of the pairs, acceptance and costs.
         """
         connection = await self._connect()
-        answer = await connection.ask(Clear, {"learnt": learnt}, self.timeout)
+        answer = await connection.ask(Clear, {"learnt": learnt}, None)
         assert isinstance(answer, Cleared)
         return answer.files
 

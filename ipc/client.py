@@ -118,9 +118,10 @@ class Client:
     def clear(self, learnt: bool = False) -> int:
         """Make the daemon forget what repeated text is drafted from, of all apps; how many files went.
 
+        Models that load do so first.
         `learnt`: also what it learnt of the pairs, acceptance and costs.
         """
-        answer = self._connect().ask(Clear, {"learnt": learnt}, self.timeout)
+        answer = self._connect().ask(Clear, {"learnt": learnt}, None)
         assert isinstance(answer, Cleared)
         return answer.files
 
