@@ -58,7 +58,9 @@ class AsyncConnection:
             async with asyncio.timeout(timeout):
                 await self._changed.wait()
         except TimeoutError:
-            raise link.absent(self._endpoint) from None
+            self._read()  # what came while something else held up the loop
+            if not self._changed.is_set():
+                raise link.absent(self._endpoint) from None
         if self.down is not None:
             raise link.refused(self._endpoint, self._end)
         link.check_welcome(await self.ask(Hello, link.hello(name), timeout))
@@ -109,6 +111,9 @@ class AsyncConnection:
                 async with asyncio.timeout(link.PING_EVERY if limit is None else limit):
                     await news.wait()
             except TimeoutError:
+                self._read()  # what came while something else held up the loop
+                if news.is_set():
+                    continue
                 if limit is not None:
                     raise link.silent(self._endpoint, limit) from None
                 quiet = time.monotonic() - max(self._heard, start)
