@@ -39,7 +39,8 @@ WATCHED = int(_UP | _DOWN)
 
 def program_name() -> str:
     """What an app is called that gives no name: its program's file name."""
-    return Path(sys.argv[0]).name[:128] if sys.argv else ""
+    name = Path(sys.argv[0]).name[:128] if sys.argv else ""
+    return name.encode(errors="replace").decode()  # a file name may hold bytes that no message can
 
 
 def hello(name: str) -> dict[str, object]:

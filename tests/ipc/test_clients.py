@@ -89,6 +89,14 @@ def test_one_hello_a_connection(daemon: ScriptedDaemon, connect: Connect) -> Non
     assert kinds == [messages.Hello, messages.Ping, messages.Ping, messages.GetStatus]
 
 
+def test_a_program_whose_file_name_is_no_text_has_a_name(
+    daemon: ScriptedDaemon, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/opt/caf\udce9.py"])  # as Python decodes Latin-1
+    connect(daemon.endpoint).ping()
+    assert daemon.wait_for(Hello).client == "caf?.py"
+
+
 def test_streams_side_by_side(daemon: ScriptedDaemon, connect: Connect) -> None:
     client = connect(daemon.endpoint)
     pairs = list(zip(client.generate(prompt="a"), client.generate(prompt="b"), strict=True))
