@@ -76,6 +76,14 @@ def test_credit_is_given_as_the_app_reads(daemon: ScriptedDaemon, connect: Conne
     assert len(reply.tokens) == 4 + 2 * 5
 
 
+def test_who_reads_slowly_gives_credit_before_half_of_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = progress.Progress({"prompt": "x"})
+    stream.saw(scripted.tokens("1", "x", [1], [False], [1]))
+    assert stream.owed() == 0
+    monkeypatch.setattr(progress, "PAY_WITHIN", 0.0)
+    assert [stream.owed(), stream.owed()] == [1, 0]
+
+
 def test_the_usual_credit_and_none(daemon: ScriptedDaemon, connect: Connect) -> None:
     client = connect(daemon.endpoint)
     client.complete(prompt="Hi")
