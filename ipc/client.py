@@ -64,8 +64,7 @@ class Client:
 
         InvalidRequest at once for wrong parameters; leaving the loop early cancels the request.
         """
-        check(Generate, params)
-        return self._stream(params)
+        return self._stream(check(Generate, params))
 
     def complete(self, **params: Any) -> Reply:
         """A whole answer at once; the parameters are `Generate`'s fields."""

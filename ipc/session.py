@@ -122,9 +122,13 @@ class Session:
         return [request]
 
 
-def check(kind: type[Message], fields: dict[str, Any]) -> None:
-    """InvalidRequest if a request's fields are wrong: what an app learns before anything is sent."""
-    _build(kind, "0", fields)
+def check(kind: type[Message], fields: dict[str, Any]) -> dict[str, Any]:
+    """A request's fields as they are at the call, whatever the app does to its lists while a stream goes on.
+
+    InvalidRequest if they are wrong: what an app learns before anything is sent.
+    """
+    message = _build(kind, "0", fields)
+    return {name: getattr(message, name) for name in fields}
 
 
 def reply(parts: list[messages.Tokens], done: Done) -> Reply:

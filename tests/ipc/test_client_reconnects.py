@@ -129,3 +129,16 @@ def test_an_async_client_goes_on_in_another_loop(daemon: ScriptedDaemon) -> None
     for _ in range(2):
         assert asyncio.run(ask()) == "Hello, Wörld!"
     asyncio.run(client.close())
+
+
+def test_a_stream_asks_for_what_it_was_called_with(tmp_path: Path, connect: Connect) -> None:
+    history = [{"role": "user", "content": "Hi"}]
+    with ScriptedDaemon(tmp_path / "d.sock", first_tokens_only) as first:
+        stream = connect(first.endpoint).generate(messages=history)
+        history.append({"role": "assistant", "content": ""})
+        history[1]["content"] += next(stream).text
+        asked = [first.wait_for(Generate)]
+    with ScriptedDaemon(tmp_path / "d.sock") as second:
+        list(stream)
+        asked.append(second.wait_for(Generate))
+    assert [[each.content for each in one.messages] for one in asked] == [["Hi"], ["Hi"]]
