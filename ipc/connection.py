@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from typing import Any
 
@@ -44,6 +45,9 @@ class Connection:
         link.configure(self._socket, keys)
         self._monitor = self._socket.get_monitor_socket(link.WATCHED)
         self._woken, self._wake = os.pipe()
+        # A client may be dropped without close(). Not at the process's end: a thread may still be at it.
+        self._close_pipe = weakref.finalize(self, _close, self._woken, self._wake)
+        self._close_pipe.atexit = False
         os.set_blocking(self._woken, False)
         os.set_blocking(self._wake, False)
         self._watched: list[Any] = [
@@ -159,8 +163,7 @@ class Connection:
             self._monitor.close(linger=0)
             self._socket.close()
             self._context.term()  # waits for what LINGER allows
-            os.close(self._woken)
-            os.close(self._wake)
+            self._close_pipe()
 
     def _shake_hands(self, timeout: float, name: str) -> None:
         self._socket.connect(self._endpoint)
@@ -236,3 +239,8 @@ class Connection:
             self.down = error
             self._session.fail(error)
             self._turn.notify_all()
+
+
+def _close(*files: int) -> None:
+    for file in files:
+        os.close(file)

@@ -1,4 +1,4 @@
-"""Client alone: threads that share one, forks and signals."""
+"""Client alone: threads that share one, forks, signals, and one that nobody closes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -162,3 +163,18 @@ def test_a_fork_of_the_app_has_a_connection_of_its_own(daemon: ScriptedDaemon) -
     assert subprocess.run([sys.executable, "-c", program, daemon.endpoint], timeout=60).returncode == 0
     hellos = [each for each in list(daemon.heard.queue) if isinstance(each, messages.Hello)]
     assert len(hellos) == 2
+
+
+def test_a_client_that_nobody_closes_leaves_no_pipe_behind(daemon: ScriptedDaemon) -> None:
+    client = Client(daemon.endpoint)
+    client.ping()
+    connection = client._connection
+    assert connection is not None
+    pipe = connection._woken, connection._wake
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # ZeroMQ's, of its sockets
+        del client, connection
+        gc.collect()
+    for file in pipe:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(file)
