@@ -17,8 +17,6 @@ from draftd.ipc.client import Client
 from draftd.ipc.endpoint import is_held, resolve
 from draftd.ipc.errors import EngineFailed, Unreachable
 
-LOADING = 600.0  # seconds: a daemon that loads its models answers when it has
-
 cache_app = typer.Typer(
     no_args_is_help=True, help="What earlier requests left: history to draft from, and conversations kept."
 )
@@ -67,7 +65,6 @@ def clear(
     try:
         with Client(chosen.endpoint) as client:
             client.ping()  # whether one is there shows at once
-            client.timeout = LOADING
             count = client.clear(learnt=learnt)
             where = "the daemon forgot it"
     except (Unreachable, EngineFailed) as error:

@@ -43,7 +43,7 @@ class Door:
             hold.renew()
             self.bind()  # beside the old one: unbinding that would cut off who came in through it
             hold.bound()
-        except InvalidEndpoint as error:
+        except (InvalidEndpoint, OSError) as error:
             if now - self._warned_at > WARN_SECONDS:
                 self._warned_at = now
                 log.error("the socket %s was removed and can't be made again: %s", hold.path, error)

@@ -113,7 +113,8 @@ class Jobs:
         """Take a prefill on; DraftdError if it can't be taken."""
         if (client, message.id) in self.by_client:
             raise _in_use(message.id)
-        self.admission.admit(message, self.settings, len(self.prefills))
+        others = len(self.prefills) - (client in self.prefills.by_client)  # its own last one makes room
+        self.admission.admit(message, self.settings, others)
         body = message.model_dump(exclude={"type", "id", "model"}) | self._whose(client)
         self.prefills.open(client, message.id, body)
 

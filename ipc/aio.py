@@ -55,7 +55,8 @@ class AsyncClient:
         self.name = link.program_name() if name is None else name
         self.patience = patience
         self.keys = link.keys_for(self.endpoint, keys)
-        self._lock = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = asyncio.Lock()  # of that loop
         self._connection: AsyncConnection | None = None
         self._closed = False
 
@@ -64,8 +65,7 @@ class AsyncClient:
 
         InvalidRequest at once for wrong parameters; leaving the loop early cancels the request.
         """
-        check(Generate, params)
-        return self._stream(params)
+        return self._stream(check(Generate, params))
 
     async def complete(self, **params: Any) -> Reply:
         """A whole answer at once; the parameters are `Generate`'s fields."""
@@ -118,10 +118,11 @@ class AsyncClient:
     async def clear(self, learnt: bool = False) -> int:
         """Make the daemon forget what repeated text is drafted from, of all apps; how many files went.
 
+        Models that load do so first.
         `learnt`: also what it learnt of the pairs, acceptance and costs.
         """
         connection = await self._connect()
-        answer = await connection.ask(Clear, {"learnt": learnt}, self.timeout)
+        answer = await connection.ask(Clear, {"learnt": learnt}, None)
         assert isinstance(answer, Cleared)
         return answer.files
 
@@ -134,7 +135,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Cancel what still runs and leave; calls that wait in other tasks raise Cancelled."""
-        async with self._lock:
+        async with self._locked():
             self._closed = True
             if self._connection is not None:
                 await self._connection.close()
@@ -193,11 +194,17 @@ class AsyncClient:
                 pause = min(1.0, pause * 2 + 0.05)
         raise lost
 
+    def _locked(self) -> asyncio.Lock:
+        """The lock of the loop that runs: one that was waited for on another can't be waited for here."""
+        if self._loop is not (loop := asyncio.get_running_loop()):
+            self._loop, self._lock = loop, asyncio.Lock()
+        return self._lock
+
     async def _connect(self) -> AsyncConnection:
-        async with self._lock:
+        async with self._locked():
             if self._closed:
                 raise RuntimeError("this AsyncClient is closed: make another")
-            if self._connection is not None and self._connection.down is not None:
+            if self._connection is not None and not self._connection.usable:
                 await self._connection.close()
                 self._connection = None
             if self._connection is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from typing import Any
@@ -26,6 +27,7 @@ class AsyncConnection:
 
     def __init__(self, endpoint: str, keys: ClientKeys | None) -> None:
         self.down: DraftdError | None = None  # why it is of no more use
+        self._process = os.getpid()
         self._endpoint = endpoint
         self._session = Session()
         self._news: dict[str, asyncio.Event] = {}  # by open request
@@ -43,6 +45,11 @@ class AsyncConnection:
         self._guard = threading.Lock()
         self._renewal = Renewal(self._renew)
 
+    @property
+    def usable(self) -> bool:
+        """Whether it has its daemon and its loop, and is not a copy that a fork made."""
+        return self.down is None and not self._loop.is_closed() and self._process == os.getpid()
+
     async def shake_hands(self, timeout: float, name: str) -> None:
         """Connect and say hello; Unreachable or UnsupportedVersion."""
         self._socket.connect(self._endpoint)
@@ -51,7 +58,9 @@ class AsyncConnection:
             async with asyncio.timeout(timeout):
                 await self._changed.wait()
         except TimeoutError:
-            raise link.absent(self._endpoint) from None
+            self._read()  # what came while something else held up the loop
+            if not self._changed.is_set():
+                raise link.absent(self._endpoint) from None
         if self.down is not None:
             raise link.refused(self._endpoint, self._end)
         link.check_welcome(await self.ask(Hello, link.hello(name), timeout))
@@ -102,6 +111,9 @@ class AsyncConnection:
                 async with asyncio.timeout(link.PING_EVERY if limit is None else limit):
                     await news.wait()
             except TimeoutError:
+                self._read()  # what came while something else held up the loop
+                if news.is_set():
+                    continue
                 if limit is not None:
                     raise link.silent(self._endpoint, limit) from None
                 quiet = time.monotonic() - max(self._heard, start)
@@ -110,15 +122,16 @@ class AsyncConnection:
         return event
 
     async def close(self) -> None:
-        if self._socket.closed:
+        if self._process != os.getpid() or self._socket.closed:
             return
         self._renewal.stop()
-        if self.down is None:
-            for request in self._session.unfinished():
-                self._send(cancel(request))
-        self._fail(Cancelled("the client was closed"))
-        self._loop.remove_reader(self._socket.FD)
-        self._loop.remove_reader(self._monitor.FD)
+        with contextlib.suppress(RuntimeError):  # its loop has ended, and who waited there
+            if self.down is None:
+                for request in self._session.unfinished():
+                    self._send(cancel(request))
+            self._fail(Cancelled("the client was closed"))
+            self._loop.remove_reader(self._socket.FD)
+            self._loop.remove_reader(self._monitor.FD)
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close()

@@ -64,8 +64,7 @@ class Client:
 
         InvalidRequest at once for wrong parameters; leaving the loop early cancels the request.
         """
-        check(Generate, params)
-        return self._stream(params)
+        return self._stream(check(Generate, params))
 
     def complete(self, **params: Any) -> Reply:
         """A whole answer at once; the parameters are `Generate`'s fields."""
@@ -118,9 +117,10 @@ class Client:
     def clear(self, learnt: bool = False) -> int:
         """Make the daemon forget what repeated text is drafted from, of all apps; how many files went.
 
+        Models that load do so first.
         `learnt`: also what it learnt of the pairs, acceptance and costs.
         """
-        answer = self._connect().ask(Clear, {"learnt": learnt}, self.timeout)
+        answer = self._connect().ask(Clear, {"learnt": learnt}, None)
         assert isinstance(answer, Cleared)
         return answer.files
 
@@ -192,12 +192,12 @@ class Client:
 
     def _connect(self) -> Connection:
         connection = self._connection
-        if connection is not None and connection.down is None:
+        if connection is not None and connection.usable:
             return connection
         with self._lock:
             if self._closed.is_set():
                 raise RuntimeError("this Client is closed: make another")
-            if self._connection is None or self._connection.down is not None:
+            if self._connection is None or not self._connection.usable:
                 if self._connection is not None:
                     self._connection.close()
                 self._connection = Connection(self.endpoint, self.timeout, self.name, self.keys)

@@ -30,9 +30,6 @@ def encode(message: BaseModel) -> bytes:
         raise InvalidRequest("the message holds an integer beyond 64 bits: send it as text") from None
     if len(frame) > MAX_FRAME:
         raise MalformedFrame(f"the message is {len(frame)} bytes, the limit is {MAX_FRAME}")
-    # An item takes a byte at least, and a list or a map in it counts for two.
-    if len(frame) > MAX_ITEMS // 2 and (count := _items(message)) > MAX_ITEMS:
-        raise MalformedFrame(f"the message has {count} list and map items, the limit is {MAX_ITEMS}")
     return frame
 
 
@@ -66,16 +63,6 @@ def check_depth(outer: Any, left: int = MAX_DEPTH) -> None:
         for value in values:
             if isinstance(value, (list, tuple, dict, BaseModel)):  # in this order: the last is slow to say no
                 check_depth(value, left - 1)
-
-
-def _items(outer: Any) -> int:
-    """The items of all lists and maps, as `decode` counts them."""
-    fields = outer.__dict__ if isinstance(outer, BaseModel) else outer
-    values = fields.values() if isinstance(fields, dict) else fields
-    count = len(fields) + 1
-    if not _ATOMS.issuperset(map(type, values)):
-        count += sum(_items(value) for value in values if isinstance(value, (list, tuple, dict, BaseModel)))
-    return count
 
 
 def _too_deep() -> MalformedFrame:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from typing import Any
 
@@ -28,9 +29,11 @@ class Connection:
 
     def __init__(self, endpoint: str, timeout: float, name: str, keys: ClientKeys | None) -> None:
         self.down: DraftdError | None = None  # why it is of no more use
+        self._process = os.getpid()
         self._endpoint = endpoint
         self._session = Session()
-        self._lock = threading.Lock()
+        # its own thread may take it again: the collector ends a forgotten stream while a frame is read
+        self._lock = threading.RLock()
         self._turn = threading.Condition(self._lock)  # the socket is free, or something came
         self._busy = False  # a thread is at the socket
         self._waiting = 0  # threads that wait for the turn
@@ -42,6 +45,9 @@ class Connection:
         link.configure(self._socket, keys)
         self._monitor = self._socket.get_monitor_socket(link.WATCHED)
         self._woken, self._wake = os.pipe()
+        # A client may be dropped without close(). Not at the process's end: a thread may still be at it.
+        self._close_pipe = weakref.finalize(self, _close, self._woken, self._wake)
+        self._close_pipe.atexit = False
         os.set_blocking(self._woken, False)
         os.set_blocking(self._wake, False)
         self._watched: list[Any] = [
@@ -55,6 +61,11 @@ class Connection:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def usable(self) -> bool:
+        """Whether it has its daemon, and is not a copy that a fork made: the socket stays the parent's."""
+        return self.down is None and self._process == os.getpid()
 
     def ask(self, kind: type[Message], fields: dict[str, Any], limit: float | None) -> Event:
         """Send a message that has one answer, and wait for it, `limit` seconds at most (None: see `wait`)."""
@@ -129,10 +140,13 @@ class Connection:
                 with self._lock:
                     self._busy = False
                     self._receive(frames, lost)
+                    self._flush()  # what others sent meanwhile: this thread may have what it came for
                     if self._waiting:
                         self._turn.notify_all()
 
     def close(self) -> None:
+        if self._process != os.getpid():
+            return
         self._renewal.stop()
         with self._lock:
             if self._socket.closed:
@@ -149,8 +163,7 @@ class Connection:
             self._monitor.close(linger=0)
             self._socket.close()
             self._context.term()  # waits for what LINGER allows
-            os.close(self._woken)
-            os.close(self._wake)
+            self._close_pipe()
 
     def _shake_hands(self, timeout: float, name: str) -> None:
         self._socket.connect(self._endpoint)
@@ -226,3 +239,8 @@ class Connection:
             self.down = error
             self._session.fail(error)
             self._turn.notify_all()
+
+
+def _close(*files: int) -> None:
+    for file in files:
+        os.close(file)

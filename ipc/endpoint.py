@@ -141,7 +141,10 @@ class Hold:
 
     def _claim(self) -> int:
         while True:
-            file = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                file = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
+            except OSError as error:
+                raise InvalidEndpoint(f"cannot lock {self._lock}: {error.strerror}") from None
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _same_file(file, self._lock):
@@ -155,6 +158,9 @@ class Hold:
                     f"a draftd daemon (pid {pid}) already listens at ipc://{self.path}: "
                     "stop it or choose another endpoint with --endpoint"
                 ) from None
+            except OSError as error:
+                os.close(file)
+                raise InvalidEndpoint(f"cannot lock {self._lock}: {error.strerror}") from None
             os.close(file)  # the daemon that held it removed it between our open and our lock
 
 
@@ -170,7 +176,7 @@ def identity(path: Path) -> tuple[int, int] | None:
 def _same_file(file: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

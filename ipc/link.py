@@ -13,7 +13,7 @@ from draftd.ipc.codec import MAX_FRAME, encode
 from draftd.ipc.endpoint import is_tcp, socket_path
 from draftd.ipc.errors import InvalidEndpoint, Unreachable, UnsupportedVersion
 from draftd.ipc.keys import ClientKeys
-from draftd.ipc.messages import Generate, Load, Ping, Prefill, Unload, Welcome
+from draftd.ipc.messages import Clear, Generate, Load, Ping, Prefill, Unload, Welcome
 from draftd.ipc.version import VERSION
 
 PING_EVERY = 5.0  # seconds between the signs of life of a client that has requests open, and of its daemon
@@ -21,7 +21,8 @@ LEASE_MS = 15_000  # how long the daemon keeps the requests of a client that giv
 SILENCE = 20.0  # seconds without any frame after which the daemon counts as gone
 LAST_WORDS = 50  # milliseconds: libzmq reports a lost connection before it hands over its last frames
 ALIVE = encode(Ping(id="alive"))  # no request has this id, so that the pong goes to none
-LASTING = (Generate, Prefill, Load, Unload)  # what may take longer than the daemon or the app may be silent
+# What may take longer than the daemon or the app may be silent.
+LASTING = (Generate, Prefill, Load, Unload, Clear)
 
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = (
@@ -38,7 +39,8 @@ WATCHED = int(_UP | _DOWN)
 
 def program_name() -> str:
     """What an app is called that gives no name: its program's file name."""
-    return Path(sys.argv[0]).name[:128] if sys.argv else ""
+    name = Path(sys.argv[0]).name[:128] if sys.argv else ""
+    return name.encode(errors="replace").decode()  # a file name may hold bytes that no message can
 
 
 def hello(name: str) -> dict[str, object]:

@@ -10,6 +10,7 @@ from draftd.ipc.messages import Accepted, Generate, Message, Tokens
 from draftd.ipc.parts import FinishReason, Resume
 
 CREDIT = 64  # `tokens` messages the daemon may send before the app has read the first of them
+PAY_WITHIN = 5.0  # seconds until little is paid for too: at zero credit the daemon's patience is bounded
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Progress:
         self._params = {"credit": CREDIT, **params}
         self._began = time.monotonic()
         self._unpaid = 0  # `tokens` messages read since credit was given
+        self._owes_since = 0.0  # monotonic seconds: when the first of them came
         self._lost: float | None = None  # monotonic seconds from when no daemon has said anything of it
         given = {name: params[name] for name in ("n", "resume") if name in params}
         asked = Generate(id="0", tokens=[0], **given)  # id and prompt only make it whole
@@ -54,12 +56,15 @@ class Progress:
             had.tokens += event.tokens
             had.characters += event.characters
             had.finish_reason = event.finish_reason or had.finish_reason
+            self._owes_since = self._owes_since if self._unpaid else time.monotonic()
             self._unpaid += 1
 
     def owed(self) -> int:
         """Credit to give now that the app has come back for more; 0: not yet."""
         window = self._params["credit"]
-        if window is None or self._unpaid * 2 < window:
+        if window is None or not self._unpaid:
+            return 0
+        if self._unpaid * 2 < window and time.monotonic() - self._owes_since < PAY_WITHIN:
             return 0
         owed, self._unpaid = self._unpaid, 0
         return owed

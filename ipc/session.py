@@ -57,8 +57,9 @@ class Session:
         self._made += 1
         request = str(self._made)
         message = _build(kind, request, fields)
-        check_depth(message)  # the daemon could not say whose request that was
+        check_depth(message)  # msgpack packs only so deep, and says no more than that
         frame = encode(message)
+        decode(frame)  # of a frame that it can't read the daemon can't say whose request it was: it ends all
         self._events[request] = deque()
         return request, frame
 
@@ -97,7 +98,7 @@ class Session:
 
     def fail(self, error: DraftdError) -> None:
         """End every open request with an error."""
-        for events in self._events.values():
+        for events in list(self._events.values()):
             events.append(error)
 
     def take(self, request: str) -> Event | None:
@@ -122,9 +123,13 @@ class Session:
         return [request]
 
 
-def check(kind: type[Message], fields: dict[str, Any]) -> None:
-    """InvalidRequest if a request's fields are wrong: what an app learns before anything is sent."""
-    _build(kind, "0", fields)
+def check(kind: type[Message], fields: dict[str, Any]) -> dict[str, Any]:
+    """A request's fields as they are at the call, whatever the app does to its lists while a stream goes on.
+
+    InvalidRequest if they are wrong: what an app learns before anything is sent.
+    """
+    message = _build(kind, "0", fields)
+    return {name: getattr(message, name) for name in fields}
 
 
 def reply(parts: list[messages.Tokens], done: Done) -> Reply:

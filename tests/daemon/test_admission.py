@@ -23,6 +23,16 @@ def test_a_full_queue_is_refused_with_a_hint(front: Desk) -> None:
     assert front.generate(app, "4")
 
 
+def test_as_many_prefills_as_there_are_places_do_not_refuse_the_next_of_one_app(front: Desk) -> None:
+    *apps, late = [front.app() for _ in range(4)]
+    for app in apps:
+        app.say("prefill", prompt="x")
+        front.turn()
+    assert front.ask(late, "prefill", prompt="x")["code"] == "overloaded"
+    told = front.ask(apps[0], "prefill", "2", prompt="xy")
+    assert (told["type"], told["id"], told["state"]) == ("prefilled", "1", "superseded")
+
+
 def test_the_hint_is_the_pace_of_recent_ends() -> None:
     admission, settings = Admission(), Settings.model_validate({"slots": 1, "queue": 0})
     for moment in (0.0, 2.0, 4.0, 6.0):

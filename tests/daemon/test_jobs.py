@@ -119,6 +119,17 @@ def test_an_end_without_an_engine_tells_of_each_answer(front: Desk) -> None:
     assert done["usage"]["completion_tokens"] == 2
 
 
+def test_without_an_engine_each_of_several_answers_has_its_end(front: Desk) -> None:
+    had = [{"tokens": [1], "characters": 1, "finish_reason": "stop"}, {"tokens": [2, 3], "characters": 2}]
+    app = front.app()
+    key = front.generate(app, n=2, seed=5, resume=had)
+    front.front.jobs.stop(front.front.jobs.by_key[key], "deadline", answerable=False)
+    done = app.hear()
+    ends = [(end["finish_reason"], end["completion_tokens"], end["stats"]["seed"]) for end in done["answers"]]
+    assert ends == [("stop", 1, 5), ("deadline", 2, 6)]
+    assert (done["finish_reason"], done["usage"]["completion_tokens"]) == ("stop", 3)
+
+
 def test_a_prefill_is_given_up_when_two_engines_have_died_and_not_before(front: Desk) -> None:
     app, jobs = front.app(), front.front.jobs
     app.say("prefill", "p", prompt="x")

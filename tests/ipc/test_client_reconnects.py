@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
 import pytest
 
-from draftd.ipc import Done, Tokens, messages, parts
+from draftd.ipc import AsyncClient, Done, Tokens, messages, parts
 from draftd.ipc.errors import Unreachable
 from draftd.ipc.messages import Generate
 from tests.ipc import scripted
@@ -116,3 +117,28 @@ def test_a_daemon_that_never_comes_back_ends_the_stream_after_a_while(
     daemon.stop()
     with pytest.raises(Unreachable, match="went away"):
         next(stream)
+
+
+def test_an_async_client_goes_on_in_another_loop(daemon: ScriptedDaemon) -> None:
+    client = AsyncClient(daemon.endpoint)
+
+    async def ask() -> str:
+        reply, _ = await asyncio.gather(client.complete(prompt="Hi"), client.ping())
+        return reply.text
+
+    for _ in range(2):
+        assert asyncio.run(ask()) == "Hello, Wörld!"
+    asyncio.run(client.close())
+
+
+def test_a_stream_asks_for_what_it_was_called_with(tmp_path: Path, connect: Connect) -> None:
+    history = [{"role": "user", "content": "Hi"}]
+    with ScriptedDaemon(tmp_path / "d.sock", first_tokens_only) as first:
+        stream = connect(first.endpoint).generate(messages=history)
+        history.append({"role": "assistant", "content": ""})
+        history[1]["content"] += next(stream).text
+        asked = [first.wait_for(Generate)]
+    with ScriptedDaemon(tmp_path / "d.sock") as second:
+        list(stream)
+        asked.append(second.wait_for(Generate))
+    assert [[each.content for each in one.messages] for one in asked] == [["Hi"], ["Hi"]]

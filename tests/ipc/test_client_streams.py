@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from draftd.ipc import Client, link, messages, progress, session
-from draftd.ipc.errors import Cancelled
+from draftd.ipc import Client, codec, link, messages, progress, session
+from draftd.ipc.errors import Cancelled, MalformedFrame
 from draftd.ipc.messages import Generate, Hello
 from tests.ipc import scripted
 from tests.ipc.conftest import Connect
@@ -74,6 +76,14 @@ def test_credit_is_given_as_the_app_reads(daemon: ScriptedDaemon, connect: Conne
     assert len(reply.tokens) == 4 + 2 * 5
 
 
+def test_who_reads_slowly_gives_credit_before_half_of_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = progress.Progress({"prompt": "x"})
+    stream.saw(scripted.tokens("1", "x", [1], [False], [1]))
+    assert stream.owed() == 0
+    monkeypatch.setattr(progress, "PAY_WITHIN", 0.0)
+    assert [stream.owed(), stream.owed()] == [1, 0]
+
+
 def test_the_usual_credit_and_none(daemon: ScriptedDaemon, connect: Connect) -> None:
     client = connect(daemon.endpoint)
     client.complete(prompt="Hi")
@@ -117,4 +127,14 @@ def test_a_prefill_that_nobody_waits_for_is_given_up_some_time(monkeypatch: pyte
         request, _ = opened.open(messages.Prefill, {"prompt": "x"})
         opened.let_go(request)
         assert opened.lives() is lives
+    assert opened.unfinished() == []
+
+
+@pytest.mark.parametrize(
+    "schema", [{"properties": {1: {}}}, {"enum": [0] * codec.MAX_ITEMS}], ids=["key", "size"]
+)
+def test_what_a_daemon_could_not_read_is_not_sent(schema: Any) -> None:
+    opened = session.Session()
+    with pytest.raises(MalformedFrame, match="is not MessagePack that draftd reads"):
+        opened.open(Generate, {"prompt": "x", "grammar": {"kind": "json_schema", "source": schema}})
     assert opened.unfinished() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from draftd.ipc import link, messages
+from draftd.ipc import AsyncClient, link, messages
 from draftd.ipc.errors import Unreachable
 from draftd.ipc.messages import Generate, Hello
 from tests.ipc import scripted
@@ -135,3 +136,16 @@ def test_a_load_takes_as_long_as_it_takes(
 
     daemon.script = script
     assert getattr(connect(daemon.endpoint), call)().state == "ready"
+
+
+def test_a_daemon_that_answered_while_the_loop_was_held_up_is_not_silent(daemon: ScriptedDaemon) -> None:
+    async def ask() -> None:
+        client = AsyncClient(daemon.endpoint, timeout=0.2)
+        asked = asyncio.create_task(client.ping())
+        while not asked.done():
+            await asyncio.sleep(0)
+            time.sleep(0.3)  # what an app computes between two turns of its loop
+        await asked
+        await client.close()
+
+    asyncio.run(ask())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from draftd.ipc import AsyncClient, Client, Done, Tokens, messages
+from draftd.ipc import AsyncClient, Client, Done, Tokens, link, messages
 from draftd.ipc.errors import InvalidEndpoint, InvalidRequest
 from draftd.ipc.messages import Generate, Hello
 from draftd.ipc.version import VERSION
 from tests.ipc import scripted
 from tests.ipc.conftest import Connect
-from tests.ipc.scripted import ScriptedDaemon
+from tests.ipc.scripted import Say, ScriptedDaemon
 
 
 def test_streams_tokens_then_done(daemon: ScriptedDaemon, connect: Connect) -> None:
@@ -61,6 +61,25 @@ def test_clear(daemon: ScriptedDaemon, connect: Connect) -> None:
     assert [client.clear(), client.clear(learnt=True)] == [1, 2]
 
 
+def test_a_clear_may_wait_until_the_models_are_loaded(
+    daemon: ScriptedDaemon, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "PING_EVERY", 0.3)
+    asked: list[str] = []
+
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if isinstance(message, messages.Clear | messages.Ping):
+            asked.append(message.id)
+        if len(asked) == 6:
+            say(messages.Cleared(id=asked[0], files=1))
+        elif not isinstance(message, messages.Clear):
+            scripted.answer(message, say)
+
+    daemon.script = script
+    assert connect(daemon.endpoint, timeout=1.0).clear() == 1
+    assert asked[1:] == ["alive"] * 5
+
+
 def test_one_hello_a_connection(daemon: ScriptedDaemon, connect: Connect) -> None:
     client = connect(daemon.endpoint)
     client.ping()
@@ -68,6 +87,14 @@ def test_one_hello_a_connection(daemon: ScriptedDaemon, connect: Connect) -> Non
     client.status()
     kinds = [type(message) for message in list(daemon.heard.queue)]
     assert kinds == [messages.Hello, messages.Ping, messages.Ping, messages.GetStatus]
+
+
+def test_a_program_whose_file_name_is_no_text_has_a_name(
+    daemon: ScriptedDaemon, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/opt/caf\udce9.py"])  # as Python decodes Latin-1
+    connect(daemon.endpoint).ping()
+    assert daemon.wait_for(Hello).client == "caf?.py"
 
 
 def test_streams_side_by_side(daemon: ScriptedDaemon, connect: Connect) -> None:

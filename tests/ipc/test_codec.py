@@ -133,19 +133,6 @@ def test_a_message_that_nobody_could_receive_is_not_sent() -> None:
         codec.encode(messages.Generate(id="1", prompt="x" * codec.MAX_FRAME))
 
 
-def test_a_message_of_too_many_items_is_not_sent() -> None:
-    """The daemon could not say whose it is, and all requests of the connection would end."""
-    fits = messages.Generate(id="1", tokens=[1] * (codec.MAX_ITEMS - 100))
-    assert codec.decode(codec.encode(fits))["id"] == "1"
-    lists = parts.Grammar(kind="json_schema", source={"enum": [[]] * (codec.MAX_ITEMS // 2)})
-    wrong: list[dict[str, Any]] = [{"tokens": [1] * codec.MAX_ITEMS}, {"prompt": "x", "grammar": lists}]
-    for fields in wrong:
-        session = Session()
-        with pytest.raises(MalformedFrame, match="list and map items, the limit is 2097152"):
-            session.open(messages.Generate, fields)
-        assert session.unfinished() == []
-
-
 def test_text_that_is_not_unicode_is_not_sent() -> None:
     with pytest.raises(InvalidRequest, match="half of a surrogate pair"):
         codec.encode(messages.Generate(id="1", prompt="a\udcff"))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -171,6 +173,33 @@ def test_at_the_end_what_another_daemon_made_in_its_place_is_left(tmp_path: Path
         assert path.is_socket()
         second.release()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_was_replaced_by_a_file_is_noticed(tmp_path: Path) -> None:
+    directory = tmp_path / "d"
+    hold = endpoint.prepare(f"ipc://{directory}/d.sock")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(hold.path))
+        hold.bound()
+        shutil.rmtree(directory)
+        directory.touch()
+        assert not hold.is_whole()
+        with pytest.raises(InvalidEndpoint, match="is not a directory"):
+            hold.renew()
+    hold.release()
+
+
+def test_a_lock_that_can_not_be_written_is_an_error_of_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(InvalidEndpoint, match=r"d\.sock\.lock: No space left on device"):
+            endpoint.prepare(f"ipc://{tmp_path}/d.sock")
+    endpoint.prepare(f"ipc://{tmp_path}/d.sock").release()  # nothing holds it
 
 
 def test_an_endpoint_is_held_though_nothing_answers_there(tmp_path: Path) -> None:
