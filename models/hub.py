@@ -82,7 +82,8 @@ def fetch_repository(source: HubSource, staging: Path, advance: Advance) -> None
 
 def _part(file: Any) -> str:
     """What a file is called until it is whole; weights by their hash, too, as no other goes on from there."""
-    return file.rfilename + (f".{file.lfs.sha256[:12]}" if file.lfs is not None else "") + ".part"
+    version = f".{file.lfs.sha256[:12]}" if file.lfs is not None else ""
+    return f"{file.rfilename}{version}.part"
 
 
 def _have(path: Path, file: Any) -> bool:

@@ -38,11 +38,11 @@ def save(store: Conversations, name: str, tokens: list[int], state: bytes = STAT
 def test_what_is_saved_comes_back(store: Conversations) -> None:
     path = save(store, "chat", [1, 2, 300_000])
     assert store.tokens(which("chat")) == [1, 2, 300_000]
-    assert store.load(which("chat")) == ([1, 2, 300_000], bytearray(STATE))
+    assert store.load(which("chat")) == ([1, 2, 300_000], memoryview(STATE))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     save(store, "chat", [4], STATE[:8])
-    assert store.load(which("chat")) == ([4], bytearray(STATE[:8]))
+    assert store.load(which("chat")) == ([4], memoryview(STATE[:8]))
     assert [entry.name for entry in conversations.kept(path.parents[1])] == ["chat"]
     assert store.load(which("other")) is None
     assert store.load(which("chat", "other app")) is None
@@ -110,7 +110,7 @@ def test_two_users_apps_of_one_name_share_no_conversation(
     assert store.tokens(which("chat", user="54321")) == []
     for user, tokens in users.items():
         assert store.tokens(which("chat", user=user)) == tokens
-        assert store.load(which("chat", user=user)) == (tokens, bytearray(STATE))
+        assert store.load(which("chat", user=user)) == (tokens, memoryview(STATE))
     kept = {(entry.user, entry.app, entry.name) for entry in conversations.kept(tmp_path)}
     assert kept == {(user, "app", "chat") for user in users}
     assert caplog.text == ""
@@ -132,7 +132,7 @@ def test_what_was_kept_before_users_were_told_apart_is_the_daemons_own_users(
     (entry,) = conversations.kept(tmp_path)
     assert (entry.user, entry.app, entry.name, entry.tokens) == (OWN, "app", "chat", 2)
     assert store.load(which("chat", user="12345")) is None
-    assert store.load(which("chat")) == ([7, 8], bytearray(STATE))
+    assert store.load(which("chat")) == ([7, 8], memoryview(STATE))
     assert save(store, "chat", [9]) == old, "it is replaced, not left beside the new one"
 
 
