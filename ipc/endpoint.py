@@ -101,7 +101,7 @@ class Hold:
         self._group = group
         self._lock = path.with_name(path.name + LOCK)
         self._file: int | None = self._claim()
-        self._bound: tuple[int, int] | None = None  # device and inode of the socket file
+        self._bound: tuple[int, int, int] | None = None  # which file the socket is
 
     def bound(self) -> None:
         """The socket file is there now: remember which it is."""
@@ -164,13 +164,16 @@ class Hold:
             os.close(file)  # the daemon that held it removed it between our open and our lock
 
 
-def identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode of a file, None if there is none: what tells it from another of its name."""
+def identity(path: Path) -> tuple[int, int, int] | None:
+    """Device, inode and kind of a file, None if there is none: what tells it from another of its name.
+
+    The kind, since a directory made in a socket's place may have the inode that came free.
+    """
     try:
         found = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, stat.S_IFMT(found.st_mode)
 
 
 def _same_file(file: int, path: Path) -> bool:

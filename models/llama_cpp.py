@@ -41,7 +41,7 @@ class LlamaTarget:
         self._batch = Batch(llama_cpp.llama_n_batch(self._context))
         self._lengths = [0] * slots
         self._removals: set[int] = set()  # slots that llama.cpp still holds more of than _lengths says
-        self._spoilt: dict[int, int] = {}  # by slot the position of its first row that was no number
+        self._spoilt: dict[int, int] = {}  # by slot the position from which on it may hold no numbers
 
     @staticmethod
     def load(
@@ -180,11 +180,12 @@ class LlamaTarget:
         return _view(ctypes.addressof(pointer.contents), rows, self.vocab)
 
     def _look_at(self, span: Span, rows: Rows) -> None:
-        """Note the first row that is no number; where one logit of a row is none, all are."""
-        none = np.isnan(rows[:, 0])
-        if none.any():
-            first = span.start + len(span.tokens) - span.rows + int(none.argmax())
-            self._spoilt[span.slot] = min(first, self._spoilt.get(span.slot, first))
+        """Note where a pass began that has a row of no numbers; where one logit of a row is none, all are.
+
+        Rows before it in the same pass had its keys masked only, so theirs may be none either.
+        """
+        if np.isnan(rows[:, 0]).any():
+            self._spoilt[span.slot] = min(span.start, self._spoilt.get(span.slot, span.start))
 
     def _join(self, parts: list[Rows]) -> Rows:
         if len(parts) == 1:

@@ -182,7 +182,9 @@ def test_a_fault_of_the_model_in_one_request_reaches_no_later_one(folder: Path, 
     target = LlamaTarget.load(path, slots=3, context=CONTEXT, threads=1)
     target.forward([Span(1, 0, long, 0)])
     for prefix in ([], text(2)):  # of the next request, which stands there already
-        rows = target.forward([Span(0, 0, [*text(3), bad, *text(20)], 20)])[0]
+        if prefix:
+            target.forward([Span(0, 0, prefix, 0)])
+        rows = target.forward([Span(0, len(prefix), [*text(3), bad, *text(20)], 20)])[0]
         assert np.isnan(rows).all()
         target.truncate(0, len(prefix))
         row = target.forward([Span(0, len(prefix), text(5)[len(prefix) :], 1)])[0].copy()
