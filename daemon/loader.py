@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from draftd.daemon.settings import Settings
 from draftd.daemon.sources import make_drafting
 from draftd.daemon.tuned import draft_file, sample_text
 from draftd.drafts.base import Draft
-from draftd.ipc.errors import IncompatiblePair, InvalidRequest, ModelNotFound, UnsupportedModel
+from draftd.ipc.errors import IncompatiblePair, ModelNotFound, UnsupportedModel
 from draftd.models.base import Target, Tokenizer
 from draftd.models.catalog import Model, load_catalog
 from draftd.models.fetch import Progress, cached_path, ensure, is_here
@@ -54,9 +53,6 @@ def load(settings: Settings, report: Report) -> Loaded:
         target, tokenizer = load_transformers(pair.target, settings, threads, part(report, 0.3, 0.8))
     else:
         target, tokenizer = load_llama_cpp(pair.target, settings, threads, part(report, 0.3, 0.8))
-    # The first chat would wait for it: half a second and more of imports, and the template's compilation.
-    with suppress(InvalidRequest):  # one without a template, or that wants more than this
-        tokenizer.render([{"role": "user", "content": "?"}])
     info: dict[str, Any] = {
         "backend": backend,
         "target": pair.target.name,
@@ -126,6 +122,8 @@ def load_llama_cpp(
     model: Model, settings: Settings, threads: int, report: Report
 ) -> tuple[Target, Tokenizer]:
     """The target in llama.cpp."""
+    import transformers.utils.chat_template_utils  # noqa: F401  # half a second that the first chat would wait
+
     from draftd.models.gguf_tokenizer import GGUFTokenizer
 
     path = gguf_path(model, settings)
