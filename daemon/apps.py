@@ -66,6 +66,8 @@ class Apps:
             if not is_tcp(address):
                 socket.setsockopt(zmq.USE_FD, self.gates.add(socket_path(address), socket))
             socket.bind(address)
+            if not is_tcp(address):
+                self.gates.bound()
         except (OSError, zmq.ZMQError) as error:
             if error.errno == zmq.EADDRINUSE:
                 raise EndpointInUse(

@@ -23,6 +23,7 @@ log = logging.getLogger("draftd.front")
 BACKLOG = 100  # connections that wait to be taken
 RESERVE = 8192  # descriptors kept back: more than libzmq takes connections in a turn of the front's
 SHARE = 0.75  # of a small limit, which is kept back instead
+GREETED = 1.0  # second within which libzmq's thread should have begun
 EVERY = 0.1  # seconds between two counts of all descriptors
 MONITOR = "inproc://taken"
 
@@ -46,6 +47,17 @@ class Gate:
         except BaseException:
             self.close()
             raise
+
+    def await_libzmq(self) -> None:
+        """Wait until its thread has the descriptor, which shows in a greeting for who knocks.
+
+        It would else look for what stands there while the gate is shut, and end the process when it is open
+        again, and that is not found (epoll.cpp).
+        """
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
+            knock.settimeout(GREETED)
+            knock.connect(self.listener.getsockname())
+            knock.recv(1)
 
     def open(self) -> None:
         """Let libzmq take connections: also what it must find when it closes its socket."""
@@ -92,10 +104,16 @@ class Gates:
         self._gates.append(gate)
         if self._taken is None:
             self._watch(socket)
+        return gate.file
+
+    def bound(self) -> None:
+        """The newest gate's descriptor was bound: shut it, if all are."""
+        gate = self._gates[-1]
+        gate.await_libzmq()
+        self._hear()
         if not self._open:
             gate.shut()
             self._poller.register(gate.listener, zmq.POLLIN)
-        return gate.file
 
     def tick(self, now: float) -> float | None:
         """Shut the gates, or open them again; when to look next."""

@@ -8,7 +8,8 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import zmq
 from draftd.daemon import gate
 from draftd.daemon.door import all_descriptors
 from draftd.daemon.gate import Gate, Gates
+from tests.daemon.desk import desk
 
 NOBODY = 65534
 AHEAD = 1000  # connections that libzmq takes before the front has heard of the first
@@ -32,6 +34,7 @@ def gates(tmp_path: Path) -> Iterator[Gates]:
     made = Gates(zmq.Poller())
     router.setsockopt(zmq.USE_FD, made.add(tmp_path / "d.sock", router))
     router.bind(f"ipc://{tmp_path}/d.sock")
+    made.bound()
     yield made
     made.close()
     router.close(linger=0)
@@ -83,6 +86,24 @@ def test_an_open_gate_asks_for_no_look_and_who_says_nothing_wakes_the_front(
         assert gates._poller.poll(10_000)
         assert gates.tick(time.monotonic()) is None
         assert not gates._poller.poll(0)
+
+
+def _looks_at(file: int) -> bool:
+    """Whether one of this process's epolls has the descriptor."""
+    for one in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the one that lists them is gone
+            if "eventpoll" in os.readlink(one):
+                told = Path("/proc/self/fdinfo", one.name).read_text().split()
+                if str(file) in [after for word, after in pairwise(told) if word == "tfd:"]:
+                    return True
+    return False
+
+
+def test_libzmq_looks_at_a_gate_from_the_moment_that_it_is_bound(tmp_path: Path) -> None:
+    """What its thread takes up while the gate is shut it does not find later, and ends the process."""
+    for _ in range(50):
+        with desk(tmp_path) as front:
+            assert _looks_at(front.front.apps.gates._gates[-1].file)
 
 
 @pytest.mark.parametrize("closing", [False, True])
