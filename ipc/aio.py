@@ -11,7 +11,7 @@ from typing import Any
 from draftd.ipc import link
 from draftd.ipc.aio_connection import AsyncConnection
 from draftd.ipc.endpoint import resolve
-from draftd.ipc.errors import Cancelled, DraftdError, LeaseExpired, Unreachable
+from draftd.ipc.errors import Cancelled, DraftdError, Unreachable
 from draftd.ipc.keys import ClientKeys
 from draftd.ipc.messages import (
     Clear,
@@ -28,7 +28,7 @@ from draftd.ipc.messages import (
     Tokens,
     Unload,
 )
-from draftd.ipc.progress import Progress
+from draftd.ipc.progress import Progress, pause_after
 from draftd.ipc.session import Reply, check, reply
 
 
@@ -165,11 +165,10 @@ class AsyncClient:
                     if more := progress.owed():
                         connection.give(request, more)
                 return
-            except (Unreachable, LeaseExpired) as lost:
-                finished, error = True, lost
-            except DraftdError:
-                finished = True  # the error ended it
-                raise
+            except DraftdError as ended:
+                finished, error = True, ended
+                if not progress.goes_on_after(ended):
+                    raise
             finally:
                 if request:
                     connection.leave(request, finished)
@@ -183,7 +182,7 @@ class AsyncClient:
 
     async def _connect_again(self, lost: DraftdError, end: float) -> AsyncConnection:
         """A connection to the daemon that comes after a lost one; raises what was lost if none comes."""
-        pause = 0.0
+        pause = pause_after(lost)
         while time.monotonic() + pause < end:
             await asyncio.sleep(pause)
             if self._closed:

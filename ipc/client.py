@@ -11,7 +11,7 @@ from typing import Any
 from draftd.ipc import link
 from draftd.ipc.connection import Connection
 from draftd.ipc.endpoint import resolve
-from draftd.ipc.errors import Cancelled, DraftdError, LeaseExpired, Unreachable
+from draftd.ipc.errors import Cancelled, DraftdError, Unreachable
 from draftd.ipc.keys import ClientKeys
 from draftd.ipc.messages import (
     Clear,
@@ -28,7 +28,7 @@ from draftd.ipc.messages import (
     Tokens,
     Unload,
 )
-from draftd.ipc.progress import Progress
+from draftd.ipc.progress import Progress, pause_after
 from draftd.ipc.session import Reply, check, reply
 
 
@@ -163,11 +163,10 @@ class Client:
                     if more := progress.owed():
                         connection.give(request, more)
                 return
-            except (Unreachable, LeaseExpired) as lost:
-                finished, error = True, lost
-            except DraftdError:
-                finished = True  # the error ended it
-                raise
+            except DraftdError as ended:
+                finished, error = True, ended
+                if not progress.goes_on_after(ended):
+                    raise
             finally:
                 if request:
                     connection.leave(request, finished)
@@ -175,7 +174,7 @@ class Client:
 
     def _connect_again(self, lost: DraftdError, end: float) -> Connection:
         """A connection to the daemon that comes after a lost one; raises what was lost if none comes."""
-        pause = 0.0
+        pause = pause_after(lost)
         while time.monotonic() + pause < end:
             if self._closed.wait(pause):
                 raise Cancelled("the client was closed")

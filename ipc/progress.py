@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from draftd.ipc.errors import DraftdError, LeaseExpired, Overloaded, Unreachable
 from draftd.ipc.messages import Accepted, Generate, Message, Tokens
 from draftd.ipc.parts import FinishReason, Resume
 
@@ -69,7 +70,17 @@ class Progress:
         owed, self._unpaid = self._unpaid, 0
         return owed
 
+    def goes_on_after(self, error: DraftdError) -> bool:
+        """Whether another try may bring the rest: no daemon, or one whose queue others have filled since."""
+        full = isinstance(error, Overloaded) and self._lost is not None
+        return full or isinstance(error, Unreachable | LeaseExpired)
+
     def lost(self) -> float:
         """Take note that the connection is lost; monotonic seconds from when on nobody has answered."""
         self._lost = time.monotonic() if self._lost is None else self._lost
         return self._lost
+
+
+def pause_after(error: DraftdError) -> float:
+    """Seconds to wait before the first try after what ended a stream."""
+    return error.retry_after or 1.0 if isinstance(error, Overloaded) else 0.0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from draftd.ipc import AsyncClient, Done, Tokens, messages, parts
-from draftd.ipc.errors import Unreachable
+from draftd.ipc.errors import Overloaded, Unreachable
 from draftd.ipc.messages import Generate
 from tests.ipc import scripted
 from tests.ipc.conftest import Connect
@@ -80,6 +81,50 @@ def test_a_stream_goes_on_where_it_was(tmp_path: Path, connect: Connect, end: st
     assert (sent.seed, sent.prompt, sent.temperature) == (77, "Hi", 0.5)
     assert sent.resume == parts.Resume(tokens=[1, 2], characters=3)
     assert 0 < sent.deadline_ms <= 60_000
+
+
+@pytest.mark.parametrize("patience", [0.2, 30.0])
+def test_a_stream_that_finds_the_queue_full_comes_again(
+    daemon: ScriptedDaemon, connect: Connect, patience: float
+) -> None:
+    tries: list[float] = []
+
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if not isinstance(message, Generate):
+            scripted.answer(message, say)
+        elif message.resume is None:
+            say(messages.Accepted(id=message.id, seed=77))
+            say(scripted.tokens(message.id, "Hél", [1, 2], [False, True], [1, 2]))
+            say(messages.Error(id=message.id, code="lease_expired", message="silent"))
+        elif len(tries) < 2:
+            tries.append(time.monotonic())
+            say(messages.Error(id=message.id, code="overloaded", message="full", retry_after=0.3))
+        else:
+            tries.append(time.monotonic())
+            say(messages.Accepted(id=message.id, seed=77))
+            say(scripted.done(message.id))
+
+    daemon.script = script
+    stream = connect(daemon.endpoint, patience=patience).generate(prompt="Hi")
+    next(stream)
+    if patience < 0.3:
+        with pytest.raises(Overloaded, match="full"):
+            next(stream)
+    else:
+        assert [type(event) for event in stream] == [Done]
+        assert min(after - before for before, after in pairwise(tries)) >= 0.3
+
+
+def test_a_request_that_finds_the_queue_full_says_so(daemon: ScriptedDaemon, connect: Connect) -> None:
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if isinstance(message, Generate):
+            say(messages.Error(id=message.id, code="overloaded", message="full", retry_after=0.1))
+        else:
+            scripted.answer(message, say)
+
+    daemon.script = script
+    with pytest.raises(Overloaded, match="full"):
+        next(connect(daemon.endpoint).generate(prompt="Hi"))
 
 
 def test_several_answers_go_on_where_they_were(daemon: ScriptedDaemon, connect: Connect) -> None:
