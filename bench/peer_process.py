@@ -10,13 +10,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from draftd.daemon.timed import SENTENCE
+from draftd.daemon.timed import waits
 
 PEERS = Path(__file__).parent / "peers"
 LOADING = 1200.0  # seconds until a peer has loaded, and perhaps converted, its models
@@ -130,16 +129,11 @@ def peer(name: str, python: str, settings: dict[str, Any], missing: dict[str, st
 
 
 def waited_for(answer: Answer) -> Answer:
-    """A peer's answer with what its reader waits for, as `draftd.daemon.timed` tells it of draftd's own.
-
-    `arrivals` gives way to it: the seconds of each piece, and how many characters were there then.
-    """
+    """A peer's answer with what its reader waits for in place of its `arrivals`, if it tells them."""
     arrivals = answer.pop("arrivals", None)
-    if arrivals is None:
-        return answer
-    ends = (when for when, length in arrivals if SENTENCE.search(answer["text"][:length]))
-    answer["sentence_seconds"] = next(ends, answer["seconds"])
-    answer["gaps"] = [after - before for (before, _), (after, _) in pairwise(arrivals)]
+    if arrivals is not None:
+        sentence, gaps = waits(arrivals, answer["text"], answer["seconds"])
+        answer |= {"sentence_seconds": sentence, "gaps": list(gaps)}
     return answer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -43,6 +43,18 @@ class Answer:
         return self.stats.draft_seconds + self.stats.verify_seconds + self.stats.prefill_seconds
 
 
+def waits(
+    arrivals: Sequence[tuple[float, int]], text: str, seconds: float
+) -> tuple[float, tuple[float, ...]]:
+    """Seconds to the end of the first sentence, else of the answer, and those from each piece to the next.
+
+    `arrivals`: the seconds of each piece, and how many characters of `text` were there then.
+    """
+    ends = (when for when, length in arrivals if SENTENCE.search(text[:length]))
+    gaps = tuple(after - before for (before, _), (after, _) in pairwise(arrivals))
+    return next(ends, seconds), gaps
+
+
 def ask(
     client: Client, show: Callable[[Tokens], None] | None = None, *, anew: bool = True, **request: Any
 ) -> Answer:
@@ -51,33 +63,31 @@ def ask(
     The prompt is computed anew, unless told otherwise: of two equal requests the second would have it easier.
     """
     began = time.perf_counter()
-    first: float | None = None
     first_tokens = 0
-    sentence: float | None = None
-    parts: list[str] = []
-    arrivals: list[float] = []
+    text = ""
+    arrivals: list[tuple[float, int]] = []
     for event in client.generate(**request, cache_prompt=not anew):
         if isinstance(event, Tokens):
-            arrivals.append(time.perf_counter() - began)
-            if first is None:
-                first, first_tokens = arrivals[0], len(event.tokens)
-            parts.append(event.text)
-            if sentence is None and SENTENCE.search("".join(parts)):
-                sentence = arrivals[-1]
+            when = time.perf_counter() - began
+            if not arrivals:
+                first_tokens = len(event.tokens)
+            text += event.text
+            arrivals.append((when, len(text)))
             if show is not None:
                 show(event)
             continue
         seconds = time.perf_counter() - began
+        sentence, gaps = waits(arrivals, text, seconds)
         return Answer(
-            text="".join(parts),
+            text=text,
             tokens=event.usage.completion_tokens,
             first_tokens=first_tokens,
-            first_seconds=seconds if first is None else first,
+            first_seconds=arrivals[0][0] if arrivals else seconds,
             seconds=seconds,
             finish_reason=event.finish_reason,
             stats=event.stats,
-            sentence_seconds=seconds if sentence is None else sentence,
-            gaps=tuple(after - before for before, after in pairwise(arrivals)),
+            sentence_seconds=sentence,
+            gaps=gaps,
             prompt_tokens=event.usage.prompt_tokens,
         )
     raise AssertionError("a stream ends with Done or an error")

@@ -17,6 +17,7 @@ from draftd.drafts.llama_cpp import LlamaDraft
 from draftd.drafts.suffix import SuffixDraft
 from draftd.models.processors import Penalties, Processors
 from draftd.models.sampling import Sampling
+from tests.daemon.traffic import run
 from tests.fakes import TableDraft, TableTarget
 
 
@@ -33,10 +34,7 @@ def request(key: int, prompt: list[int], count: int, sampling: Sampling, **optio
 
 
 def generate(engine: Engine, requests: list[Request]) -> dict[int, list[int]]:
-    for each in requests:
-        engine.add(each)
-    while engine.busy:
-        engine.step()
+    run(engine, *requests)
     return {each.key: each.tokens[each.prompt :] for each in requests}
 
 

@@ -23,6 +23,7 @@ from draftd.models.sampling import Sampling
 from tests.daemon.conftest import Daemon, Serve
 from tests.daemon.desk import desk
 from tests.daemon.test_conversations import save
+from tests.daemon.traffic import run
 from tests.fakes import TableTarget
 
 PROMPT = "Once upon a time a daemon kept what it had computed, and"
@@ -45,12 +46,8 @@ def test_a_request_starts_from_what_its_own_users_app_left(
         keeping.load(request, {"user": user, "app": "editor", "conversation": "tale"})
         return request
 
-    def run(request: Request) -> None:
-        engine.add(request)
-        while engine.busy:
-            engine.step()
-
-    run(first := ask("1"))
+    first = ask("1")
+    run(engine, first)
     keeping.save(first)
     keeping.conversations.settle()
     engine.forget()
@@ -63,10 +60,10 @@ def test_a_request_starts_from_what_its_own_users_app_left(
     monkeypatch.setattr(keeping.conversations, "load", counted)
     others, again = ask("2"), ask("1")
     assert read == [], "what waits for a slot holds no cache"
-    run(others)
+    run(engine, others)
     engine.forget()
     beats.clear()
-    run(again)
+    run(engine, again)
     assert beats[0] == (READING, [again]), "a disk that hangs is blamed on nobody else"
     assert [others.reused, again.reused, len(read)] == [0, len(prompt) - 1, 1]
 

@@ -17,6 +17,7 @@ from draftd.models.processors import Processors
 from draftd.models.sampling import Sampling
 from draftd.models.spelling import Spelling
 from draftd.models.translation import Translation
+from tests.daemon import traffic
 from tests.tiny import END_OF_TEXT, IM_END
 
 PROMPT = list(b"The quick brown fox")
@@ -62,8 +63,5 @@ def make(
 
 
 def run(engine: Engine, requests: list[Request]) -> list[list[int]]:
-    for each in requests:
-        engine.add(each)
-    while engine.busy:
-        engine.step()
+    traffic.run(engine, *requests)
     return [each.tokens[each.prompt :] for each in requests]

@@ -66,6 +66,8 @@ def test_the_hint_of_a_full_queue_reaches_the_app(daemon: ScriptedDaemon, connec
     with pytest.raises(Overloaded) as caught:
         connect(daemon.endpoint).complete(prompt="Hi")
     assert caught.value.retry_after == 2.5
+    asked = [each for each in list(daemon.heard.queue) if isinstance(each, Generate)]
+    assert len(asked) == 1, "only an answer that was begun comes again by itself"
 
 
 @pytest.mark.parametrize(

@@ -115,18 +115,6 @@ def test_a_stream_that_finds_the_queue_full_comes_again(
         assert min(after - before for before, after in pairwise(tries)) >= 0.3
 
 
-def test_a_request_that_finds_the_queue_full_says_so(daemon: ScriptedDaemon, connect: Connect) -> None:
-    def script(message: messages.ClientMessage, say: Say) -> None:
-        if isinstance(message, Generate):
-            say(messages.Error(id=message.id, code="overloaded", message="full", retry_after=0.1))
-        else:
-            scripted.answer(message, say)
-
-    daemon.script = script
-    with pytest.raises(Overloaded, match="full"):
-        next(connect(daemon.endpoint).generate(prompt="Hi"))
-
-
 def test_several_answers_go_on_where_they_were(daemon: ScriptedDaemon, connect: Connect) -> None:
     def script(message: messages.ClientMessage, say: Say) -> None:
         if isinstance(message, Generate) and message.resume is None:
