@@ -211,7 +211,7 @@ class Jobs:
     def blame(self, keys: Sequence[int], how: str) -> None:
         """An engine ended while at work on these requests: one that always sees that is not tried again."""
         self.prefills.blame()
-        for job in [self.by_key[key] for key in keys if key in self.by_key]:
+        for job in [self.by_key[key] for key in set(keys) if key in self.by_key]:  # one, whatever its answers
             if job.ended:
                 continue
             job.ends += 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from draftd.daemon.jobs import MAX_ENDS
 from draftd.ipc.parts import Stats
 from tests.daemon.desk import Desk
 
@@ -144,3 +145,16 @@ def test_a_prefill_is_given_up_when_two_engines_have_died_and_not_before(front: 
     error = app.hear()
     assert (error["id"], error["code"]) == ("p", "engine_failed")
     assert not jobs.prefills.by_key
+
+
+def test_several_answers_at_work_when_an_engine_ends_are_one_end_of_their_request(front: Desk) -> None:
+    app, jobs = front.app(), front.front.jobs
+    key = front.generate(app, n=4)
+    for _ in range(MAX_ENDS - 1):
+        jobs.blame([key] * 4, "was ended by SIGKILL")
+    assert not jobs.by_key[key].ended
+    jobs.blame([key] * 4, "was ended by SIGKILL")
+    error = app.hear()
+    assert (error["type"], error["code"]) == ("error", "engine_failed")
+    assert error["message"].startswith(f"{MAX_ENDS} engines ended at this request")
+    assert not jobs.by_key
