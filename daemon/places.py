@@ -66,6 +66,8 @@ class Places:
             shared = self._restore(request, slot, parked, length)
         else:
             slot = self._choose(source, shared)
+            if not _may_share(request, self.free[slot].owner):  # what the drafts read there tells as much
+                self.drafts.forget(slot)
             if slot != source:
                 shared = shared if shared >= WORTH_A_COPY else 0
                 if shared:
@@ -84,8 +86,6 @@ class Places:
         if not request.begun:
             request.begun = True
             request.reused = min(request.cached, request.prompt)
-        if not request.reuse:
-            self.drafts.forget(slot)
 
     def give(self, request: Request) -> None:
         """A request leaves its slot, which keeps what was computed."""
@@ -196,12 +196,12 @@ class Places:
 
     def _restore(self, request: Request, slot: int, parked: Parked, length: int) -> int:
         """Put a saved cache into a slot; how many of its positions stand there then."""
+        self.drafts.forget(slot)
         try:
             self.target.load_slot(slot, parked.state, length)
         except ValueError as error:
             request.refused = str(error)
             return 0
-        self.drafts.forget(slot)
         return length
 
     def _held(self) -> list[tuple[int, str, Sequence[int]]]:

@@ -105,6 +105,17 @@ def test_confined_caches_are_not_shared() -> None:
     assert [other.reused, again.reused, fresh.reused] == [0, 99, 0]
 
 
+def test_a_draft_starts_from_nothing_that_its_target_may_not_start_from() -> None:
+    model = TableTarget(slots=1, seed=1, context=300)
+    engine = Engine(TableTarget(slots=1), Drafting(LlamaDraft(model)))
+    prompt, read = text(100), []
+    for key, owner in enumerate((f"{CONFINED}0", "one", "two", "two")):
+        before = model.fed
+        run(engine, request(key, prompt, cache_owner=owner, mode=("model", 2)))
+        read.append(model.fed - before)
+    assert [count > 100 for count in read] == [True, True, True, False]
+
+
 def test_a_parked_cache_that_is_refused_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     target = TableTarget(slots=1)
     engine = Engine(target)
