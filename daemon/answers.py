@@ -36,6 +36,7 @@ class Choice:
     request: Request
     text: Answer
     found: int = 0  # tokens the front already has of what a beam search finds again
+    given: int = 0  # tokens of its own: one sent again has others from before
     first_token: float | None = None  # monotonic seconds
     pending: list[Pending] = field(default_factory=list)
 
@@ -53,6 +54,7 @@ class Choice:
             released = self.text.push(token)
             text += released
             self.pending.append(Pending(token, drafted, len(released), logprob))
+        self.given += count - self.found
         surplus = max(0, len(each) - count)
         del self.request.tokens[len(self.request.tokens) - surplus :]
         return text
@@ -104,7 +106,7 @@ class Choice:
             **tally,
             "sources": dict(self.request.control.rounds) if self.request.control else {},
             "time_to_first_token": first - self.job.received,
-            "tokens_per_second": (completion - 1) / (now - first) if completion > 1 and now > first else 0.0,
+            "tokens_per_second": (self.given - 1) / (now - first) if self.given > 1 and now > first else 0.0,
         }
         return {
             "finish_reason": reason,

@@ -68,6 +68,14 @@ def test_a_request_resumed_at_any_token_ends_as_it_would_have(ending: Ending, st
         )
 
 
+def test_the_speed_of_a_resumed_answer_is_that_of_the_tokens_since(ending: Ending) -> None:
+    tokens, _, done = ending.ask(max_tokens=20)
+    assert done["stats"]["tokens_per_second"] > 0
+    rest, _, done = ending.ask(max_tokens=20, emitted=[tokens[:19]], characters=[19])
+    assert rest == tokens[19:]
+    assert done["stats"]["tokens_per_second"] == 0, "there is none behind the first"
+
+
 @pytest.mark.parametrize("room", [0, 8], ids=["with its limit", "before its limit"])
 def test_an_answer_that_a_stop_string_ends_has_ended_by_itself_once(
     ending: Ending, monkeypatch: pytest.MonkeyPatch, room: int
