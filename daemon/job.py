@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from draftd.daemon.delivery import Delivery
@@ -31,6 +31,10 @@ class Job:
     drafted: int = 0  # so far, and of these
     accepted: int = 0
     ends: int = 0  # engines that ended while at work on it, since it last got tokens
+    brought: int = field(init=False)  # tokens that its app had from another daemon
+
+    def __post_init__(self) -> None:
+        self.brought = self.tokens
 
     @property
     def ended(self) -> bool:
@@ -41,6 +45,10 @@ class Job:
     def tokens(self) -> int:
         """How many tokens it has been given."""
         return sum(map(len, self.emitted))
+
+    def pace(self, now: float) -> float:
+        """Tokens a second since the first that it was given here."""
+        return (self.tokens - self.brought) / max(now - self.first, 1e-3) if self.first else 0.0
 
     def took(self, body: dict[str, Any], *, keep_text: bool) -> None:
         """Count what the engine's `tokens` brings, less what of it is not for the app."""

@@ -70,7 +70,7 @@ class Jobs:
                 "state": "running" if index < self.settings.slots else "waiting",
                 "seconds": now - job.body["received"],
                 "tokens": job.tokens,
-                "tokens_per_second": job.tokens / max(now - job.first, 1e-3) if job.first else 0.0,
+                "tokens_per_second": job.pace(now),
                 "drafted": job.drafted,
                 "accepted": job.accepted,
             }

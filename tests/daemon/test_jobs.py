@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -129,6 +130,16 @@ def test_without_an_engine_each_of_several_answers_has_its_end(front: Desk) -> N
     ends = [(end["finish_reason"], end["completion_tokens"], end["stats"]["seed"]) for end in done["answers"]]
     assert ends == [("stop", 1, 5), ("deadline", 2, 6)]
     assert (done["finish_reason"], done["usage"]["completion_tokens"]) == ("stop", 3)
+
+
+def test_the_pace_of_a_resumed_request_is_that_of_its_tokens_since(front: Desk) -> None:
+    key = front.generate(front.app(), resume={"tokens": list(range(1000)), "characters": 1000})
+    front.tokens(key, 1)
+    jobs = front.front.jobs
+    jobs.by_key[key].first = time.monotonic() - 10
+    (active,) = jobs.active()
+    assert active["tokens"] == 1001
+    assert active["tokens_per_second"] == pytest.approx(0.1, rel=0.1)
 
 
 def test_a_prefill_is_given_up_when_two_engines_have_died_and_not_before(front: Desk) -> None:
