@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -34,7 +36,9 @@ class Keeping:
     def __init__(self, settings: Settings, info: dict[str, Any], engine: Engine) -> None:
         self.engine = engine
         self.limit = settings.conversations_mb * MEGABYTE
-        self.conversations = Conversations(settings.state_dir, self.limit, lambda: identity(settings, info))
+        self._asks: list[Work] = []  # whom the weights are read for
+        make_identity = partial(identity, settings, info, lambda: engine.beat(READING, 0, self._asks))
+        self.conversations = Conversations(settings.state_dir, self.limit, make_identity)
 
     def load(self, request: Request, body: dict[str, Any]) -> None:
         """Note a request's conversation; what it had is read once there is a slot for it."""
@@ -43,6 +47,7 @@ class Keeping:
         if not body["app"]:
             raise InvalidRequest("a conversation belongs to an app: say hello with a name in `client`")
         which = Conversation(body["user"], body["app"], body["conversation"])
+        self._asks = [Work(request, 0, last=False, prefill=False)]
         try:
             self.conversations.path(which)
         except OSError as error:  # the weights' files, which say whose caches these are, were moved since
@@ -69,15 +74,18 @@ class Keeping:
             self.conversations.save(request.conversation, cache.tokens, cache.state.data)
 
 
-def identity(settings: Settings, info: dict[str, Any]) -> str:
-    """What a cache's bytes depend on: the target's weights, and what computes with them."""
+def identity(settings: Settings, info: dict[str, Any], beat: Callable[[], None] = lambda: None) -> str:
+    """What a cache's bytes depend on: the target's weights, and what computes with them.
+
+    `beat` is called before each file is read.
+    """
     target = load_catalog().pair(settings.pair).target
     parts = [
         sys.byteorder,
         info["backend"],
         str(info.get("dtype")),
         str(settings.gpu_layers != 0),
-        *_weights(target, settings),
+        *_weights(target, settings, beat),
     ]
     if info["backend"] == "llama_cpp":  # which takes a model's long or short rotary factors by the context
         parts += [version("llama_cpp_python"), str(info["context"])]
@@ -86,10 +94,14 @@ def identity(settings: Settings, info: dict[str, Any]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _weights(model: Model, settings: Settings) -> list[str]:
+def _weights(model: Model, settings: Settings, beat: Callable[[], None]) -> list[str]:
     """Their digests, and that of what a directory says of them: rotary factors, a window."""
     path = cached_path(model, settings.cache_dir)
     files = [path]
     if path.is_dir():
         files = sorted(file for pattern in DIRECTORY for file in path.glob(pattern))
-    return [digest(file, settings.cache_dir) for file in files]
+    found = []
+    for file in files:
+        beat()  # all together may take longer than a step of the engine may
+        found.append(digest(file, settings.cache_dir))
+    return found

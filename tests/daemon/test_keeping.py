@@ -85,7 +85,7 @@ def test_a_model_whose_files_are_gone_answers_without_conversations(
 
 def test_a_cache_of_another_context_is_another_models_in_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes long or short rotary factors by the context, where a model has both."""
-    monkeypatch.setattr(keeping, "_weights", lambda model, settings: ["the weights"])
+    monkeypatch.setattr(keeping, "_weights", lambda model, settings, beat: ["the weights"])
 
     shipped: dict[str, Any] = {}
 
@@ -109,6 +109,27 @@ def test_a_directory_that_differs_in_a_file_is_of_another_model(
         return keeping.identity(settings, {"backend": "transformers"})
 
     assert identity("one", "a") == identity("same", "a") != identity("other", "b")
+
+
+def test_each_file_of_a_model_is_read_in_a_step_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    for index in range(3):
+        (tmp_path / "model" / f"{index}.safetensors").write_text(str(index))
+    monkeypatch.setattr(keeping, "cached_path", lambda model, cache_dir: tmp_path / "model")
+    beats: list[tuple[int, list[Request]]] = []
+    engine = Engine(
+        TableTarget(),
+        beat=lambda stage, _, batch: beats.append((stage, [work.request for work in batch])),
+    )
+    settings = Settings.model_validate({"state_dir": tmp_path, "cache_dir": tmp_path / "cache"})
+    request = Request(0, [1, 2], 2, 4, Sampling(), frozenset())
+    for _ in range(2):  # the second time all is known
+        Keeping(settings, {"backend": "transformers"}, engine).load(
+            request, {"user": "1", "app": "editor", "conversation": "tale"}
+        )
+    assert beats == [(READING, [request])] * 6
 
 
 def test_the_engine_is_told_whose_app_a_conversation_is_of(
