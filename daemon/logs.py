@@ -22,6 +22,7 @@ from draftd.daemon.mask import masked
 from draftd.ipc.errors import DraftdError
 
 MOST = 2000  # characters of one prompt or answer that are logged
+EDGE = 100  # characters before a cut that may be half of a secret, which no pattern knows
 PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))  # syslog's
 
 HARMLESS = (ImportError, OSError, MemoryError)  # whose words are the system's, and tell what to mend
@@ -66,8 +67,12 @@ def content(text: str) -> str | None:
     """What may be logged of a prompt or an answer: nothing, or with `log_content` its beginning, masked."""
     if not _content:
         return None
-    text = masked(text[: 2 * MOST])  # masked before it is cut, so that no half of a secret slips through
-    return text if len(text) <= MOST else text[:MOST] + " …"
+    shown = masked(text[: 2 * MOST])  # masked before it is cut, so that no half of a secret slips through
+    if len(text) > 2 * MOST:  # masks may have left less than MOST of it
+        shown = shown[:-EDGE]
+    elif len(shown) <= MOST:
+        return shown
+    return shown[:MOST] + " …"
 
 
 def crash(error: BaseException, where: logging.Logger = log) -> None:

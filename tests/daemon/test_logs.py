@@ -57,6 +57,20 @@ def test_content_is_logged_masked_if_the_operator_wants_it(serve: Serve) -> None
     assert "answer=" in lines
 
 
+def test_no_half_of_a_secret_is_logged_where_a_long_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_content", True)
+    key = "-----BEGIN PRIVATE KEY-----" + "a" * 3000 + "-----END PRIVATE KEY-----"
+    prose = "it is so. " * 500
+    for cut in range(1, 19):
+        begin = f"{key} {prose}"[: 2 * logs.MOST - cut]
+        told = logs.content(f"{begin}4111 1111 1111 1111 {prose}")
+        assert told is not None
+        assert told.startswith("<key> it is so.")
+        assert told.endswith(" …")
+        assert "1" not in told
+    assert logs.content("it is so.") == "it is so."
+
+
 def test_the_journal_gets_priorities_and_others_get_words(tmp_path: Path) -> None:
     program = (
         "import logging; from draftd.daemon import logs; logs.set_up('debug', False)\n"
