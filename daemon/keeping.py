@@ -6,8 +6,9 @@ import hashlib
 import logging
 import sys
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from draftd.daemon.request import Parked, Request
 from draftd.daemon.scheduler import Work
 from draftd.daemon.settings import Settings
 from draftd.drafts.base import common_prefix
-from draftd.ipc.errors import InvalidRequest
+from draftd.ipc.errors import DraftdError, InvalidRequest
 from draftd.models.catalog import Model, load_catalog
 from draftd.models.digest import digest
 from draftd.models.fetch import cached_path
@@ -37,7 +38,14 @@ class Keeping:
         self.engine = engine
         self.limit = settings.conversations_mb * MEGABYTE
         self._asks: list[Work] = []  # whom the weights are read for
-        make_identity = partial(identity, settings, info, lambda: engine.beat(READING, 0, self._asks))
+        loaded = _stamps(settings)
+
+        def make_identity() -> str:
+            _same(loaded, _stamps(settings))  # before gigabytes are read in vain, and behind
+            made = identity(settings, info, lambda: engine.beat(READING, 0, self._asks))
+            _same(loaded, _stamps(settings))
+            return made
+
         self.conversations = Conversations(settings.state_dir, self.limit, make_identity)
 
     def load(self, request: Request, body: dict[str, Any]) -> None:
@@ -50,8 +58,8 @@ class Keeping:
         self._asks = [Work(request, 0, last=False, prefill=False)]
         try:
             self.conversations.path(which)
-        except OSError as error:  # the weights' files, which say whose caches these are, were moved since
-            log.warning("a conversation is not kept, for the model's files can't be read: %s", error)
+        except (OSError, DraftdError) as error:  # the weights' files, which say whose caches these are
+            log.warning("a conversation is not kept, for the model's files are not those loaded: %s", error)
             return
         request.conversation = which
         if request.reuse:  # of all that wait for a slot the caches might not fit into memory
@@ -94,14 +102,33 @@ def identity(settings: Settings, info: dict[str, Any], beat: Callable[[], None] 
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def _files(model: Model, settings: Settings) -> list[Path]:
+    path = cached_path(model, settings.cache_dir)
+    if path.is_dir():
+        return sorted(file for pattern in DIRECTORY for file in path.glob(pattern))
+    return [path]
+
+
 def _weights(model: Model, settings: Settings, beat: Callable[[], None]) -> list[str]:
     """Their digests, and that of what a directory says of them: rotary factors, a window."""
-    path = cached_path(model, settings.cache_dir)
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for pattern in DIRECTORY for file in path.glob(pattern))
     found = []
-    for file in files:
+    for file in _files(model, settings):
         beat()  # all together may take longer than a step of the engine may
         found.append(digest(file, settings.cache_dir))
     return found
+
+
+def _stamps(settings: Settings) -> dict[Path, tuple[int, int, int]]:
+    """The target's files as they are now, by inode, size and time; what can't be read is not among them."""
+    stamps = {}
+    for file in _files(load_catalog().pair(settings.pair).target, settings):
+        with suppress(OSError):
+            status = file.stat()
+            stamps[file] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return stamps
+
+
+def _same(loaded: dict[Path, tuple[int, int, int]], now: dict[Path, tuple[int, int, int]]) -> None:
+    """OSError if the files have changed: their digests would call another model's caches by this one's."""
+    if now != loaded:
+        raise OSError("they have changed since")

@@ -83,6 +83,32 @@ def test_a_model_whose_files_are_gone_answers_without_conversations(
     assert "a conversation is not kept" in caplog.text
 
 
+def test_nothing_is_kept_by_the_name_of_a_model_that_was_put_in_the_loaded_ones_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tmp_path / "model.gguf"
+    weights.write_text("one")
+    monkeypatch.setattr(keeping, "cached_path", lambda model, cache_dir: weights)
+    settings = Settings.model_validate({"state_dir": tmp_path, "cache_dir": tmp_path / "cache"})
+
+    def loaded() -> Keeping:
+        return Keeping(settings, {"backend": "transformers"}, Engine(TableTarget()))
+
+    def kept(by: Keeping) -> bool:
+        request = Request(0, [1, 2], 2, 4, Sampling(), frozenset())
+        by.load(request, {"user": "1", "app": "editor", "conversation": "tale"})
+        return request.conversation is not None
+
+    known, unknown = loaded(), loaded()
+    assert kept(known)
+    weights.unlink()
+    weights.write_text("another")
+    assert kept(known), "it was told from others before"
+    assert not kept(unknown)
+    assert "a conversation is not kept, for the model's files are not those loaded" in caplog.text
+    assert kept(loaded())
+
+
 def test_a_cache_of_another_context_is_another_models_in_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes long or short rotary factors by the context, where a model has both."""
     monkeypatch.setattr(keeping, "_weights", lambda model, settings, beat: ["the weights"])
