@@ -47,7 +47,7 @@ def choose(row: Row, sampling: Sampling, position: int, tops: Row | None = None)
     if tops is None:
         tops = tops_of(row)
     best = best_of(row, tops)
-    if math.isnan(row[best]):  # numpy takes it for the largest; there is nothing to choose from
+    if not math.isfinite(row[best]):  # NaN, which numpy takes for the largest; or no other has a chance
         return best
     noise = noise_of(sampling.seed, position, len(row))
     row_left, floor = _top_k_min_p(row, sampling, tops)

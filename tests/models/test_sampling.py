@@ -213,6 +213,14 @@ def test_a_row_that_holds_no_numbers_gives_a_token_all_the_same() -> None:
         assert 0 <= choose(row, sampling, 3) < 2000
 
 
+@pytest.mark.parametrize("limits", [{}, {"top_p": 0.9}, {"top_k": 3, "top_p": 0.9}, {"min_p": 0.1}])
+def test_one_of_several_logits_beyond_all_numbers_is_chosen(limits: dict[str, Any]) -> None:
+    for seed in range(20):
+        row = make_row(seed, 3000, 3.0, "plain")
+        row[[5, 700, 1025, 2900]] = np.inf  # as a tiny repetition_penalty makes them
+        assert row[choose(row, Sampling(0.8, seed=seed, **limits), 3)] == np.inf
+
+
 def test_a_token_without_a_chance_has_no_confidence() -> None:
     row = np.full(3000, -np.inf, np.float32)
     row[5] = 200.0
