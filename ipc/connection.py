@@ -65,7 +65,15 @@ class Connection:
     @property
     def usable(self) -> bool:
         """Whether it has its daemon, and is not a copy that a fork made: the socket stays the parent's."""
-        return self.down is None and self._process == os.getpid()
+        if self._process != os.getpid():
+            return False
+        with self._lock:
+            unread = self.down is None and not self._busy
+            if unread and int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # lost while nobody waited
+                frames: list[bytes] = []
+                lost = self._poll(0.0, frames)
+                self._receive(frames, lost)
+            return self.down is None
 
     def ask(self, kind: type[Message], fields: dict[str, Any], limit: float | None) -> Event:
         """Send a message that has one answer, and wait for it, `limit` seconds at most (None: see `wait`)."""
