@@ -33,7 +33,7 @@ class AsyncConnection:
         self._news: dict[str, asyncio.Event] = {}  # by open request
         self._changed = asyncio.Event()  # the connection came up or went down
         self._end: list[bytes] = []  # what the monitor said when it went down
-        self._heard = time.monotonic()  # when a frame came last, or was first awaited
+        self._heard = time.monotonic()  # when a frame came last
         link.look(endpoint)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -78,7 +78,6 @@ class AsyncConnection:
             raise self.down
         request, frame = self._session.open(kind, fields)
         self._news[request] = asyncio.Event()
-        self._heard = time.monotonic()
         self._send(frame)
         if kind in link.LASTING:
             self._renewal.start()

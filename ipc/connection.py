@@ -38,7 +38,7 @@ class Connection:
         self._busy = False  # a thread is at the socket
         self._waiting = 0  # threads that wait for the turn
         self._outbox: deque[bytes] = deque()
-        self._heard = time.monotonic()  # when a frame came last, or was first awaited
+        self._heard = time.monotonic()  # when a frame came last
         link.look(endpoint)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -88,7 +88,6 @@ class Connection:
             if self.down is not None:
                 raise self.down
             request, frame = self._session.open(kind, fields)
-            self._heard = time.monotonic()
             self._send(frame)
         if kind in link.LASTING:
             self._renewal.start()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from draftd.ipc import AsyncClient, link, messages
+from draftd.ipc import AsyncClient, Client, link, messages
 from draftd.ipc.errors import Unreachable
 from draftd.ipc.messages import Generate, Hello
 from tests.ipc import scripted
@@ -91,6 +91,41 @@ def test_a_stuck_daemon_is_noticed(
     with pytest.raises(Unreachable, match="has not answered"):
         connect(daemon.endpoint, patience=0).complete(prompt="Hi")
     daemon.wait_for(messages.Ping)
+
+
+def test_a_stuck_daemon_is_noticed_by_an_app_that_asks_on(
+    daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "PING_EVERY", 0.05)
+    monkeypatch.setattr(link, "SILENCE", 0.3)
+    daemon.script = lambda message, say: scripted.answer(message, say) if isinstance(message, Hello) else None
+    caught: list[Unreachable] = []
+
+    def blocking() -> None:
+        with pytest.raises(Unreachable) as error:
+            client.complete(prompt="Hi")
+        caught.append(error.value)
+
+    with Client(daemon.endpoint, timeout=0.1, patience=0) as client:
+        thread = threading.Thread(target=blocking)
+        thread.start()
+        end = time.monotonic() + 5
+        while thread.is_alive() and time.monotonic() < end:
+            with pytest.raises(Unreachable):
+                client.ping()
+        assert len(caught) == 1, "each ping put off what the silence means"
+
+    async def ask() -> None:
+        async with AsyncClient(daemon.endpoint, timeout=0.1, patience=0) as other:
+            answer = asyncio.create_task(other.complete(prompt="Hi"))
+            end = time.monotonic() + 5
+            while not answer.done() and time.monotonic() < end:
+                with pytest.raises(Unreachable):
+                    await other.ping()
+            with pytest.raises(Unreachable):
+                answer.result()
+
+    asyncio.run(ask())
 
 
 def test_a_slow_daemon_is_waited_for(
