@@ -52,7 +52,7 @@ class AsyncConnection:
 
     async def shake_hands(self, timeout: float, name: str) -> None:
         """Connect and say hello; Unreachable or UnsupportedVersion."""
-        self._socket.connect(self._endpoint)
+        link.connect(self._socket, self._endpoint)
         self._read()
         try:
             async with asyncio.timeout(timeout):

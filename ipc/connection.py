@@ -173,7 +173,7 @@ class Connection:
             self._close_pipe()
 
     def _shake_hands(self, timeout: float, name: str) -> None:
-        self._socket.connect(self._endpoint)
+        link.connect(self._socket, self._endpoint)
         end = time.monotonic() + timeout
         up = None
         while up is None:

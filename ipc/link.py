@@ -63,6 +63,17 @@ def configure(socket: zmq.Socket[bytes], keys: ClientKeys | None) -> None:
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10000)
 
 
+def connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Begin to connect; InvalidEndpoint for an address at which only a daemon can be, as tcp://*:5555."""
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        raise InvalidEndpoint(
+            f"endpoint {endpoint!r}: no app can connect to it ({error.strerror}): name the daemon's host, "
+            "as in tcp://127.0.0.1:5555"
+        ) from None
+
+
 def change(event: Sequence[bytes]) -> bool | None:
     """What a socket monitor's message says: True up, False down, None neither."""
     kind = int(parse_monitor_message(list(event))["event"])

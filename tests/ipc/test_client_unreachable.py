@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from draftd.ipc import AsyncClient, Client, link, messages
-from draftd.ipc.errors import Unreachable
+from draftd.ipc.errors import InvalidEndpoint, Unreachable
+from draftd.ipc.keys import ClientKeys
 from draftd.ipc.messages import Generate, Hello
 from tests.ipc import scripted
 from tests.ipc.conftest import Connect
@@ -53,6 +55,13 @@ def test_something_else_at_the_socket(tmp_path: Path, connect: Connect) -> None:
         other.listen()
         with pytest.raises(Unreachable, match="no daemon answers"):
             connect(f"ipc://{tmp_path}/d.sock", timeout=0.2).ping()
+
+
+@pytest.mark.parametrize("host", ["*", "my desk"])
+def test_an_address_that_no_app_can_connect_to(connect: Connect, host: str) -> None:
+    public, secret = zmq.curve_keypair()
+    with pytest.raises(InvalidEndpoint, match="no app can connect to it"):
+        connect(f"tcp://{host}:5555", keys=ClientKeys(public, public, secret)).ping()
 
 
 def test_a_daemon_that_turns_connections_away(tmp_path: Path, connect: Connect) -> None:
