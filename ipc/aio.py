@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator
 from types import TracebackType
@@ -57,6 +58,7 @@ class AsyncClient:
         self.keys = link.keys_for(self.endpoint, keys)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = asyncio.Lock()  # of that loop
+        self._ended = asyncio.Event()  # of that loop, too: wakes who waits to connect again
         self._connection: AsyncConnection | None = None
         self._closed = False
 
@@ -137,6 +139,7 @@ class AsyncClient:
         """Cancel what still runs and leave; calls that wait in other tasks raise Cancelled."""
         async with self._locked():
             self._closed = True
+            self._ended.set()
             if self._connection is not None:
                 await self._connection.close()
                 self._connection = None
@@ -184,7 +187,9 @@ class AsyncClient:
         """A connection to the daemon that comes after a lost one; raises what was lost if none comes."""
         pause = pause_after(lost)
         while time.monotonic() + pause < end:
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._ended.wait()
             if self._closed:
                 raise Cancelled("the client was closed")
             try:
@@ -196,7 +201,7 @@ class AsyncClient:
     def _locked(self) -> asyncio.Lock:
         """The lock of the loop that runs: one that was waited for on another can't be waited for here."""
         if self._loop is not (loop := asyncio.get_running_loop()):
-            self._loop, self._lock = loop, asyncio.Lock()
+            self._loop, self._lock, self._ended = loop, asyncio.Lock(), asyncio.Event()
         return self._lock
 
     async def _connect(self) -> AsyncConnection:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from draftd.ipc import AsyncClient, Done, Tokens, messages, parts
-from draftd.ipc.errors import Overloaded, Unreachable
+from draftd.ipc.errors import Cancelled, Overloaded, Unreachable
 from draftd.ipc.messages import Generate
 from tests.ipc import scripted
 from tests.ipc.conftest import Connect
@@ -113,6 +113,32 @@ def test_a_stream_that_finds_the_queue_full_comes_again(
     else:
         assert [type(event) for event in stream] == [Done]
         assert min(after - before for before, after in pairwise(tries)) >= 0.3
+
+
+def test_closing_an_async_client_ends_a_streams_wait_for_a_full_queue(daemon: ScriptedDaemon) -> None:
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if not isinstance(message, Generate):
+            scripted.answer(message, say)
+        elif message.resume is None:
+            say(messages.Accepted(id=message.id, seed=77))
+            say(scripted.tokens(message.id, "Hél", [1, 2], [False, True], [1, 2]))
+            say(messages.Error(id=message.id, code="lease_expired", message="silent"))
+        else:
+            say(messages.Error(id=message.id, code="overloaded", message="full", retry_after=20.0))
+
+    async def ask() -> None:
+        client = AsyncClient(daemon.endpoint)
+        answer = asyncio.create_task(client.complete(prompt="Hi"))
+        while (await asyncio.to_thread(daemon.wait_for, Generate)).resume is None:
+            pass
+        await asyncio.sleep(0.2)  # until it has been told and waits
+        await client.close()
+        async with asyncio.timeout(5):
+            with pytest.raises(Cancelled):
+                await answer
+
+    daemon.script = script
+    asyncio.run(ask())
 
 
 def test_several_answers_go_on_where_they_were(daemon: ScriptedDaemon, connect: Connect) -> None:
