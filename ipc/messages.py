@@ -14,9 +14,9 @@ from draftd.ipc.errors import InvalidRequest
 from draftd.ipc.explain import explain
 from draftd.ipc.parts import (
     AnswerEnd,
+    AnyReason,
     ChatMessage,
     Fields,
-    FinishReason,
     Grammar,
     Logprob,
     Resume,
@@ -241,7 +241,7 @@ class Tokens(Message):
     lengths: list[int] = Field(default=[])  # characters of `text` that came with each token; empty: not told
     logprobs: list[Logprob] = Field(default=[])  # by token, if the request asked
     tool_calls: list[ToolCallPart] = Field(default=[])  # what these tokens released of calls, behind the text
-    finish_reason: FinishReason | None = None  # where n is above 1: the answer ends here
+    finish_reason: AnyReason | None = None  # where n is above 1: the answer ends here
 
     @property
     def characters(self) -> int:
@@ -251,7 +251,7 @@ class Tokens(Message):
 
 class Done(Message):
     type: Literal["done"] = "done"
-    finish_reason: FinishReason  # of the first answer, as `stats` is
+    finish_reason: AnyReason  # of the first answer, as `stats` is
     usage: Usage
     stats: Stats
     answers: list[AnswerEnd] = Field(default=[])  # by index
@@ -259,7 +259,7 @@ class Done(Message):
 
 class Prefilled(Message):
     type: Literal["prefilled"] = "prefilled"
-    state: Literal["complete", "superseded", "cancelled"]
+    state: Literal["complete", "superseded", "cancelled"] | str  # or a newer daemon's
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of these, already computed
     computed_tokens: int = 0  # computed now
@@ -281,7 +281,7 @@ class Error(Message):
 
 class Status(Message):
     type: Literal["status"] = "status"
-    state: Literal["loading", "ready", "restarting", "unloaded", "failed"]
+    state: Literal["loading", "ready", "restarting", "unloaded", "failed"] | str  # or a newer daemon's
     detail: str = ""  # "loading 43 %", or why it failed
     progress: float = 0.0  # 0 to 1
     pair: str = ""

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Tokens32 = Annotated[int, Field(ge=0, lt=2**31)]
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "deadline"]
+AnyReason = FinishReason | str  # as an app reads it: a newer daemon may tell another
 
 
 class Fields(BaseModel):
@@ -143,7 +144,7 @@ class Stats(Fields):
 
 
 class AnswerEnd(Fields):
-    finish_reason: FinishReason
+    finish_reason: AnyReason
     completion_tokens: int
     cached_tokens: int = 0
     stats: Stats

@@ -8,7 +8,7 @@ from typing import Any
 
 from draftd.ipc.errors import DraftdError, LeaseExpired, Overloaded, Unreachable
 from draftd.ipc.messages import Accepted, Generate, Message, Tokens
-from draftd.ipc.parts import FinishReason, Resume
+from draftd.ipc.parts import Resume
 
 CREDIT = 64  # `tokens` messages the daemon may send before the app has read the first of them
 PAY_WITHIN = 5.0  # seconds until little is paid for too: at zero credit the daemon's patience is bounded
@@ -20,7 +20,7 @@ class Had:
 
     tokens: list[int]
     characters: int
-    finish_reason: FinishReason | None
+    finish_reason: str | None
 
 
 class Progress:
@@ -41,7 +41,7 @@ class Progress:
         self._unpaid = 0
         fields = dict(self._params)
         if any(each.tokens or each.finish_reason for each in self._had):
-            resume = [Resume(**vars(each)) for each in self._had]
+            resume = [Resume.model_construct(**vars(each)) for each in self._had]
             fields["resume"] = resume if len(resume) > 1 else resume[0]
         if (limit := fields.get("deadline_ms")) is not None:
             fields["deadline_ms"] = max(1, limit - int((time.monotonic() - self._began) * 1000))

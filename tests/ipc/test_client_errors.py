@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from draftd.ipc import messages
+from draftd.ipc import codec, messages
 from draftd.ipc.errors import ContextOverflow, DraftdError, MalformedFrame, Overloaded, UnsupportedVersion
 from draftd.ipc.messages import Generate
+from draftd.ipc.progress import Progress
+from draftd.ipc.session import Session
 from tests.ipc import scripted
 from tests.ipc.conftest import Connect
 from tests.ipc.scripted import Say, ScriptedDaemon
@@ -100,6 +102,32 @@ def test_unknown_messages_and_fields_are_tolerated(daemon: ScriptedDaemon, conne
 
     daemon.script = script
     assert connect(daemon.endpoint).complete(prompt="Hi").text == "Hello"
+
+
+def test_states_and_ends_from_the_future_are_told(daemon: ScriptedDaemon, connect: Connect) -> None:
+    def script(message: messages.ClientMessage, say: Say) -> None:
+        if isinstance(message, Generate):
+            say(scripted.done(message.id).model_copy(update={"finish_reason": "filtered"}))
+        elif isinstance(message, messages.GetStatus):
+            say(messages.Status.model_construct(id=message.id, state="asleep"))
+        elif isinstance(message, messages.Prefill):
+            say(messages.Prefilled.model_construct(id=message.id, state="postponed"))
+        else:
+            scripted.answer(message, say)
+
+    daemon.script = script
+    client = connect(daemon.endpoint)
+    assert client.status().state == "asleep"
+    assert client.prefill(prompt="Hi").state == "postponed"
+    assert client.complete(prompt="Hi").finish_reason == "filtered"
+
+
+def test_an_answer_with_an_end_from_the_future_is_resumed() -> None:
+    stream = Progress({"prompt": "Hi", "n": 2})
+    stream.saw(messages.Tokens(id="1", text="", tokens=[], drafted=[], finish_reason="filtered"))
+    _, frame = Session().open(Generate, stream.fields())
+    resume = codec.decode(frame)["resume"]
+    assert [each["finish_reason"] for each in resume] == ["filtered", None]
 
 
 def test_a_daemon_that_speaks_nonsense(daemon: ScriptedDaemon, connect: Connect) -> None:

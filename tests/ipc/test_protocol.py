@@ -72,7 +72,8 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is Annotated:
         return _type(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        inner = " or ".join(_type(part) for part in get_args(annotation) if part is not type(None))
+        kinds = [_type(part) for part in get_args(annotation) if part is not type(None)]
+        inner = " or ".join(dict.fromkeys(kinds))
         return f"{inner}?" if type(None) in get_args(annotation) else inner
     if get_origin(annotation) is list:
         return f"[{_type(get_args(annotation)[0])}]"
