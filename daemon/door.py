@@ -13,6 +13,7 @@ log = logging.getLogger("draftd.front")
 
 LOOK_SECONDS = 5.0  # between two looks at the socket file
 WARN_SECONDS = 60.0  # between two lines about the same trouble
+MOST = 2**20  # descriptors; containers may have 2**30, of which the gate's look would have a table made, 8 GB
 
 
 class Door:
@@ -52,6 +53,6 @@ class Door:
 
 
 def all_descriptors() -> None:
-    """Take as many descriptors as the system lets this process have."""
+    """Take as many descriptors as the system lets this process have, up to MOST."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, MOST), most))
