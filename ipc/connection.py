@@ -35,7 +35,8 @@ class Connection:
         # its own thread may take it again: the collector ends a forgotten stream while a frame is read
         self._lock = threading.RLock()
         self._turn = threading.Condition(self._lock)  # the socket is free, or something came
-        self._busy = False  # a thread is at the socket
+        self._busy = 0  # the thread that is at the socket
+        self._closing = False
         self._waiting = 0  # threads that wait for the turn
         self._outbox: deque[bytes] = deque()
         self._heard = time.monotonic()  # when a frame came last
@@ -138,16 +139,18 @@ class Connection:
                 self._flush()
                 if self.down is not None:
                     continue
-                self._busy = True
+                self._busy = threading.get_ident()
             frames: list[bytes] = []
             lost = False
             try:
                 lost = self._poll(left, frames)
             finally:
                 with self._lock:
-                    self._busy = False
+                    self._busy = 0
                     self._receive(frames, lost)
                     self._flush()  # what others sent meanwhile: this thread may have what it came for
+                    if self._closing:
+                        self._end()
                     if self._waiting:
                         self._turn.notify_all()
 
@@ -161,16 +164,15 @@ class Connection:
             if self.down is None:
                 self._outbox.extend(cancel(request) for request in self._session.unfinished())
             self._fail(Cancelled("the client was closed"))
-            if self._busy:
-                os.write(self._wake, b"\0")
+            self._closing = True
+            if not self._busy:
+                self._end()
+                return
+            # Who is at the socket ends it; that may be this very thread, if a signal's handler called.
+            os.write(self._wake, b"\0")
+            if self._busy != threading.get_ident():
                 self._waiting += 1
-                self._turn.wait_for(lambda: not self._busy)
-            self._flush()
-            self._socket.disable_monitor()
-            self._monitor.close(linger=0)
-            self._socket.close()
-            self._context.term()  # waits for what LINGER allows
-            self._close_pipe()
+                self._turn.wait_for(lambda: self._socket.closed)
 
     def _shake_hands(self, timeout: float, name: str) -> None:
         link.connect(self._socket, self._endpoint)
@@ -194,6 +196,16 @@ class Connection:
                 self._send(link.ALIVE)
 
     # What follows is called with the turn held, except _poll: that is what a thread does at the socket.
+
+    def _end(self) -> None:
+        if self._socket.closed:
+            return
+        self._flush()
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close()
+        self._context.term()  # waits for what LINGER allows
+        self._close_pipe()
 
     def _send(self, frame: bytes) -> None:
         self._outbox.append(frame)

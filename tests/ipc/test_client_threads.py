@@ -164,6 +164,28 @@ def test_a_signal_ends_the_wait_and_cancels(daemon: ScriptedDaemon) -> None:
     daemon.wait_for(messages.Cancel)
 
 
+def test_a_signals_handler_may_close_the_client_that_its_thread_waits_for(daemon: ScriptedDaemon) -> None:
+    daemon.script = first_tokens_only
+    program = (
+        "import signal, sys; from draftd.ipc import Client, DraftdError\n"
+        "client = Client(sys.argv[1])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: client.close())\n"
+        "try:\n"
+        "    for event in client.generate(prompt='Hi'): print(event.text, flush=True)\n"
+        "except DraftdError as error: print(error.code)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, daemon.endpoint], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"Hello\n"
+    time.sleep(0.2)  # until it waits for more
+    child.terminate()
+    try:
+        assert child.communicate(timeout=10)[0] == b"cancelled\n"
+    finally:
+        child.kill()
+    daemon.wait_for(messages.Cancel)
+
+
 def test_a_fork_of_the_app_has_a_connection_of_its_own(daemon: ScriptedDaemon) -> None:
     program = (
         "import os, sys; from draftd.ipc import Client\n"
