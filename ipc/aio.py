@@ -208,7 +208,7 @@ class AsyncClient:
         async with self._locked():
             if self._closed:
                 raise RuntimeError("this AsyncClient is closed: make another")
-            if self._connection is not None and not self._connection.usable:
+            if self._connection is not None and not await self._connection.usable():
                 await self._connection.close()
                 self._connection = None
             if self._connection is None:

@@ -45,10 +45,14 @@ class AsyncConnection:
         self._guard = threading.Lock()
         self._renewal = Renewal(self._renew)
 
-    @property
-    def usable(self) -> bool:
+    async def usable(self) -> bool:
         """Whether it has its daemon and its loop, and is not a copy that a fork made."""
-        return self.down is None and not self._loop.is_closed() and self._process == os.getpid()
+        if self._loop.is_closed() or self._process != os.getpid():
+            return False
+        self._read()
+        if self._end and self.down is None:  # lost while the loop stood still: _fail comes behind last words
+            await asyncio.sleep(2 * link.LAST_WORDS / 1000)
+        return self.down is None
 
     async def shake_hands(self, timeout: float, name: str) -> None:
         """Connect and say hello; Unreachable or UnsupportedVersion."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from draftd.ipc import AsyncClient, Done, Tokens, messages, parts
+from draftd.ipc import AsyncClient, Client, Done, Tokens, messages, parts
 from draftd.ipc.errors import Cancelled, Overloaded, Unreachable
 from draftd.ipc.messages import Generate
 from tests.ipc import scripted
@@ -47,6 +47,19 @@ def test_the_next_call_finds_a_restarted_daemon(tmp_path: Path, connect: Connect
         client.ping()
     with ScriptedDaemon(tmp_path / "d.sock"):
         assert client.complete(prompt="Hi").text == "Hello, Wörld!"
+
+
+def test_an_idle_client_finds_a_restarted_daemon(tmp_path: Path, connect: Connect) -> None:
+    with ScriptedDaemon(tmp_path / "d.sock") as first:
+        client = connect(first.endpoint)
+        client.ping()
+        connection = (client if isinstance(client, Client) else client._client)._connection
+        assert connection is not None
+    end = time.monotonic() + 10
+    while not connection._monitor.poll(10):  # that it is lost, which nobody was there to read
+        assert time.monotonic() < end
+    with ScriptedDaemon(tmp_path / "d.sock"):
+        assert client.ping() < 5
 
 
 @pytest.mark.parametrize("end", ["the daemon goes", "the lease expires"])

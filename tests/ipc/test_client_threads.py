@@ -11,7 +11,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,19 +130,6 @@ def test_a_forgotten_stream_may_be_collected_while_a_frame_is_read(
     assert not thread.is_alive()
     assert daemon.wait_for(messages.Cancel).id == request
     client.close()
-
-
-def test_an_idle_client_finds_a_restarted_daemon(tmp_path: Path) -> None:
-    with ScriptedDaemon(tmp_path / "d.sock") as first:
-        client = Client(first.endpoint)
-        client.ping()
-        connection = client._connection
-        assert connection is not None
-        monitor = connection._monitor
-    _until(lambda: monitor.poll(0))  # that it is lost has arrived, and no thread was there to read it
-    with ScriptedDaemon(tmp_path / "d.sock"):
-        client.ping()
-        client.close()
 
 
 def test_a_signal_ends_the_wait_and_cancels(daemon: ScriptedDaemon) -> None:
