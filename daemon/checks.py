@@ -18,7 +18,7 @@ from draftd.daemon import budget, machine, plan_cli
 from draftd.daemon.settings import Settings, config_path, load
 from draftd.ipc import endpoint
 from draftd.ipc.client import Client
-from draftd.ipc.errors import DraftdError, InvalidConfig, InvalidEndpoint, Unreachable
+from draftd.ipc.errors import DraftdError, InvalidConfig, InvalidEndpoint, NotPermitted, Unreachable
 from draftd.models.catalog import Model, Pair, load_catalog
 from draftd.models.fetch import cached_path, is_here
 
@@ -80,7 +80,8 @@ def socket(settings: Settings) -> Check:
         left = f"{address}, left by a daemon that is gone; the next one replaces it"
         return _socket_directory(path.parent) or Check("socket", "ok", left)
     except DraftdError as error:
-        return Check("socket", "warn", f"{address}: {error.message}", "" if tcp else "restart the daemon")
+        mend = "" if tcp or isinstance(error, NotPermitted) else "restart the daemon"
+        return Check("socket", "warn", f"{address}: {error.message}", mend)
     return Check(
         "socket", "ok", f"{address}, a daemon serves {status.pair} ({status.detail or status.state})"
     )

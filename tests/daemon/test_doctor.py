@@ -15,7 +15,8 @@ from draftd.daemon import budget, checks, doctor, machine, plan_cli
 from draftd.daemon.model_files import read_shape
 from draftd.daemon.settings import Settings, load
 from draftd.ipc import endpoint
-from draftd.ipc.errors import CorruptModel
+from draftd.ipc.client import Client
+from draftd.ipc.errors import CorruptModel, DraftdError, NotPermitted, UnsupportedVersion
 from draftd.models import probe
 from draftd.models.catalog import Model, Pair
 from tests.daemon.conftest import Daemon
@@ -140,6 +141,23 @@ def test_a_daemon_that_does_not_answer_is_not_said_to_be_gone(home: Path) -> Non
         check = checks.socket(load())
     assert (check.state, check.mend) == ("warn", "see its log, and restart it")
     assert check.found == f"ipc://{path}, a daemon holds it and does not answer"
+
+
+@pytest.mark.parametrize(
+    ("error", "mend"), [(UnsupportedVersion("old"), "restart the daemon"), (NotPermitted("no"), "")]
+)
+def test_who_may_not_use_a_daemon_is_not_told_to_restart_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch, error: DraftdError, mend: str
+) -> None:
+    def refuse(client: Client) -> None:
+        raise error
+
+    (home / "run").mkdir(mode=0o700)
+    (home / "run" / "draftd.sock").touch()
+    monkeypatch.setattr(Client, "status", refuse)
+    check = checks.socket(load())
+    assert (check.state, check.mend) == ("warn", mend)
+    assert check.found.endswith(f": {error.message}")
 
 
 def test_a_member_of_the_group_need_not_write_beside_a_daemon_that_answers(
