@@ -55,7 +55,7 @@ class Client:
         self.name = link.program_name() if name is None else name
         self.patience = patience
         self.keys = link.keys_for(self.endpoint, keys)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may close it as its own thread connects
         self._connection: Connection | None = None
         self._closed = threading.Event()
 
@@ -199,5 +199,9 @@ class Client:
             if self._connection is None or not self._connection.usable:
                 if self._connection is not None:
                     self._connection.close()
-                self._connection = Connection(self.endpoint, self.timeout, self.name, self.keys)
+                connection = Connection(self.endpoint, self.timeout, self.name, self.keys)
+                if self._closed.is_set():
+                    connection.close()
+                    raise Cancelled("the client was closed")
+                self._connection = connection
             return self._connection
