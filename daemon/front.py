@@ -123,12 +123,11 @@ class Front:
             raise self.life.failure
 
     def _turn(self) -> None:
-        """Wait for whatever comes first and handle it."""
+        """Hear the apps, do what is due, wait for whatever comes first and handle it, unless it is an app."""
+        self._hear_apps()  # before the timers: what the turn before did may have held the front up
         ready = dict(self.poller.poll(self._run_timers()))
         if self.peers.zap in ready:
             self.peers.answer_zap()
-        if self.apps.socket in ready:
-            self._hear_apps()
         if self.engine.socket in ready:
             self.life.hear()
         if self.engine.exit_fd in ready:

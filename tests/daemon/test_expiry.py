@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from draftd.daemon import expiry
-from tests.daemon.desk import Desk, cancelled
+from tests.daemon.desk import SECONDS, Desk, cancelled
 
 
 def test_an_app_that_gives_no_credit_is_cut_off_after_a_bounded_wait(front: Desk) -> None:
@@ -54,6 +54,19 @@ def test_a_silent_app_loses_all_its_requests_and_a_talking_one_none(front: Desk)
     front.front.expiry.tick(time.monotonic() + 5)
     assert list(front.front.jobs.by_key) == kept
     assert front.generate(silent, "3")  # the connection goes on
+
+
+def test_a_sign_of_life_that_waited_while_the_front_was_held_up_counts(front: Desk) -> None:
+    app = front.app()
+    front.ask(app, "hello", lease_ms=10_000)
+    key = front.generate(app)
+    for connection in front.front.apps._known.values():
+        connection.heard -= 11
+    app.say("ping", "p")
+    assert front.front.apps.socket.poll(SECONDS)
+    front.front._turn()
+    assert app.hear()["type"] == "pong"
+    assert key in front.front.jobs.by_key
 
 
 def test_a_deadline_is_the_engines_to_keep_and_the_fronts_if_it_does_not(front: Desk) -> None:
