@@ -99,7 +99,7 @@ def _draft(pair: Pair, settings: Settings, threads: int, measured: Measured) -> 
     found = tuned.draft_file(pair, settings)
     if found is None:
         return 0.0, 0.0
-    key = _key(found[0], threads, version("llama_cpp_python"))
+    key = _key(found[0], threads, settings, version("llama_cpp_python"))
     if key not in measured.drafts:
         draft = loader.open_gguf(found[0], _small(settings), threads, lambda fraction: None)
         draft.forward([Span(0, 0, WARM, 1)])
@@ -114,7 +114,7 @@ def _passes(
     from draftd.daemon import loader
 
     libraries = [version(name) for name in ("draftd", "torch", "llama_cpp_python")]
-    key = _key(cached_path(pair.target, settings.cache_dir), threads, settings.dtype, *libraries)
+    key = _key(cached_path(pair.target, settings.cache_dir), threads, settings, settings.dtype, *libraries)
     if key in measured.targets:
         return measured.targets[key]
     passes: dict[str, Passes] = {}
@@ -133,8 +133,9 @@ def _small(settings: Settings) -> Settings:
     return settings.model_copy(update={"context": 128, "slots": 1})
 
 
-def _key(file: Path, threads: int, *rest: str) -> str:
-    return "/".join([file.name, str(file.stat().st_size), machine.cpu()[0], str(threads), *rest])
+def _key(file: Path, threads: int, settings: Settings, *rest: str) -> str:
+    gpu = [f"gpu_layers {settings.gpu_layers}"] if settings.gpu_layers else []
+    return "/".join([file.name, str(file.stat().st_size), machine.cpu()[0], str(threads), *rest, *gpu])
 
 
 def _read(path: Path) -> Measured:

@@ -154,14 +154,15 @@ def machine(settings: Settings) -> str:
     name, features = cpu()
     kind = hashlib.sha256(" ".join(sorted(features)).encode()).hexdigest()[:8]  # the name may not tell
     threads, llama_cpp = settings.threads or cores(), package_version("llama-cpp-python")
-    return f"{name} ({kind}), {threads} threads, llama.cpp {llama_cpp}"
+    gpu = f", gpu_layers {settings.gpu_layers}" if settings.gpu_layers else ""
+    return f"{name} ({kind}), {threads} threads, llama.cpp {llama_cpp}{gpu}"
 
 
 def _wrong(record: Record, pair: Pair, settings: Settings) -> str:
     if record.pair != pair.name or record.chosen >= len(record.figures):
         return "it is damaged"
     if record.machine != machine(settings):
-        return "it was made on another machine, for other threads or by another llama.cpp"
+        return "it was made on another machine, for other threads or gpu_layers, or by another llama.cpp"
     if record.figure.source not in {model.name for model in pair.models}:
         return f"{record.figure.source} is no longer a model of the pair"
     source = cached_path(_source(pair, record.figure.source), settings.cache_dir)

@@ -94,6 +94,15 @@ def test_another_target_file_is_measured(machine: Machine) -> None:
     assert machine.loads == ["llama_cpp", "transformers"]
 
 
+def test_with_layers_on_a_gpu_all_is_measured_again(machine: Machine) -> None:
+    machine.choose()
+    machine.loads.clear()
+    machine.settings = machine.settings.model_copy(update={"gpu_layers": -1})
+    machine.seconds["transformers"] = {1: 0.01, DRAFTED + 1: 0.01}
+    assert machine.choose() == "transformers", "as it is now, and not as it was without"
+    assert machine.loads == ["draft", "llama_cpp", "transformers"]
+
+
 @pytest.mark.parametrize(
     "text", ["{", '{"qwen/1": {"llama_cpp": 14.1}}', '{"version": 2, "drafts": {"a": -1}}']
 )

@@ -22,14 +22,15 @@ from draftd.models.llama_cpp import LlamaTarget
 from tests.daemon.tuning import TEXT, favour, record_source
 
 
-def test_other_threads_are_another_machine(
+def test_other_threads_and_layers_on_a_gpu_are_another_machine(
     tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair, settings = tiny
     favour(monkeypatch, "Q4_0")
     tune.tune(pair, settings, TEXT, True, lambda line: None)
     assert tuned.find(pair, settings) is not None
-    assert tuned.find(pair, settings.model_copy(update={"threads": 2})) is None
+    for change in ({"threads": 2}, {"gpu_layers": -1}):
+        assert tuned.find(pair, settings.model_copy(update=change)) is None
 
 
 def test_undoing_waits_for_who_tunes(tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +70,7 @@ def test_removing_a_pair_waits_for_who_tunes_it(
         ("gone", "its file tiny@Q4_0-.* is gone"),
         ("bytes", "tiny@Q4_0-.* is damaged"),
         ("source", "draft.gguf is not the file that it was made from"),
-        ("machine", "another machine, for other threads or by"),
+        ("machine", "another machine, for other threads or gpu_layers"),
         ("version", "damaged or of another version"),
         ("json", "damaged or of another version"),
         ("chosen", "it is damaged"),
