@@ -77,7 +77,12 @@ def load(settings: Settings, report: Report) -> Loaded:
             given = (tokenizer, target, settings, threads, part(report, 0.8, 1.0))
             draft, info["tokenizers"] = load_draft(file, *given)
             info["draft"] = name
-            open_draft = lambda: load_draft(file, *given)[0]  # noqa: E731
+
+            def reopened() -> Draft | None:
+                now, _ = draft_file(pair, settings) or (file, name)  # tuning removes the file it replaces
+                return load_draft(now, *given)[0]
+
+            open_draft = reopened
         except IncompatiblePair as error:
             info["draft_refused"] = error.message
             log.warning("the target runs alone: %s", error.message)
