@@ -28,7 +28,11 @@ _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 def hub_request(source: HubSource, file: str) -> tuple[str, dict[str, str]]:
     """The address of a repository's file and the headers that carry the user's token, if there is one."""
     hub = _library()
-    url = hub.hf_hub_url(source.repo, file, revision=source.revision, endpoint=_endpoint())
+    try:
+        url = hub.hf_hub_url(source.repo, file, revision=source.revision, endpoint=_endpoint())
+    except ValueError as error:  # its rules for names are stricter than the catalog's
+        reason = str(error).rstrip(".")
+        raise SourceFailed(f"{source.repo} can't be a repository's name: {reason}") from None
     token = None if hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else hub.get_token()
     return url, {"Authorization": f"Bearer {token}"} if token else {}
 

@@ -13,7 +13,7 @@ import pytest
 
 from draftd.ipc.errors import CorruptModel, DiskFull, DownloadFailed, InvalidConfig, ModelNotFound
 from draftd.models import download
-from draftd.models.catalog import Model
+from draftd.models.catalog import HubSource, Model
 from draftd.models.fetch import Progress, ensure, is_here, verify
 from tests.models.downloads import CONTENT, HUB_PATH, index, model, server
 from tests.models.file_server import FileServer, sha256
@@ -124,6 +124,12 @@ def test_a_proxy_that_can_not_be_used_is_said(
 def test_an_address_that_is_none_is_said(tmp_path: Path) -> None:
     with pytest.raises(download.SourceFailed, match="it can't be asked: Invalid port"):
         download.download("http://127.0.0.1:port/x", tmp_path / "x.part")
+
+
+def test_a_name_that_no_repository_has_is_said(server: FileServer, tmp_path: Path) -> None:
+    misnamed = model().model_copy(update={"hub": HubSource(repo="owner/repo.git", file="m.gguf")})
+    with pytest.raises(DownloadFailed, match=r"owner/repo\.git can't be a repository's name: .*'\.git'"):
+        ensure(misnamed, tmp_path)
 
 
 def test_too_little_room_is_said_before_anything_is_fetched(
