@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from draftd.daemon import readings
+from draftd.daemon import machine, readings
 from draftd.daemon.model_files import Shape, read_shape
 from draftd.daemon.settings import Settings
 from draftd.daemon.tuned import draft_file
@@ -185,7 +185,8 @@ def _budget(
     shape = _shape(cached_path(pair.target, settings.cache_dir))
     on_gpu = 0.0
     if backend == "transformers":
-        on_gpu = 1.0 if room.gpu and settings.device != "cpu" else 0.0
+        auto = settings.device == "auto"
+        on_gpu = 1.0 if room.gpu and settings.device != "cpu" and (not auto or machine.cuda()) else 0.0
     elif shape is not None and gpu_layers:
         on_gpu = 1.0 if gpu_layers < 0 else min(1.0, gpu_layers / (shape.layers + 1))
     held = weights(pair.target, settings, backend)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import shlex
@@ -58,6 +59,16 @@ def usable(root: Path = Path("/")) -> set[int]:
         power = {core: number(place / f"cpu{core}" / "cpu_capacity") or 0 for core in allowed}
         fast = {core for core in allowed if 2 * power[core] >= max(power.values())}
     return allowed & fast or allowed
+
+
+@functools.cache
+def cuda() -> bool:
+    """Whether torch can use a GPU here, which a build for CPUs can't; one that can't be asked is taken to."""
+    try:
+        import torch
+    except (ImportError, OSError):  # not installed, or it does not load
+        return True
+    return torch.cuda.is_available()
 
 
 def cgroup(root: Path = Path("/")) -> list[Path]:

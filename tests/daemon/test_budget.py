@@ -13,9 +13,10 @@ from types import SimpleNamespace
 
 import llama_cpp
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from draftd.daemon import budget, plan_cli
+from draftd.daemon import budget, machine, plan_cli
 from draftd.daemon.budget import Budget, Room
 from draftd.daemon.cli import app
 from draftd.daemon.model_files import read_shape
@@ -26,7 +27,7 @@ from tests.daemon.conftest import Daemon, Serve
 from tests.gguf_header import SHAPE, write_header
 
 PLENTY = Room(10**12, 0)
-ASKED = budget.offloads
+ASKED, CUDA = budget.offloads, machine.cuda
 
 
 @pytest.fixture
@@ -44,8 +45,9 @@ def settings(tmp_path: Path, tiny_files: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(autouse=True)
 def _offloading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A llama.cpp that was built for a GPU."""
+    """A llama.cpp and a torch that were built for a GPU."""
     monkeypatch.setattr(budget, "offloads", lambda: True)
+    monkeypatch.setattr(machine, "cuda", lambda: True)
 
 
 def tiny() -> Pair:
@@ -264,5 +266,22 @@ def test_layers_stay_in_memory_where_llama_cpp_has_no_gpu(
         assert budget.options(better).endswith(" and gpu_layers = 0"), "what llama.cpp ignores costs speed"
 
 
-def test_llama_cpp_is_asked_for_its_gpu() -> None:
+def test_weights_stay_in_memory_where_torch_can_use_no_gpu(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = Room(10**12, 1)
+    on_torch = settings.model_copy(update={"backend": "transformers"})
+    with pytest.raises(OutOfMemory, match="of the GPU"):
+        budget.check(tiny(), on_torch, room)
+    monkeypatch.setattr(machine, "cuda", lambda: False)
+    assert budget.check(tiny(), on_torch, room) == on_torch
+    (asked,) = budget.asked(tiny(), on_torch, room)
+    (plain,) = budget.asked(tiny(), on_torch.model_copy(update={"device": "cpu"}), room)
+    assert (asked.items, asked.gpu) == (plain.items, 0)
+    (named,) = budget.asked(tiny(), on_torch.model_copy(update={"device": "cuda"}), room)
+    assert named.gpu > 0, "the loader says what is wrong with a device that is not there"
+
+
+def test_both_libraries_are_asked_for_their_gpu() -> None:
     assert ASKED() == llama_cpp.llama_supports_gpu_offload()
+    assert CUDA() == torch.cuda.is_available()
