@@ -133,7 +133,8 @@ def verify_(pair: PairArgument = None) -> None:
         except (CorruptModel, ModelNotFound) as error:
             bad.append(error)
             continue
-        known = "" if model.sha256 or model.is_directory else " (the catalog gives no hash to compare with)"
+        fetched = model.is_directory and model.path is None  # then a manifest has hashes
+        known = "" if model.sha256 or fetched else " (the catalog gives no hash to compare with)"
         typer.echo(f"{model.name}: good{known}")
     for directory in _conversions(chosen.models, settings.cache_dir):
         if wrong := damaged(directory, fresh=True):

@@ -93,6 +93,16 @@ def test_verify_names_every_bad_file_and_the_last_decides(server: FileServer, tm
         models("verify", "mine")
 
 
+def test_verify_says_of_a_directory_of_ones_own_that_nothing_was_compared(
+    server: FileServer, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "config.json").write_text("{}")
+    models("add", "own", "--target", str(own))
+    assert models("verify", "own").output == "own-target: good (the catalog gives no hash to compare with)\n"
+
+
 def test_remove_keeps_what_another_pair_needs(server: FileServer, tmp_path: Path) -> None:
     models("pull")
     files = tmp_path / "cache" / "models"
