@@ -70,6 +70,10 @@ def _from_directory(path: Path) -> Shape | None:
                 raise ValueError(length)
             header = json.loads(opened.read(length))
         tensors |= {name: tuple(each["shape"]) for name, each in header.items() if name != "__metadata__"}
+    if not tensors:  # in files of torch's own, which can't be read here: by their size
+        size = sum(file.stat().st_size for file in path.glob("pytorch_model*.bin"))
+        wide = (config.get("dtype") or config.get("torch_dtype") or "float32") == "float32"
+        tensors = {"": (size // (4 if wide else 2),)}
     keys = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")
     found = [config.get(key) for key in (*keys, "max_position_embeddings")]
     return _shape(found, config.get("vocab_size"), tensors, size, 0)

@@ -66,6 +66,17 @@ def test_a_gguf_and_its_directory_have_one_shape(tiny_files: Path) -> None:
         assert getattr(gguf, name) == getattr(directory, name), name
 
 
+def test_weights_in_torchs_own_files_are_counted_by_their_size(tiny_files: Path, tmp_path: Path) -> None:
+    older = Path(shutil.copytree(tiny_files / "target", tmp_path / "older"))
+    shape = read_shape(older)
+    assert shape is not None
+    (older / "model.safetensors").unlink()
+    (older / "pytorch_model.bin").write_bytes(bytes(4 * shape.elements))
+    found = read_shape(older)
+    assert found is not None
+    assert (found.elements, found.size, found.vocab) == (shape.elements, 4 * shape.elements, shape.vocab)
+
+
 def test_a_directory_whose_weights_git_lfs_did_not_fetch(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 988097824\n"
