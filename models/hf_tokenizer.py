@@ -77,7 +77,9 @@ class HfTokenizer:
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """A conversation's ids, ending where the answer begins."""
-        return list(self._tokenizer.encode(self.render(messages, tools), add_special_tokens=False))
+        # Arguments of a call may hold half of a pair of surrogates, as JSON writes it, which is no text.
+        text = self.render(messages, tools).encode("utf-8", "replace").decode()
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of many tokens at once, special tokens left out."""

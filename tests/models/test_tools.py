@@ -113,6 +113,13 @@ def test_a_conversation_with_calls_is_what_the_model_said(tokenizer: HfTokenizer
     assert tokenizer.chat(for_template(messages), declared([WEATHER])).count(TOOL_CALL) == 2
 
 
+def test_half_a_character_in_a_calls_arguments_is_no_fault(tokenizer: HfTokenizer | GGUFTokenizer) -> None:
+    call = {"function": {"name": "weather", "arguments": '{"city": "\\ud83d"}'}}
+    said = for_template([{"role": "assistant", "content": "", "tool_calls": [call]}])
+    text = b"".join(map(tokenizer.bytes_of, tokenizer.chat(said, declared([WEATHER]))))
+    assert b'"arguments": {"city": "?"}}' in text
+
+
 def test_no_arguments_are_an_empty_object() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": ""}}
     ((shown,),) = [each["tool_calls"] for each in for_template([{"role": "assistant", "tool_calls": [call]}])]
