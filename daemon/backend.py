@@ -94,6 +94,8 @@ def _draft(pair: Pair, settings: Settings, threads: int, measured: Measured) -> 
     """Seconds of a drafted token and how often it is accepted, as tuning found or as a short look shows."""
     from draftd.daemon import loader
 
+    if not settings.speculate:
+        return 0.0, 0.0
     if (record := tuned.find(pair, settings)) is not None:
         return record.figure.milliseconds / 1000, record.figure.acceptance
     found = tuned.draft_file(pair, settings)

@@ -84,6 +84,14 @@ def test_a_tuned_draft_changes_the_choice_without_measuring_again(machine: Machi
     assert machine.loads == []
 
 
+def test_where_nothing_is_to_draft_the_faster_alone_is_chosen(machine: Machine) -> None:
+    machine.seconds["llama_cpp"] = {1: 0.05, DRAFTED + 1: 0.40}
+    machine.record = figure(milliseconds=5.0, acceptance=0.9)
+    assert machine.choose() == "transformers"
+    machine.settings = machine.settings.model_copy(update={"speculate": False})
+    assert machine.choose() == "llama_cpp"
+
+
 def test_another_target_file_is_measured(machine: Machine) -> None:
     machine.choose()
     machine.loads.clear()
