@@ -60,7 +60,8 @@ def fetch_repository(source: HubSource, staging: Path, advance: Advance) -> None
         )
     pinned = source.model_copy(update={"revision": info.sha})  # one commit, even if the branch moves on
     total = sum(file.size for file in files)
-    with writing(staging, total - sum(length(staging / file.rfilename) for file in files)):
+    here = sum(max(length(staging / file.rfilename), length(staging / _part(file))) for file in files)
+    with writing(staging, total - here):
         staging.mkdir(parents=True, exist_ok=True)
         names = {name for file in files for name in (file.rfilename, _part(file))}
         for left in staging.iterdir():  # by an earlier try, of a commit that had it

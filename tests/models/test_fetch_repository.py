@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def test_a_repository_taken_up_after_its_branch_moved_is_of_one_commit(
     path = ensure(WHOLE, tmp_path)
     assert {name: (path / name).read_bytes() for name in new} == new
     assert sorted(item.name for item in path.iterdir()) == sorted([*new, "draftd-manifest.json"])
+
+
+def test_what_has_come_of_a_repositorys_file_needs_no_room_again(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(server, {"model.safetensors": CONTENT}, "c" * 40)
+    server.cuts[f"/owner/repo/resolve/{'c' * 40}/model.safetensors"] = [200_000, 0, 0, 0]
+    with pytest.raises(DownloadFailed):
+        ensure(WHOLE, tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=150_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert (ensure(WHOLE, tmp_path) / "model.safetensors").read_bytes() == CONTENT
 
 
 def test_a_disk_that_fills_up_with_the_last_of_a_repository_is_said(
