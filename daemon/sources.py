@@ -37,7 +37,7 @@ def make_drafting(
         store = SuffixStore(settings.state_dir, hashlib.sha256(vocabulary.encode()).hexdigest())
         suffix = SuffixDraft(store if settings.history else None)
         sources.append("suffix")
-    path = learnt.file_path(settings.state_dir, _key(info))
+    path = learnt.file_path(settings.state_dir, _key(info, settings))
     known = learnt.load(path)
     controller = Controller(sources, settings.draft_length, known, even=target.even)
     if sources and not controller.target.observed:  # nor in the file, where that was cleared
@@ -47,10 +47,12 @@ def make_drafting(
     return Drafting(draft, suffix, controller, remembers=settings.history), path
 
 
-def _key(info: dict[str, object]) -> str:
+def _key(info: dict[str, object], settings: Settings) -> str:
     """Costs and acceptance hold for these models, run like this, on this machine."""
     parts = [str(info.get(name)) for name in ("backend", "target", "draft", "dtype", "threads")]
     parts += [machine.cpu()[0], version("torch"), version("llama_cpp_python")]
+    places = settings.model_dump(include={"device", "device_map", "gpu_layers"}, exclude_defaults=True)
+    parts += [f"{name} {value}" for name, value in sorted(places.items())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

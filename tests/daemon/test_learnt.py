@@ -109,3 +109,14 @@ def test_a_start_behind_a_clear_measures_as_the_first_one_did(tmp_path: Path) ->
     save(path, drafting.controller.learnt)
     again, _ = start()
     assert again.controller.target.known(1)
+
+
+def test_what_was_learnt_elsewhere_is_not_taken_for_what_holds_on_a_gpu(tmp_path: Path) -> None:
+    tokenizer: Any = SimpleNamespace(size=64)
+
+    def path(**places: Any) -> Path:
+        settings = Settings.model_validate({"state_dir": tmp_path, **places})
+        return make_drafting(None, tokenizer, TableTarget(vocab=64), settings, {"target": "a model"})[1]
+
+    assert path() == path()
+    assert len({path(), path(gpu_layers=-1), path(device="cuda:1"), path(device_map="auto")}) == 4
