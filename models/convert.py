@@ -6,6 +6,7 @@ import glob
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,7 @@ _ENDINGS = {
 }
 
 _STEPS = 3
+_PART = re.compile(r"-\d{5}-of-(?!00001)\d{5}$")  # how llama.cpp calls the parts of a model that it split
 
 
 def converted_path(gguf: Path, cache_dir: Path, dtype: str = "bfloat16") -> Path:
@@ -61,6 +63,9 @@ def ensure_transformers(gguf: Path, cache_dir: Path, dtype: str = "bfloat16", re
     """
     if not is_gguf(gguf):
         raise CorruptModel(f"{gguf} is not a GGUF file: it does not begin with 'GGUF'")
+    if is_part(gguf):  # of which transformers would make up the weights of the others
+        mend = "set backend to llama_cpp, which reads them all, or merge them"
+        raise UnsupportedModel(f"transformers can't convert {gguf}: it is one of several parts; {mend}")
     path = converted_path(gguf, cache_dir, dtype)
     if path.is_dir() and not damaged(path):
         return path
@@ -91,6 +96,11 @@ def is_gguf(path: Path) -> bool:
             return file.read(4) == b"GGUF"
     except OSError as error:
         raise ModelNotFound(f"cannot read {path}: {error.strerror}") from None
+
+
+def is_part(gguf: Path) -> bool:
+    """Whether the file is one of several that llama.cpp reads as one model, by its name."""
+    return _PART.search(gguf.stem) is not None
 
 
 def _convert_in_child(gguf: Path, directory: Path, dtype: str, report: Report) -> None:

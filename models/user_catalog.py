@@ -16,7 +16,7 @@ from draftd.models.catalog import (
     read_user_catalog,
     user_catalog_path,
 )
-from draftd.models.convert import is_gguf
+from draftd.models.convert import is_gguf, is_part
 from draftd.models.digest import replace_text, sha256
 from draftd.models.download import writing
 from draftd.models.fetch import exclusive, quiet
@@ -100,6 +100,11 @@ def _model(text: str) -> dict[str, Any]:
             raise InvalidRequest(f"{text} should be hub:owner/repo or hub:owner/repo/file.gguf")
         if not file:
             return {"hub": {"repo": f"{owner}/{repo}"}}
+        if is_part(Path(file)):
+            raise InvalidRequest(
+                f"{text} is one of several parts, and one file is fetched: fetch all of them into one folder "
+                "and add the path of the first"
+            )
         # Repositories call their files alike, and the cache knows one only by its name.
         cached = f"{owner}/{repo}/{file}".replace("/", "--")
         return {"file": cached, "hub": {"repo": f"{owner}/{repo}", "file": file}}

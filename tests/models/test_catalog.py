@@ -250,6 +250,7 @@ def test_a_taken_name_needs_force(tmp_path: Path) -> None:
         ("{tmp}", None, InvalidRequest, "it has no config.json"),
         ("hub:owner", None, InvalidRequest, "should be hub:owner/repo"),
         ("hub:owner/repo", "hub:owner/repo", InvalidConfig, "must be a GGUF file"),
+        ("hub:owner/repo/x-00001-of-00002.gguf", None, InvalidRequest, "add the path of the first"),
     ],
 )
 def test_a_wrong_model_leaves_the_file_as_it_was(

@@ -107,6 +107,9 @@ def test_what_cannot_be_converted_is_said_and_leaves_nothing(gguf: Path, tmp_pat
     cut.write_bytes(gguf.read_bytes()[:5000])
     with pytest.raises(UnsupportedModel, match=r"transformers can't convert .*cut\.gguf: .*llama_cpp"):
         ensure_transformers(cut, tmp_path)
+    part = Path(shutil.copy(gguf, tmp_path / "tiny-00001-of-00002.gguf"))
+    with pytest.raises(UnsupportedModel, match="it is one of several parts; set backend to llama_cpp"):
+        ensure_transformers(part, tmp_path)
     assert [path for path in (tmp_path / "converted").iterdir() if path.is_dir()] == []
 
 
