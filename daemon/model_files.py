@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from draftd.ipc.errors import CorruptModel
+from draftd.models.convert import parts
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -80,13 +81,20 @@ def _from_directory(path: Path) -> Shape | None:
 
 
 def _from_gguf(path: Path) -> Shape | None:
-    with path.open("rb") as file:
-        values, tensors, packed = _read_gguf(file, path.stat().st_size)
+    values: dict[str, Any] = {}
+    tensors: dict[str, tuple[int, ...]] = {}
+    size = packed = 0
+    for part in parts(path):
+        with part.open("rb") as file:
+            found_here, shapes, packed_here = _read_gguf(file, part.stat().st_size)
+        values = found_here | values  # the first has the model's
+        tensors |= shapes
+        size, packed = size + part.stat().st_size, packed + packed_here
     prefix = str(values.get("general.architecture", ""))
     keys = ("block_count", "attention.head_count", "attention.head_count_kv", "embedding_length")
     found = [values.get(f"{prefix}.{key}") for key in (*keys, "attention.key_length", "context_length")]
     vocab = max((shape[1] for name, shape in tensors.items() if name == "token_embd.weight"), default=None)
-    return _shape(found, vocab, tensors, path.stat().st_size, packed)
+    return _shape(found, vocab, tensors, size, packed)
 
 
 def _shape(

@@ -103,6 +103,14 @@ def is_part(gguf: Path) -> bool:
     return _PART.search(gguf.stem) is not None
 
 
+def parts(gguf: Path) -> list[Path]:
+    """The files that llama.cpp reads with the first of several, that one in front; any other file alone."""
+    if (found := _PART.search(gguf.stem)) is None:
+        return [gguf]
+    name, count = glob.escape(gguf.stem[: found.start()]), found[0][-5:]
+    return sorted(gguf.parent.glob(f"{name}-?????-of-{count}{gguf.suffix}"))
+
+
 def _convert_in_child(gguf: Path, directory: Path, dtype: str, report: Report) -> None:
     """Convert in a process of its own: it takes gigabytes, and may be killed for it."""
     missing = [name for name in ("torch", "transformers", "gguf") if importlib.util.find_spec(name) is None]
