@@ -159,13 +159,18 @@ def _convert(gguf: Path, directory: Path, dtype: str) -> None:
         _say(step=0, note="reading the tokenizer")
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         _say(step=1, note="unpacking the weights")
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
             dtype=getattr(torch, dtype),
             # Without this the weights may stay packed, and packed weights can't be saved.
             quantization_config=transformers.GgufConfig(dequantize=True),
+            output_loading_info=True,
         )
+        model, info = loaded
+        named = {name for name, _ in model.named_parameters()}
+        if missing := sorted(named & set(info["missing_keys"])):  # made up by the library
+            raise ValueError(f"it finds none of {len(missing)} weights, {missing[0]} among them")
     except Exception as error:  # whatever the library met in a file that it does not understand
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         mend = "set backend to llama_cpp, which reads GGUF as it is"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,11 @@ def test_what_cannot_be_converted_is_said_and_leaves_nothing(gguf: Path, tmp_pat
     cut.write_bytes(gguf.read_bytes()[:5000])
     with pytest.raises(UnsupportedModel, match=r"transformers can't convert .*cut\.gguf: .*llama_cpp"):
         ensure_transformers(cut, tmp_path)
+    layers = [b"qwen2.block_count" + struct.pack("<II", 4, count) for count in (2, 3)]
+    lacking = tmp_path / "lacking.gguf"
+    lacking.write_bytes(gguf.read_bytes().replace(*layers))
+    with pytest.raises(UnsupportedModel, match=r"transformers can't convert .*lacking\.gguf: .*llama_cpp"):
+        ensure_transformers(lacking, tmp_path)
     part = Path(shutil.copy(gguf, tmp_path / "tiny-00001-of-00002.gguf"))
     with pytest.raises(UnsupportedModel, match="it is one of several parts; set backend to llama_cpp"):
         ensure_transformers(part, tmp_path)
