@@ -186,7 +186,7 @@ def _budget(
     on_gpu = 0.0
     if backend == "transformers":
         auto = settings.device == "auto"
-        on_gpu = 1.0 if room.gpu and settings.device != "cpu" and (not auto or machine.cuda()) else 0.0
+        on_gpu = 1.0 if room.gpu != 0 and settings.device != "cpu" and (not auto or machine.cuda()) else 0.0
     elif shape is not None and gpu_layers:
         on_gpu = 1.0 if gpu_layers < 0 else min(1.0, gpu_layers / (shape.layers + 1))
     held = weights(pair.target, settings, backend)

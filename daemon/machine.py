@@ -17,6 +17,7 @@ import psutil
 
 PACKAGES = ("draftd", "torch", "transformers", "llama-cpp-python", "numpy", "pyzmq")
 CPUINFO = Path("/proc/cpuinfo")
+GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, those of a Windows around this Linux
 
 
 def package_version(name: str) -> str | None:
@@ -64,6 +65,8 @@ def usable(root: Path = Path("/")) -> set[int]:
 @functools.cache
 def cuda() -> bool:
     """Whether torch can use a GPU here, which a build for CPUs can't; one that can't be asked is taken to."""
+    if not any(os.path.exists(device) for device in GPUS):
+        return False  # and that takes no second
     try:
         import torch
     except (ImportError, OSError):  # not installed, or it does not load

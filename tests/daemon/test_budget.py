@@ -26,7 +26,7 @@ from tests.daemon.conftest import Daemon, Serve
 from tests.gguf_header import SHAPE, write_header
 
 PLENTY = Room(10**12, 0)
-ASKED, CUDA = budget.offloads, machine.cuda
+ASKED = budget.offloads
 
 
 @pytest.fixture
@@ -44,9 +44,8 @@ def settings(tmp_path: Path, tiny_files: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(autouse=True)
 def _offloading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A llama.cpp and a torch that were built for a GPU."""
+    """A llama.cpp that was built for a GPU."""
     monkeypatch.setattr(budget, "offloads", lambda: True)
-    monkeypatch.setattr(machine, "cuda", lambda: True)
 
 
 def tiny() -> Pair:
@@ -106,8 +105,9 @@ def test_a_gpu_takes_as_many_layers_as_fit(settings: Settings) -> None:
     assert none is not None
     assert none.gpu_layers == 0
     assert "gpu_layers" not in budget.options(none)
-    (torch,) = budget.asked(tiny(), settings.model_copy(update={"backend": "transformers"}), Room(0, 1))
-    assert parts(torch)["target: weights"] == 0
+    on_torch = settings.model_copy(update={"backend": "transformers", "device": "cuda"})
+    (whole,) = budget.asked(tiny(), on_torch, Room(0, 1))
+    assert parts(whole)["target: weights"] == 0
 
 
 def test_what_cannot_fit_is_refused_with_the_table(
@@ -246,6 +246,7 @@ def test_weights_stay_in_memory_where_torch_can_use_no_gpu(
 ) -> None:
     room = Room(10**12, 1)
     on_torch = settings.model_copy(update={"backend": "transformers"})
+    monkeypatch.setattr(machine, "cuda", lambda: True)
     with pytest.raises(OutOfMemory, match="of the GPU"):
         budget.check(tiny(), on_torch, room)
     monkeypatch.setattr(machine, "cuda", lambda: False)
@@ -257,6 +258,16 @@ def test_weights_stay_in_memory_where_torch_can_use_no_gpu(
     assert named.gpu > 0, "the loader says what is wrong with a device that is not there"
 
 
+def test_weights_on_a_gpu_that_only_torch_knows_take_no_memory(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_torch = settings.model_copy(update={"backend": "transformers"})
+    monkeypatch.setattr(machine, "cuda", lambda: True)
+    (there,) = budget.asked(tiny(), on_torch, Room(10**12, None))
+    assert there.gpu > 0
+    assert budget.check(tiny(), on_torch, Room(there.memory, None)) == on_torch
+
+
 def test_both_libraries_are_asked_for_their_gpu() -> None:
     assert ASKED() == llama_cpp.llama_supports_gpu_offload()
-    assert CUDA() == torch.cuda.is_available()
+    assert machine.cuda() == torch.cuda.is_available()
