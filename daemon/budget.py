@@ -7,8 +7,6 @@ resident with their caches full (docs/reliability.md).
 from __future__ import annotations
 
 import functools
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -276,21 +274,11 @@ def _shape(path: Path) -> Shape | None:
 
 
 def _gpu_free(settings: Settings) -> int | None:
-    """Bytes free on NVIDIA GPUs; None where nvidia-smi can't tell: no GPU, or another maker's.
+    """Bytes free on NVIDIA GPUs; None where that can't be told: no GPU, or another maker's.
 
     Of all where a device map or llama.cpp spreads the layers, else of the target's own.
     """
-    if shutil.which("nvidia-smi") is None:
-        return None
-    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    lines = done.stdout.split()
-    if done.returncode != 0 or not all(line.isdigit() for line in lines):
-        return None
-    free = [int(line) * 2**20 for line in lines]
+    free = readings.gpu_memory()
     if settings.device_map or settings.backend == "llama_cpp":
         return sum(free) if free else None
     number = settings.device.removeprefix("cuda:")

@@ -6,6 +6,8 @@ Cheap enough for once a second: a few small files, no library that computes.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Set
 from pathlib import Path
 
@@ -44,6 +46,25 @@ def memory_room(root: Path = Path("/")) -> tuple[int, int]:
         if total == 0 or min(given) - used + cached < room:
             room, total = max(0, min(given) - used + cached), min(given)
     return room, total
+
+
+def gpu_memory() -> list[int]:
+    """Bytes free on each NVIDIA GPU that CUDA sees, in its order; empty where nvidia-smi can't tell."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = done.stdout.split()
+    if done.returncode != 0 or not all(line.isdigit() for line in lines):
+        return []
+    free = [int(line) * 2**20 for line in lines]
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return free
+    numbers = [int(each) for each in visible.split(",") if each.strip().isdigit()]  # others are UUIDs
+    return [free[number] for number in numbers if number < len(free)]
 
 
 def cpu_seconds(cores: Set[int], root: Path = Path("/")) -> float | None:

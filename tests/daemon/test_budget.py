@@ -215,6 +215,7 @@ def test_a_gpu_whose_memory_cannot_be_read_is_no_reason_to_refuse(
 def test_of_several_gpus_those_count_that_are_used(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "100\n200\n"))
     for change, free in (
@@ -225,6 +226,16 @@ def test_of_several_gpus_those_count_that_are_used(
     ):
         room = budget.measure_room(settings.model_copy(update=change))
         assert room.gpu == free * 2**20, change
+
+
+@pytest.mark.parametrize(("visible", "free"), [("1", 200), ("1,0", 200), ("GPU-5a", None), ("-1", None)])
+def test_of_several_gpus_those_count_that_cuda_sees(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, visible: str, free: int | None
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "100\n200\n"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert budget.measure_room(settings).gpu == (None if free is None else free * 2**20)
 
 
 def test_layers_stay_in_memory_where_llama_cpp_has_no_gpu(
