@@ -38,7 +38,7 @@ def section(document: Document) -> str:
 def told_apart(document: Document) -> str:
     """What a heading says where one kind has several sections of a pair: the type, or what was scaled."""
     if document["kind"] == "quality":
-        return str(document.get("dtype", ""))
+        return str(document.get("dtype") or "")  # a running daemon in llama.cpp tells none
     parts = [part for part in scaling_tables.PARTS if document["kind"] == "scaling" and document.get(part)]
     return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
 

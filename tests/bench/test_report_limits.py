@@ -218,6 +218,7 @@ def test_headings_tell_parts_and_types_apart(program: Program) -> None:
     assert told({"kind": "scaling", "cores": [1], "lengths": [1]}) == "lengths and cores"
     assert told({"kind": "scaling", "apps": [1], "cores": [1], "lengths": [1]}) == "apps, lengths and cores"
     assert told({"kind": "quality", "dtype": "float32"}) == "float32"
+    assert told({"kind": "quality", "dtype": None}) == "", "of a running daemon in llama.cpp"
     assert told({"kind": "roofline", "dtype": "float32"}) == ""
 
 
