@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PICTURE = re.compile(r"^!\[[^\]]*\]\(([\w.-]+\.svg)\)$", re.MULTILINE)  # a line that the report wrote
-ELSEWHERE = re.compile(r"^(Measured|Simulated) on another machine: ", re.MULTILINE)
+ELSEWHERE = re.compile(r"\n\n(?:Measured|Simulated) on another machine: (.*)")
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,10 @@ def merged(old: Sequence[T], new: Sequence[T], key: Callable[[T], Hashable]) -> 
 
 
 def moved(section: str, there: str, here: str) -> str:
-    """A kept section, which says that it was made on `there` if the page's machine is now another."""
-    if there in ("", here) or ELSEWHERE.search(section):
+    """A kept section, which says where it was made, `there` if it says nothing, unless that is `here`."""
+    if found := ELSEWHERE.search(section):
+        return section.replace(found[0], "") if found[1] == here else section
+    if there in ("", here):
         return section
     made = "Simulated" if heading(section).startswith("SIMULATED") else "Measured"
     picture = PICTURE.search(section)

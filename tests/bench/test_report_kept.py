@@ -104,6 +104,9 @@ def test_a_kept_section_says_where_it_was_made(report: Report) -> None:
     third = report(CHECK | {"machine": OTHER | {"cores": 3}})
     assert f"Measured on another machine: {second[0]}" in third[-2], "the suffix draft's"
     assert third[1:-2] == second[1:-1], "which have said it"
+    back = report(SUFFIX)
+    assert back[:-1] == first, "on the first machine's page there is nothing to say"
+    assert "Measured on another machine: 3 cores" in back[-1], "the guard's"
 
 
 def test_rows_of_other_runs_stay_and_the_picture_has_them_too(page: Path, report: Report) -> None:
