@@ -24,7 +24,7 @@ class Prompt(BaseModel):
 def read_prompts(path: Path, per_category: int | None) -> list[Prompt]:
     """The file's prompts, in its order; InvalidRequest names the file and the line that is wrong."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # a string of JSON may hold what else ends a line
     except OSError as error:
         raise InvalidRequest(f"cannot read the prompts file {path}: {error.strerror}") from None
     except UnicodeDecodeError:

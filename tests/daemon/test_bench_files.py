@@ -17,6 +17,15 @@ def test_prompts_by_category(tmp_path: Path) -> None:
     assert [prompt.turns[0] for prompt in bench_files.read_prompts(path, 2)] == ["q0", "q1", "q2", "q3"]
 
 
+def test_a_prompt_may_hold_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    turns = [f"one{mark}two" for mark in "\u2028\u2029\x85"]
+    line = json.dumps({"question_id": 1, "category": "a", "turns": turns}, ensure_ascii=False)
+    path.write_bytes(f"{line}\r\n".encode())
+    (prompt,) = bench_files.read_prompts(path, None)
+    assert prompt.turns == turns
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
