@@ -55,7 +55,7 @@ class Peer:
 def peer(name: str, python: str, settings: dict[str, Any], missing: dict[str, str]) -> Iterator[Peer]:
     """A peer with its modes; `missing` gets the reason for each that there is not, or for the whole peer."""
     label = spoken(name)
-    with tempfile.TemporaryFile("w+") as aside:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as aside:
         try:
             child = subprocess.Popen(
                 [python, str(PEERS / f"{name}.py")],

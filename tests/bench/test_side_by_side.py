@@ -103,6 +103,7 @@ def test_a_mode_that_cannot_be_built_or_fails_takes_no_other_down(program: Progr
     [
         ("import no_such_library", sys.executable, "ModuleNotFoundError: No module named 'no_such_library'"),
         ("os._exit(3)", sys.executable, "a peer ended with status 3: without a word"),
+        ("os.write(2, b'h\\xe9'); os._exit(3)", sys.executable, "a peer ended with status 3: h\ufffd"),
         ("pass", "/nowhere/python", "/nowhere/python can't be run (No such file or directory)"),
     ],
 )
