@@ -186,7 +186,10 @@ def read_floors(path: Path, ratios: dict[str, float]) -> dict[str, float]:
         sys.exit(f"{path} holds no floors ({error}): record them with --record on a quiet machine")
     if floors.keys() != ratios.keys():
         differs = ", ".join(sorted(floors.keys() ^ ratios.keys()))
-        sys.exit(f"{path} and this program measure different things ({differs}): record the floors again")
+        sys.exit(
+            f"{path} and this program measure different things ({differs}): remove it and record all floors "
+            "anew with --record"
+        )
     return floors
 
 

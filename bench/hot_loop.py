@@ -228,7 +228,7 @@ def a_round(made: Answer) -> dict[str, float]:
     took = {"draft model": stats.draft_seconds, "target": stats.verify_seconds}
     took["engine"] = stats.overhead_seconds
     took["queues, sockets and client"] = made.seconds - sum(took.values()) - stats.prefill_seconds
-    return {part: seconds / rounds for part, seconds in took.items()} | {"tokens": made.made / stats.rounds}
+    return {part: seconds / rounds for part, seconds in took.items()} | {"tokens": (made.made - 1) / rounds}
 
 
 def lines(document: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from draftd.drafts.base import Context
 from draftd.models.base import Span
 from draftd.models.catalog import load_catalog
+from tests.daemon.test_bench import answer
 
 Program = Callable[[str], ModuleType]
 
@@ -42,6 +43,8 @@ def test_floors_are_read_as_they_were_written(program: Program, tmp_path: Path) 
         check.read_floors(path, {"a round's own code, 0.8": 1.0})
     with pytest.raises(SystemExit, match=r"measure different things \(new\)"):
         check.read_floors(path, dict.fromkeys([*floors, "new"], 1.0))
+    with pytest.raises(SystemExit, match="remove it and record all"):  # --record reads it, too
+        check.read_floors(path, {})
     path.write_text("[floors]\na = 'fast'\n")
     with pytest.raises(SystemExit, match="holds no floors"):
         check.read_floors(path, {"a": 1.0})
@@ -119,6 +122,19 @@ def test_a_round_of_our_own_code(program: Program) -> None:
     *lines, told = hot_loop.lines(document | {"place": place})
     assert lines == [*older, ""]
     assert f"this place: {place['name']} ({place['source']}), a pass {place['pass_ms']:.1f} ms" in told
+
+
+def test_of_a_daemons_rounds_the_prompts_counts_neither_for_time_nor_for_tokens(program: Program) -> None:
+    found = program("hot_loop").a_round(answer(tokens=11, seconds=3.0, rounds=6))
+    assert found == pytest.approx(
+        {
+            "draft model": 0.45 / 5,
+            "target": 0.9 / 5,
+            "engine": 0.1 / 5,
+            "queues, sockets and client": (3.0 - 0.45 - 0.9 - 0.1 - 0.45) / 5,
+            "tokens": 10 / 5,
+        }
+    )
 
 
 def test_prepared_passes_take_a_places_time_by_the_engines_clock(program: Program, place: Any) -> None:
