@@ -63,6 +63,10 @@ def check(client: Client, wanted: str, bound: float) -> None:
                 place, margin, lead = parted
                 report = f"part at token {place}, where the choice won by {margin:.3f} nats"
                 report += f" and the likeliest token led the second by {lead:.3f}"
+            elif len(plain.tokens) != len(helped.tokens):
+                shorter = min(plain, helped, key=lambda reply: len(reply.tokens))
+                report = f"one ends behind token {len(shorter.tokens)}"  # by a token that is not told
+                assert shorter.finish_reason == "stop"
             print(f"{question[:30]!r} at temperature {temperature}: {len(plain.tokens)} tokens, {report}")
             assert parted is None or parted[1] <= bound
             if question == QUESTIONS[0] and temperature == 0:
