@@ -7,12 +7,14 @@ import resource
 import shutil
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from draftd.daemon import learnt
+from draftd.daemon.door import all_descriptors
 from draftd.ipc import Client
 from draftd.ipc.errors import Unreachable
 from tests.daemon.conftest import Serve
@@ -126,6 +128,16 @@ def test_a_removed_socket_directory_is_made_again_and_nobody_is_cut_off(serve: S
     assert "bound again" in daemon.lines.read_text("utf-8")
 
 
+@pytest.fixture
+def _many_descriptors() -> Iterator[None]:
+    """More for this process than the 1024 that a login shell gives."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    all_descriptors()
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("_many_descriptors")
 def test_a_flood_of_connections_is_turned_away_and_ends(serve: Serve) -> None:
     limited = ["bash", "-c", 'ulimit -n 1024; exec "$0" "$@"', sys.executable, "-m", "draftd.daemon.cli"]
     daemon = serve(target="same.gguf", backend="llama_cpp", program=limited)
