@@ -58,6 +58,7 @@ def _knock(one: socket.socket, path: Path, seconds: float) -> bool:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="every other test is run by an ordinary user then")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12: a fork beside threads
 def test_an_ordinary_user_can_listen() -> None:
     with tempfile.TemporaryDirectory(prefix="draftd-test-") as name:
         os.chown(name, NOBODY, NOBODY)

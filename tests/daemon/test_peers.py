@@ -67,6 +67,7 @@ def _ask_as(user: int, address: str) -> int:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12: a fork beside threads
 @pytest.mark.parametrize(
     ("settings", "status"),
     [({}, 1), ({"allow_users": [str(NOBODY)]}, 0), ({"group": str(NOBODY)}, 0)],
