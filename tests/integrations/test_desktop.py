@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import configparser
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ LONG = {  # an answer that does not end by itself
 }
 
 
+@pytest.mark.skipif(shutil.which("gdbus") is None, reason="needs gdbus (apt: libglib2.0-bin)")
 def test_the_bus_starts_it_for_a_shell_script(desk: Desktop) -> None:
     options = """{'max_tokens': <40>, 'schema': <'{"type": "boolean"}'>}"""
     done = desk.gdbus("Complete", "is it?", options)
