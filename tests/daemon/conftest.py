@@ -177,6 +177,21 @@ def front(tmp_path: Path) -> Iterator[Desk]:
 
 
 @contextlib.contextmanager
+def cancelling(daemon: Daemon) -> Iterator[None]:
+    """What happens here ends a request before its time."""
+
+    def count() -> int:
+        with Client(daemon.endpoint) as client:
+            outcomes = client.status(full=True).counters["outcomes"]
+        # An app that ends at once may be gone before its cancel is read.
+        return int(outcomes.get("cancelled", 0) + outcomes.get("client_gone", 0))
+
+    before = count()
+    yield
+    daemon.wait_for(lambda _: count() > before)
+
+
+@contextlib.contextmanager
 def serving(tmp_path: Path, tiny_files: Path) -> Iterator[Serve]:
     daemons: list[Daemon] = []
 

@@ -9,7 +9,7 @@ import pytest
 
 from draftd.ipc import Done, Tokens
 from draftd.ipc.session import reply
-from tests.daemon.conftest import Daemon, Serve
+from tests.daemon.conftest import Daemon, Serve, cancelling
 
 OPTIONS: dict[str, Any] = {"prompt": "def add(a, b):  # returns their sum", "temperature": 1.0, "seed": 30}
 
@@ -83,7 +83,8 @@ def test_a_cancel_ends_all_answers(serve: Serve) -> None:
     daemon = serve("--slots", "2")
     client = daemon.client()
     stream = client.generate(**OPTIONS, n=4, max_tokens=450, ignore_eos=True)
-    next(stream)
-    stream.close()  # cancels
+    with cancelling(daemon):
+        next(stream)
+        stream.close()
     daemon.wait_for(lambda status: status.requests["running"] == 0)
     assert len(client.complete(**OPTIONS, n=2, max_tokens=5).answers) == 2

@@ -17,15 +17,16 @@ from draftd.daemon.gateway import _respond, _unless_gone, create_app
 from draftd.daemon.gateway_guard import Guard
 from draftd.daemon.gateway_types import Chat
 from draftd.ipc.messages import Status, Tokens
-from tests.daemon.conftest import Daemon, Serve
+from tests.daemon.conftest import Daemon, Serve, cancelling
 from tests.daemon.gateways import ASK, gateway
 
+LONG = {"max_tokens": 470, "speculate": False, "logit_bias": {"256": -100, "258": -100}}  # no end of its own
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 def test_a_client_that_leaves_cancels(base: str, shared: Daemon) -> None:
-    body = ASK | {"max_tokens": 400, "stream": True, "stop": ["never said"], "temperature": 1}
-    with httpx.stream("POST", f"{base}/v1/chat/completions", json=body) as reply:
+    body = ASK | LONG | {"stream": True, "stop": ["never said"], "temperature": 1}
+    with cancelling(shared), httpx.stream("POST", f"{base}/v1/chat/completions", json=body) as reply:
         next(reply.iter_lines())
     idle = shared.wait_for(lambda status: not status.requests["running"])
     assert idle.state == "ready"
@@ -176,11 +177,10 @@ def test_no_more_of_a_body_is_kept_than_a_prompt_needs(base: str) -> None:
 
 def test_a_client_that_leaves_before_its_answer_cancels(base: str, shared: Daemon) -> None:
     host, port = base.removeprefix("http://").split(":")
-    body = json.dumps(ASK | {"max_tokens": 400, "logit_bias": {"256": -100, "258": -100}}).encode()
-    with socket.create_connection((host, int(port))) as leaving:
+    body = json.dumps(ASK | LONG).encode()
+    with cancelling(shared), socket.create_connection((host, int(port))) as leaving:
         leaving.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         shared.wait_for(lambda status: status.requests["running"] == 1)
-    shared.wait_for(lambda status: not status.requests["running"])
 
 
 def test_a_full_queue_is_503_with_retry_after(serve: Serve) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from draftd.ipc import Client, Tokens
 from draftd.ipc.errors import DraftdError, Overloaded
-from tests.daemon.conftest import Daemon, Serve
+from tests.daemon.conftest import Daemon, Serve, cancelling
 
 PROMPT = "def add(a, b):"
 
@@ -21,9 +21,10 @@ PROMPT = "def add(a, b):"
 def test_cancel_in_mid_stream_frees_the_slot(serve: Serve) -> None:
     daemon = serve("--slots", "1")
     client = daemon.client()
-    stream = client.generate(prompt=PROMPT, max_tokens=450, temperature=1.0, seed=1)
-    next(stream)
-    stream.close()  # cancels
+    stream = client.generate(prompt=PROMPT, max_tokens=450, temperature=1.0, seed=1, ignore_eos=True)
+    with cancelling(daemon):
+        next(stream)
+        stream.close()
     assert len(client.complete(prompt="ab", max_tokens=5).tokens) == 5
     daemon.wait_for(lambda status: status.requests["running"] == 0)
 
@@ -31,7 +32,8 @@ def test_cancel_in_mid_stream_frees_the_slot(serve: Serve) -> None:
 KILLED_CLIENT = """
 import sys
 from draftd.ipc import Client
-for event in Client(sys.argv[1]).generate(prompt="ab", max_tokens=480, temperature=1.0, seed=1):
+ASK = {"prompt": "ab", "max_tokens": 480, "temperature": 1.0, "seed": 1, "ignore_eos": True}
+for event in Client(sys.argv[1]).generate(**ASK):
     print("got", flush=True)
 """
 
@@ -42,7 +44,7 @@ def test_a_client_killed_in_mid_stream_loses_its_request(serve: Serve) -> None:
         [sys.executable, "-c", KILLED_CLIENT, daemon.endpoint], stdout=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
-    with child.stdout:
+    with cancelling(daemon), child.stdout:
         assert child.stdout.readline() == "got\n"
         child.kill()
         child.wait()

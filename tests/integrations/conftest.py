@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from draftd.ipc import Client
 from tests.daemon.conftest import Daemon, serving, tool_files
 
 __all__ = ["tool_files"]
@@ -25,21 +24,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory, tool_files: Path) -> Iterat
     """One daemon for the tests of a file; its target runs in llama.cpp, which is there in a second."""
     with serving(tmp_path_factory.mktemp("shared"), tool_files) as start:
         yield start("--slots", "2", backend="llama_cpp", target="target.gguf", context="1024")
-
-
-@contextmanager
-def cancelling(daemon: Daemon) -> Iterator[None]:
-    """What happens here ends a request before its time."""
-
-    def count() -> int:
-        with Client(daemon.endpoint) as client:
-            outcomes = client.status(full=True).counters["outcomes"]
-        # An app that ends at once may be gone before its cancel is read.
-        return int(outcomes.get("cancelled", 0) + outcomes.get("client_gone", 0))
-
-    before = count()
-    yield
-    daemon.wait_for(lambda _: count() > before)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from dbus_fast import MessageType, Variant
 
-from tests.daemon.conftest import Daemon
-from tests.integrations.conftest import cancelling
+from tests.daemon.conftest import Daemon, cancelling
 from tests.integrations.desktops import (
     LIMIT,
     NAME,

@@ -8,8 +8,8 @@ from typing import Any
 from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
-from tests.daemon.conftest import Daemon
-from tests.integrations.conftest import cancelling, paused
+from tests.daemon.conftest import Daemon, cancelling
+from tests.integrations.conftest import paused
 from tests.integrations.desktops import Desktop, caller, carried, desk, expected, installed, pytestmark, run
 
 __all__ = ["desk", "installed", "pytestmark"]

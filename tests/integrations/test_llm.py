@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon.conftest import Daemon
-from tests.integrations.conftest import cancelling
+from tests.daemon.conftest import Daemon, cancelling
 
 Env = dict[str, str]
 SCHEMA = {

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from draftd.ipc.errors import Unreachable
-from tests.daemon.conftest import Daemon
-from tests.integrations.conftest import cancelling
+from tests.daemon.conftest import Daemon, cancelling
 
 # What the plugin manager imports of its own: audio modules that Python 3.13 has no more.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
