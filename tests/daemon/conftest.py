@@ -107,6 +107,11 @@ class Daemon:
             time.sleep(0.01)
         raise AssertionError("no engine process")
 
+    def halt(self, engine: psutil.Process) -> None:
+        """Stop the engine in the midst of a request, which must not be over."""
+        engine.suspend()
+        assert self.status().requests["running"], "too late: the answer is over"
+
 
 Serve = Callable[..., Daemon]
 

@@ -118,11 +118,15 @@ def test_reloads(manager: Manager, serve: Serve, tmp_path: Path) -> None:
 
     # Something of the engine's changes: another one takes over, and open requests go on in it.
     options: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 300, "ignore_eos": True, "seed": 3}
+    options["cache_prompt"] = False  # with the first answer as its draft the second would be over at once
     undisturbed = client.complete(**options, temperature=0.8)
+    replaced = daemon.engine()
     stream = client.generate(**options, temperature=0.8)
     events = [next(stream)]
+    daemon.halt(replaced)
     config.write_text("queue = 7\nslots = 2")
     reload(daemon, manager)
+    replaced.resume()
     events += list(stream)
     tokens = [token for event in events if isinstance(event, Tokens) for token in event.tokens]
     assert tokens == undisturbed.tokens
