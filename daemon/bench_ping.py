@@ -80,7 +80,7 @@ def _alternate(kinds: Sequence[Callable[[], float]], count: int) -> list[list[fl
 @contextlib.contextmanager
 def _echoing(kind: str, address: str) -> Iterator[None]:
     """The other process."""
-    echo = subprocess.Popen([sys.executable, "-m", __name__, kind, address], stdin=subprocess.DEVNULL)
+    echo = subprocess.Popen([sys.executable, "-P", "-m", __name__, kind, address], stdin=subprocess.DEVNULL)
     try:
         yield
     finally:

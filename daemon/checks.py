@@ -110,7 +110,7 @@ def package(name: str) -> Check:
     version = machine.package_version(name)
     if version is None:
         return Check(name, "FAIL", "not installed", f"run {INSTALL}")
-    if name == "llama-cpp-python" and not _output(sys.executable, "-c", "import llama_cpp; print(1)"):
+    if name == "llama-cpp-python" and not _output(sys.executable, "-P", "-c", "import llama_cpp; print(1)"):
         return Check(
             name, "FAIL", f"{version} does not load: see `python -c 'import llama_cpp'`", "build it anew"
         )
@@ -169,7 +169,7 @@ def gpu() -> Check:
     if not listed:
         return Check("GPU", "ok", "none, the models run on the CPU")
     names = ", ".join(re.sub(r"^GPU \d+: | \(UUID.*", "", line) for line in listed)
-    usable = _output(sys.executable, "-c", "import torch; print(torch.cuda.is_available())").strip()
+    usable = _output(sys.executable, "-P", "-c", "import torch; print(torch.cuda.is_available())").strip()
     if usable != "True":
         mend = "install a CUDA build of torch that fits the driver"
         return Check("GPU", "warn", f"{names}, but this torch can't use it", mend)
@@ -224,7 +224,7 @@ def tokenizers(chosen: Pair, settings: Settings) -> Check:
     """How the draft's tokens reach the target."""
     assert chosen.draft is not None
     paths = [str(cached_path(model, settings.cache_dir)) for model in (chosen.draft, chosen.target)]
-    found = json.loads(_output(sys.executable, "-m", "draftd.daemon.compare", *paths) or "{}")
+    found = json.loads(_output(sys.executable, "-P", "-m", "draftd.daemon.compare", *paths) or "{}")
     if "sentence" in found:
         return Check("tokenizers", "ok", found["sentence"])
     return Check(

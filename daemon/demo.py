@@ -27,7 +27,7 @@ LENGTH = 128  # tokens
 def main() -> int:
     """Run the demo; its exit status."""
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
-    pulled = subprocess.run([sys.executable, "-m", "draftd.daemon.cli", "models", "pull", PAIR])
+    pulled = subprocess.run([sys.executable, "-P", "-m", "draftd.daemon.cli", "models", "pull", PAIR])
     if pulled.returncode != 0:
         return pulled.returncode  # it has said why
     try:

@@ -43,7 +43,8 @@ def private_daemon(
     """
     with tempfile.TemporaryDirectory(prefix="draftd-") as directory:
         endpoint = f"ipc://{directory}/d.sock"
-        command = [sys.executable, "-m", "draftd.daemon.cli", "serve", "--pair", pair, "--endpoint", endpoint]
+        command = [sys.executable, "-P", "-m", "draftd.daemon.cli", "serve", "--pair", pair]
+        command += ["--endpoint", endpoint]
         if config is not None:
             command += ["--config", str(config)]
         state = {"DRAFTD_STATE_DIR": f"{directory}/state"} if cold else {}

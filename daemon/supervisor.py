@@ -77,8 +77,10 @@ class EngineProcess:
         self.socket.connect(f"ipc://{path}")
         self._watch = Watch(self.load["settings"]["hang_seconds"])
         page = self._watch.file
+        # -P: a json.py where draftd was started is none of its modules
+        command = [sys.executable, "-P", "-m", "draftd.daemon.worker"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "draftd.daemon.worker", f"ipc://{path}", str(page), str(os.getpid())],
+            [*command, f"ipc://{path}", str(page), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             pass_fds=(page,),
         )

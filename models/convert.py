@@ -118,7 +118,7 @@ def _convert_in_child(gguf: Path, directory: Path, dtype: str, report: Report) -
         raise InvalidConfig(
             f"{', '.join(missing)} is not installed: `pip install 'draftd[engine]'` brings it"
         )
-    command = [sys.executable, "-m", "draftd.models.convert"]
+    command = [sys.executable, "-P", "-m", "draftd.models.convert"]
     command += [str(gguf), str(directory), dtype, str(os.getpid())]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}  # all is here; main memory
     with tempfile.TemporaryFile("w+") as errors:

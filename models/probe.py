@@ -59,7 +59,7 @@ def extra_bufts_work(state_dir: Path) -> bool:
 def run_probe(gguf: Path | None = None, *, extra_bufts: bool = True) -> Probe:
     """Feed a batch to a model, a tiny random one unless given, in a child process."""
     arguments = [str(int(extra_bufts)), *([str(gguf)] if gguf else [])]
-    command = [sys.executable, "-m", "draftd.models.probe", *arguments]
+    command = [sys.executable, "-P", "-m", "draftd.models.probe", *arguments]
     try:
         child = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:

@@ -82,8 +82,9 @@ def locate(requirements: list[str]) -> list[Wheel]:
     """
     if importlib.util.find_spec("pip") is None:
         raise SourceFailed("pip is not installed in this environment (`python -m ensurepip` installs it)")
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-", "--no-deps"]
-    command += ["--ignore-installed", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
+    command = [sys.executable, "-P", "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-"]
+    command += ["--no-deps", "--ignore-installed", "--only-binary=:all:", "--no-input"]
+    command += ["--disable-pip-version-check"]
     command += ["--retries", "0", "--timeout", f"{CONNECT_SECONDS:g}", *requirements]
     limit = 4 * CONNECT_SECONDS + _SECONDS_A_PACKAGE * len(requirements)
     try:

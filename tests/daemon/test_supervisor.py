@@ -74,3 +74,16 @@ def test_an_engine_that_loads_is_not_waited_for(
     engine.stop()
     assert time.monotonic() - began < STOP_SECONDS
     assert engine.process is None
+
+
+def test_an_engine_takes_no_module_from_where_the_daemon_was_started(
+    engine: EngineProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """That may be anybody's project, with a queue.py of its own."""
+    telling = tmp_path / "telling"
+    telling.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/told\n', "utf-8")
+    telling.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(telling))
+    assert engine.start() == ""
+    assert engine.reap() == "ended with status 0"
+    assert (tmp_path / "told").read_text("utf-8").startswith("-P -m draftd.daemon.worker ipc://")
