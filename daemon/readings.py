@@ -24,8 +24,7 @@ GUEST = slice(0, 8)  # guest time is counted in user time as well
 
 def read(root: Path = Path("/")) -> Reading:
     """A reading of everything; `root` is where /proc and /sys are."""
-    plugged, percent = _battery()
-    return Reading(_stall(root), _available(root), _temperature(), plugged, percent)
+    return Reading(_stall(root), _available(root), _temperature(), *_battery(root))
 
 
 def memory_room(root: Path = Path("/")) -> tuple[int, int]:
@@ -126,9 +125,26 @@ def _temperature() -> float | None:
     return max(chosen or [value for values in sensors.values() for value in values], default=None)
 
 
-def _battery() -> tuple[bool | None, float | None]:
-    """Whether the machine runs on its battery, and the charge in percent."""
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    if battery is None or battery.power_plugged is None:
+def _battery(root: Path) -> tuple[bool | None, float | None]:
+    """Whether the machine runs on its battery, and the charge in percent, of several the mean.
+
+    Not psutil's: it takes the battery of a mouse or a headset for the machine's.
+    """
+    supplies = list(root.glob("sys/class/power_supply/*"))
+    mains = {number(place / "online") for place in supplies if _says(place, "type") == "Mains"}
+    batteries = [
+        place for place in supplies if _says(place, "type") == "Battery" and _says(place, "scope") != "Device"
+    ]
+    if not batteries:
         return None, None
-    return not battery.power_plugged, float(battery.percent)
+    states = {_says(place, "status") for place in batteries} - {"Unknown", ""}
+    drained = "Discharging" in states if states else 0 in mains
+    charges = [charge for place in batteries if (charge := number(place / "capacity")) is not None]
+    return (
+        drained and 1 not in mains and "Charging" not in states,
+        sum(charges) / len(charges) if charges else None,
+    )
+
+
+def _says(place: Path, name: str) -> str:
+    return text(place / name).strip()

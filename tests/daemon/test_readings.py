@@ -55,6 +55,43 @@ def test_the_tightest_control_group_is_the_limit(tmp_path: Path) -> None:
     assert machine.cores(root) == 1
 
 
+def supply(name: str, **values: str) -> dict[str, str]:
+    return {f"sys/class/power_supply/{name}/{key}": f"{value}\n" for key, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("online", "first", "second", "on_battery"),
+    [
+        ("0", "Unknown", "Discharging", True),
+        ("0", "Unknown", "Unknown", True),
+        ("0", "Full", "Full", False),  # by a port that is no mains
+        ("0", "Charging", "Discharging", False),
+        ("1", "Not charging", "Full", False),
+        ("1", "Discharging", "Full", False),  # down to where it is to be charged from
+    ],
+)
+def test_the_machine_runs_on_its_own_batteries(
+    tmp_path: Path, online: str, first: str, second: str, on_battery: bool
+) -> None:
+    files = {
+        **supply("ADP1", type="Mains", online=online),
+        **supply("BAT0", type="Battery", status=first, capacity="80"),
+        **supply("BAT1", type="Battery", scope="System", status=second, capacity="40"),
+        **supply("hidpp_battery_0", type="Battery", scope="Device", status="Discharging", capacity="0"),
+    }
+    reading = readings.read(tree(tmp_path, files))
+    assert (reading.on_battery, reading.battery) == (on_battery, 60.0)
+
+
+def test_a_mouse_has_a_battery_and_a_desktop_none(tmp_path: Path) -> None:
+    mouse = supply("hidpp_battery_0", type="Battery", scope="Device", status="Discharging", capacity="5")
+    reading = readings.read(tree(tmp_path / "desktop", mouse))
+    assert (reading.on_battery, reading.battery) == (None, None)
+    own = supply("macsmc-battery", type="Battery", status="Discharging", capacity="70")  # no mains beside it
+    reading = readings.read(tree(tmp_path / "laptop", mouse | own))
+    assert (reading.on_battery, reading.battery) == (True, 70.0)
+
+
 def test_what_is_missing_is_none(tmp_path: Path) -> None:
     reading = readings.read(tmp_path)
     assert reading.memory_stall is None
