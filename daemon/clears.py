@@ -36,15 +36,18 @@ class Clears:
         self._waiting = self._take()
         self._submit()
 
-    def clear_here(self) -> None:
-        """There is no engine that holds anything: clear the files and answer."""
-        if waiters := self._take():
-            try:
-                files = forget.clear(self.state_dir, _learnt(waiters))
-            except DraftdError as error:
-                self._fail(waiters, error)
-            else:
-                self._answer(waiters, files)
+    def clear_here(self) -> bool:
+        """There is no engine that holds anything: clear the files and answer; did what was learnt go, too?"""
+        if not (waiters := self._take()):
+            return False
+        learnt = _learnt(waiters)
+        try:
+            files = forget.clear(self.state_dir, learnt)
+        except DraftdError as error:
+            self._fail(waiters, error)
+            return False
+        self._answer(waiters, files)
+        return learnt
 
     def answered(self, body: dict[str, Any]) -> None:
         """The engine's answer to those who asked."""

@@ -70,8 +70,8 @@ class Lifecycle:
                 self.start()
             case "stop":
                 self._leave(now)
-        if self.lifetime.stage is Stage.OUT:
-            self.clears.clear_here()
+        if self.lifetime.stage is Stage.OUT and self.clears.clear_here():
+            self.learnt = {}
         if self.engine.restart_at is not None and now >= self.engine.restart_at:
             self.start()
         if now >= self._leaves_by:
@@ -87,7 +87,7 @@ class Lifecycle:
 
     def replace(self, load: dict[str, Any], pair: str) -> None:
         """Let another engine take over, with another first message; open requests go on there."""
-        self.engine.load, self.pair = load, pair
+        self.engine.load, self.pair, self.learnt = load, pair, {}
         if self.lifetime.stage in (Stage.OUT, Stage.LEAVING):
             return  # the next to be loaded
         self.lifetime.restarts()
@@ -190,6 +190,7 @@ class Lifecycle:
             return
         if self._leaves_by < inf:  # it was told to
             self._leaves_by, self.engine.crashes = inf, 0
+            self.learnt = {}  # of its last words
             self.start()
             return
         self.jobs.blame(self.engine.aboard, how)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from draftd.daemon.lifetime import Stage
 from tests.daemon.desk import Desk
 
 Told = list[dict[str, Any]]
@@ -58,3 +61,18 @@ def test_of_those_that_wait_there_is_a_bounded_number(
     error = front.ask(app, "clear", "4")
     assert (error["id"], error["code"]) == ("4", "overloaded")
     assert len(told) == 1
+
+
+def test_what_was_learnt_is_no_longer_told_where_it_went_without_an_engine(
+    front: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    life, app = front.front.life, front.app()
+    monkeypatch.setattr(front.front.clears, "state_dir", tmp_path / "state")
+    life.learnt = {"target_ms": {"1": 40.0}}
+    life.state, life.lifetime.stage = "unloaded", Stage.OUT
+    for learnt in (False, True):
+        app.say("clear", learnt=learnt)
+        front.turn()
+        life.tick(time.monotonic())
+        assert app.hear()["type"] == "cleared"
+        assert bool(life.learnt) is not learnt

@@ -57,6 +57,19 @@ def test_the_last_words_of_an_engine_that_is_replaced_are_not_the_next_ones(
     assert loading.engine.process is not None, "the next one"
 
 
+def test_what_was_learnt_with_one_configuration_is_not_told_of_the_next(loading: Lifecycle) -> None:
+    """It would stand for the new pair until that has answered: its costs, and the page's target alone."""
+    learnt: dict[str, Any] = {"type": "learnt", "report": {"target_ms": {"1": 40.0}}}
+    for words in (READY, learnt):
+        loading._on_message(words)
+    assert loading.learnt
+    loading.replace(loading.engine.load, "other")
+    assert not loading.learnt
+    loading._on_message(learnt)  # the round that it was in ended a request
+    loading.died(stopping=False)
+    assert not loading.learnt
+
+
 def test_an_engine_that_leaves_may_take_as_long_as_any_step(loading: Lifecycle) -> None:
     """It may be writing the conversation of a request that has just ended, gigabytes of it."""
     loading._on_message(READY)
