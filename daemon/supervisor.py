@@ -20,7 +20,7 @@ import msgpack
 import psutil
 import zmq
 
-from draftd.daemon.pulse import Watch
+from draftd.daemon.pulse import LOADING, Watch
 
 STOP_SECONDS = 5.0  # an engine that was asked to stop may finish its round
 UNKILLABLE_SECONDS = 10.0  # after SIGKILL; freeing a GPU takes a moment
@@ -126,7 +126,8 @@ class EngineProcess:
             return
         if not self._watch.due():
             return
-        loading = self._ready_since is None
+        # or a draft that the governor brings back
+        loading = self._ready_since is None or self._watch.read().stage == LOADING
         reading = self._watch.look(self._sent, self._worked() if loading else 0.0)
         if self._watch.stuck(reading, 2.0**self.crashes):  # were it no hang, the next would come as far
             self._hung = f"hung ({reading.words} has not moved for {self._watch.still:.0f} s)"

@@ -160,6 +160,7 @@ class Worker:
             case "clear":
                 self.clear(body)
             case "govern":
+                self.pulse.beat(LOADING)  # a draft, it may be
                 self.retreat.to(Rung(body["rung"]))
             case "threads":
                 self.retreat.set_threads(body["count"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from draftd.daemon.pulse import FORWARD, LOADING, Pulse
 from draftd.daemon.supervisor import STOP_SECONDS, EngineProcess
 
 
@@ -87,3 +88,27 @@ def test_an_engine_takes_no_module_from_where_the_daemon_was_started(
     assert engine.start() == ""
     assert engine.reap() == "ended with status 0"
     assert (tmp_path / "told").read_text("utf-8").startswith("-P -m draftd.daemon.worker ipc://")
+
+
+def test_a_draft_that_is_opened_again_moves_while_it_keeps_a_processor_busy(
+    engine: EngineProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As models do at the start: what follows the weights, a tokenizer say, tells of no progress."""
+    asked: list[float] = []
+
+    def worked() -> float:
+        asked.append(1.0 + len(asked))
+        return asked[-1]
+
+    monkeypatch.setattr(engine, "_worked", worked)
+    assert engine.start() == ""
+    engine.ready()
+    watch = engine._watch
+    assert watch is not None
+    page = Pulse(os.dup(watch.file), 60.0)
+    for stage, times in ((FORWARD, 0), (LOADING, 1), (LOADING, 2)):
+        if stage == FORWARD or not asked:
+            page.beat(stage)
+        monkeypatch.setattr(watch, "_looked", 0.0)  # it is time to
+        engine.look()
+        assert (len(asked), watch._silent) == (times, 0.0)

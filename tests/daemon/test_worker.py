@@ -17,6 +17,7 @@ from draftd.daemon import logs, worker
 from draftd.daemon.calls import Calls
 from draftd.daemon.control import Control
 from draftd.daemon.loader import Loaded, Report
+from draftd.daemon.pulse import LOADING
 from draftd.daemon.settings import Settings
 from tests.daemon.test_calls import HERMES
 from tests.daemon.workers import GENERATE, PREFILL, VOCAB, Bench, Ending, Letters, bench, ending
@@ -194,6 +195,16 @@ def test_a_beam_search_resumed_behind_its_stop_string_gives_nothing_more(ending:
         assert known + more == before
         assert end["finish_reason"] == done["finish_reason"] == "stop"
         assert end["usage"]["completion_tokens"] == len(tokens)
+
+
+def test_what_the_governor_asks_for_may_take_as_long_as_a_load(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int | str] = []
+    monkeypatch.setattr(bench.worker.pulse, "beat", lambda stage: done.append(stage))
+    monkeypatch.setattr(bench.worker.retreat, "to", lambda rung: done.append(rung.name))
+    assert bench.worker.handle({"type": "govern", "rung": 0})
+    assert done == [LOADING, "NORMAL"]
 
 
 @pytest.mark.parametrize(
