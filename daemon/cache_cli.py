@@ -15,7 +15,7 @@ from draftd.daemon.terminal import shown
 from draftd.drafts import suffix_store
 from draftd.ipc.client import Client
 from draftd.ipc.endpoint import is_held, resolve
-from draftd.ipc.errors import EngineFailed, Unreachable
+from draftd.ipc.errors import Unreachable
 
 cache_app = typer.Typer(
     no_args_is_help=True, help="What earlier requests left: history to draft from, and conversations kept."
@@ -66,13 +66,13 @@ def clear(
         with Client(chosen.endpoint) as client:
             client.ping()  # whether one is there shows at once
             count = client.clear(learnt=learnt)
-            where = "the daemon forgot it"
-    except (Unreachable, EngineFailed) as error:
-        if isinstance(error, Unreachable) and is_held(resolve(chosen.endpoint)):
+            where = "; the daemon forgot it"  # it does not say of which directory
+    except Unreachable as error:
+        if is_held(resolve(chosen.endpoint)):
             raise Unreachable(f"{error.message}; a daemon is there, so nothing was removed") from None
         count = forget.clear(chosen.state_dir, learnt)
-        where = "no daemon is running" if isinstance(error, Unreachable) else "the daemon has no engine"
-    typer.echo(f"removed {count} files of {chosen.state_dir}; {where}")
+        where = f" of {chosen.state_dir}; no daemon is running"
+    typer.echo(f"removed {count} files{where}")
 
 
 def _user(user: str) -> str:

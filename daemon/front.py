@@ -220,8 +220,6 @@ class Front:
             case messages.Credit():
                 self.jobs.pay(client, message)
             case messages.Clear():
-                if self.life.state == "failed":
-                    raise EngineFailed(self.life.detail)
                 self.clears.open(client, message)
             case messages.GetStatus():
                 self.apps.reply(client, self._status(message))

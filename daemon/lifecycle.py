@@ -70,7 +70,7 @@ class Lifecycle:
                 self.start()
             case "stop":
                 self._leave(now)
-        if self.lifetime.stage is Stage.OUT and self.clears.clear_here():
+        if (self.lifetime.stage is Stage.OUT or self.state == "failed") and self.clears.clear_here():
             self.learnt = {}
         if self.engine.restart_at is not None and now >= self.engine.restart_at:
             self.start()
@@ -168,8 +168,8 @@ class Lifecycle:
                     self.lifetime.unload(time.monotonic())
                 else:
                     self.failure = failure
+                    self.clears.fail_all(failure)
                 self.jobs.fail_all(failure)
-                self.clears.fail_all(failure)
                 self.load_failed(failure)
 
     def died(self, *, stopping: bool) -> None:
@@ -205,7 +205,6 @@ class Lifecycle:
             self.detail = f"the engine {how}, {times} ends in a row: see its log, then restart draftd"
             log.error("%s", self.detail)
             self.jobs.fail_all(EngineFailed(self.detail))
-            self.clears.fail_all(EngineFailed(self.detail))
             return
         self.state, self.detail = "restarting", f"the engine {how} and is being restarted"
         log.warning("%s", self.detail)

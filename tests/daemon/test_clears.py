@@ -63,13 +63,15 @@ def test_of_those_that_wait_there_is_a_bounded_number(
     assert len(told) == 1
 
 
-def test_what_was_learnt_is_no_longer_told_where_it_went_without_an_engine(
-    front: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(("state", "stage"), [("unloaded", Stage.OUT), ("failed", Stage.LOADING)])
+def test_a_daemon_without_an_engine_forgets_by_itself(
+    front: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: Any, stage: Stage
 ) -> None:
+    """It tells no longer what was learnt, either; of its state directory the app may know nothing."""
     life, app = front.front.life, front.app()
     monkeypatch.setattr(front.front.clears, "state_dir", tmp_path / "state")
     life.learnt = {"target_ms": {"1": 40.0}}
-    life.state, life.lifetime.stage = "unloaded", Stage.OUT
+    life.state, life.lifetime.stage = state, stage
     for learnt in (False, True):
         app.say("clear", learnt=learnt)
         front.turn()

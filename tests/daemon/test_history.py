@@ -81,7 +81,7 @@ def test_a_running_daemon_forgets_at_once(serve: Serve, tmp_path: Path) -> None:
     kept = list((tmp_path / "state" / "suffix").glob("[0-9a-f]*"))
     assert len(kept) == 1
     cleared = clear_cache(tmp_path, daemon.endpoint)
-    assert cleared == f"removed 1 files of {tmp_path / 'state'}; the daemon forgot it\n"
+    assert cleared == "removed 1 files; the daemon forgot it\n"
     assert not kept[0].exists()
     anew = client.complete(**options, speculate="suffix:32")
     assert anew.tokens == again.tokens
