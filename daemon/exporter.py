@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Annotated, Any
@@ -73,6 +74,11 @@ class Server(HTTPServer):
         self.socket.close()
         self.socket = listening
         self.server_activate()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A scraper that did not wait for its answer is none."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @contextlib.contextmanager

@@ -208,6 +208,20 @@ def test_the_exporter_answers_scrapes_and_nothing_else(where: str) -> None:
         assert not Path(where.removeprefix("unix:")).exists()
 
 
+def test_a_scraper_that_leaves_puts_no_traceback_into_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One whose patience is shorter than the exporter's, while the daemon does not answer."""
+    registry = CollectorRegistry()
+    registry.register(Collected(full_status))
+    with server(f"unix:{tmp_path}/m.sock", registry) as listening:
+        with socket.socket(socket.AF_UNIX) as scraper:
+            scraper.connect(f"{tmp_path}/m.sock")
+            scraper.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        listening.handle_request()
+    assert capsys.readouterr().err == ""
+
+
 def test_over_a_unix_socket_the_exporter_makes_no_socket_of_another_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
