@@ -77,7 +77,7 @@ def asked(pair: Pair, settings: Settings, room: Room) -> list[Budget]:
     """The configuration as it stands: one budget, two where the backend is yet to be measured."""
     return [
         _budget(pair, settings, backend, settings.context, settings.slots, settings.gpu_layers, room)
-        for backend in _backends(pair, settings)
+        for backend in backends(pair, settings)
     ]
 
 
@@ -87,7 +87,7 @@ def best(pair: Pair, settings: Settings, room: Room) -> Budget | None:
     Slots cost no speed until requests wait, so they go first. None: nothing fits.
     """
     for context, slots in _smaller(settings.context, settings.slots):
-        for backend in _backends(pair, settings):
+        for backend in backends(pair, settings):
             for layers in _layers(pair, settings, backend, room):
                 budget = _budget(pair, settings, backend, context, slots, layers, room)
                 if budget.fits(room):
@@ -237,7 +237,7 @@ def _weights(shape: Shape, settings: Settings, backend: str) -> int:
     return (shape.elements + output) * BYTES[settings.dtype]
 
 
-def _backends(pair: Pair, settings: Settings) -> list[str]:
+def backends(pair: Pair, settings: Settings) -> list[str]:
     """What may run the target, the one that needs less last."""
     backend = settings.backend if settings.backend != "auto" else pair.backend
     if pair.target.is_directory:

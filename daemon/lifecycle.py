@@ -154,6 +154,7 @@ class Lifecycle:
                 self.state, self.detail, self.progress, self.info = "ready", "ready", 1.0, body["info"]
                 self.fall_back = None
                 self.engine.load["settings"]["check_memory"] = False  # what has fitted is not refused later
+                self.engine.load["ran"] = self.info.get("backend")
                 self._was_ready = True
                 self.engine.ready()
                 self.lifetime.ready(time.monotonic())

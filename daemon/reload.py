@@ -35,8 +35,8 @@ class Reload:
         self._jobs = jobs
         self._life = life
         self._adopt = adopt  # tells the front
-        # While others are tried: the last that the models did load with, if they were ready.
-        self._loads: tuple[Settings, bool]
+        # While others are tried: the last that the models did load with, and what the next engine is told.
+        self._loads: tuple[Settings, dict[str, Any]]
 
     def run(self, old: Settings) -> None:
         """Read it and apply it; a wrong one is refused, in the log and in the counters."""
@@ -47,36 +47,38 @@ class Reload:
             return
         names = changed(old, new)
         if self._life.fall_back is None:  # else the old one is tried, too
-            self._loads = old, not self._life.engine.load["settings"]["check_memory"]
-        good, fitted = self._loads
+            self._loads = old, self._life.engine.load
+        good, told = self._loads
         other = changed(good, new) - FRONT_ONLY
         self._jobs.counters.reloads["applied"] += 1
         log.info("configuration read again%s", logs.fields(changed=",".join(sorted(names)) or "nothing"))
-        self._apply(new, names, fitted and not other)
+        self._apply(new, names, None if other else told)
         if names - FRONT_ONLY:
             self._life.fall_back = (lambda error: self._back(new, error)) if other else None
 
-    def _apply(self, settings: Settings, names: set[str], fitted: bool) -> None:
-        """`fitted`: the models have been in memory with them, and are not refused for want of it now."""
+    def _apply(self, settings: Settings, names: set[str], told: dict[str, Any] | None) -> None:
+        """`told`: what an engine with these was told first; if it was ready they are not judged again."""
         self._adopt(settings)
         logs.set_up(settings.log_level, settings.log_content)
         if names & ANSWERS:
             self._jobs.fail_all(Cancelled("the daemon's configuration has changed: ask again"))
         load = first_message(settings)
         if names - FRONT_ONLY:
-            load["settings"]["check_memory"] &= not fitted
+            if told is not None:
+                load["settings"]["check_memory"] &= told["settings"]["check_memory"]
+                load["ran"] = told["ran"]
             self._life.replace(load, settings.pair)
         else:
             self._life.keep(load["settings"], names)
 
     def _back(self, new: Settings, error: DraftdError) -> None:
         """The models of the new configuration can't be loaded."""
-        old, fitted = self._loads
+        old, told = self._loads
         self._refused(error)
         self._life.fall_back = None
         if new.pair != old.pair:  # what is loaded instead is not what was asked for
             self._life.load_failed(error)
-        self._apply(old, changed(new, old), fitted)
+        self._apply(old, changed(new, old), told)
 
     def _refused(self, error: DraftdError) -> None:
         self._jobs.counters.reloads["refused"] += 1
@@ -112,5 +114,5 @@ def changed(old: Settings, new: Settings) -> set[str]:
 
 
 def first_message(settings: Settings) -> dict[str, Any]:
-    """What an engine is told first."""
-    return {"settings": settings.model_dump(mode="json")}
+    """What an engine is told first; `ran`: the backend of the one before, if it was ready."""
+    return {"settings": settings.model_dump(mode="json"), "ran": None}

@@ -60,7 +60,8 @@ class Worker:
     def say(self, body: dict[str, Any]) -> None:
         self.socket.send(msgpack.packb(body))
 
-    def load(self, settings: Settings) -> None:
+    def load(self, settings: Settings, ran: str | None = None) -> None:
+        """Load the pair; where either backend may run it by that which `ran`: the other may not fit."""
         loading = True
 
         def report(fraction: float, stage: str) -> None:
@@ -69,6 +70,8 @@ class Worker:
                 self.say({"type": "progress", "fraction": fraction, "stage": stage})
 
         try:
+            if ran is not None and ran in budget.backends(load_catalog().pair(settings.pair), settings):
+                settings = settings.model_copy(update={"backend": ran})
             if settings.check_memory:
                 room = budget.measure_room(settings)
                 settings = budget.check(load_catalog().pair(settings.pair), settings, room)
@@ -308,11 +311,12 @@ def main() -> None:
     socket.bind(sys.argv[1])
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, machine.usable())
-    settings = Settings.model_validate(msgpack.unpackb(socket.recv())["settings"])
+    first = msgpack.unpackb(socket.recv())
+    settings = Settings.model_validate(first["settings"])
     logs.set_up(settings.log_level, settings.log_content)
     worker = Worker(socket, Pulse(int(sys.argv[2]), settings.hang_seconds))
     try:
-        worker.load(settings)
+        worker.load(settings, first.get("ran"))
     except DraftdError as error:
         worker.say({"type": "failed", "code": error.code, "message": error.message})
         socket.close(linger=2000)

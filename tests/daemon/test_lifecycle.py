@@ -70,6 +70,14 @@ def test_what_was_learnt_with_one_configuration_is_not_told_of_the_next(loading:
     assert not loading.learnt
 
 
+def test_the_next_engine_is_told_what_fitted(loading: Lifecycle) -> None:
+    first = loading.engine.load
+    assert (first["settings"]["check_memory"], first["ran"]) == (True, None)
+    loading._on_message({"type": "ready", "info": {"backend": "llama_cpp"}})
+    first = loading.engine.load
+    assert (first["settings"]["check_memory"], first["ran"]) == (False, "llama_cpp")
+
+
 def test_an_engine_that_leaves_may_take_as_long_as_any_step(loading: Lifecycle) -> None:
     """It may be writing the conversation of a request that has just ended, gigabytes of it."""
     loading._on_message(READY)

@@ -99,11 +99,12 @@ def test_what_had_fitted_is_not_refused_when_a_reload_leads_back_to_it(
         front = made.front
         if ready:
             front.engine.load["settings"]["check_memory"] = False  # as the lifecycle does
+            front.engine.load["ran"] = "llama_cpp"
         replaced: list[dict[str, Any]] = []
 
         def replace(load: dict[str, Any], pair: str) -> None:
             front.engine.load = load
-            replaced.append(load["settings"])
+            replaced.append({**load["settings"], "ran": load["ran"]})
 
         monkeypatch.setattr(front.life, "replace", replace)
         new = front.settings.model_copy(update={"slots": 3})
@@ -112,8 +113,8 @@ def test_what_had_fitted_is_not_refused_when_a_reload_leads_back_to_it(
         back = front.life.fall_back
         assert back is not None
         back(OutOfMemory("too many slots"))
-        told = [(settings["slots"], settings["check_memory"]) for settings in replaced]
-        assert told == [(3, True), (2, not ready)]
+        told = [tuple(first[name] for name in ("slots", "check_memory", "ran")) for first in replaced]
+        assert told == [(3, True, None), (2, not ready, "llama_cpp" if ready else None)]
         assert front.settings.check_memory
 
 

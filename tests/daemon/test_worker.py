@@ -197,6 +197,31 @@ def test_a_beam_search_resumed_behind_its_stop_string_gives_nothing_more(ending:
         assert end["usage"]["completion_tokens"] == len(tokens)
 
 
+@pytest.mark.parametrize(
+    ("pair", "ran", "backend"),
+    [
+        ("qwen2.5-coder", None, "auto"),
+        ("qwen2.5-coder", "llama_cpp", "llama_cpp"),
+        ("smollm2", "llama_cpp", "auto"),
+    ],
+)
+def test_an_engine_keeps_the_backend_of_the_one_before(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: str, ran: str | None, backend: str
+) -> None:
+    """Only the first is asked what fits, and to measure both would load the other. A pair's word holds."""
+    loaded, chosen = bench.worker.loaded, list[str]()
+
+    def load(settings: Settings, report: Report) -> Loaded:
+        chosen.append(settings.backend)
+        return loaded
+
+    monkeypatch.setattr(worker, "load", load)
+    monkeypatch.setenv("DRAFTD_CATALOG", str(tmp_path / "none.toml"))
+    given = {"pair": pair, "state_dir": tmp_path, "check_memory": False, "conversations_mb": 0}
+    bench.worker.load(Settings.model_validate(given), ran)
+    assert chosen == [backend]
+
+
 def test_what_the_governor_asks_for_may_take_as_long_as_a_load(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
