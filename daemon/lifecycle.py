@@ -201,8 +201,11 @@ class Lifecycle:
         """Say what became of the engine and what comes now."""
         self.jobs.counters.restarts["hang" if how.startswith("hung") else "crash"] += 1
         if self.engine.restart_at is None:
-            self.state = "failed"
             times = len(BACKOFF) + 1
+            if self.fall_back is not None:  # it never was ready with what a reload brought
+                self.fall_back(EngineFailed(f"the engine {how}, {times} ends in a row"))
+                return
+            self.state = "failed"
             self.detail = f"the engine {how}, {times} ends in a row: see its log, then restart draftd"
             log.error("%s", self.detail)
             self.jobs.fail_all(EngineFailed(self.detail))

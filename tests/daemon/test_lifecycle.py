@@ -57,6 +57,16 @@ def test_the_last_words_of_an_engine_that_is_replaced_are_not_the_next_ones(
     assert loading.engine.process is not None, "the next one"
 
 
+def test_a_reload_whose_engine_ends_again_and_again_is_undone(loading: Lifecycle) -> None:
+    """As is one that says why its models can't be loaded: the kernel ends one that takes too much memory."""
+    undone: list[DraftdError] = []
+    loading.fall_back = undone.append
+    loading.engine.crashes = len(BACKOFF)
+    loading.died(stopping=False)
+    assert [str(error) for error in undone] == ["the engine ended with status 0, 5 ends in a row"]
+    assert loading.state != "failed"
+
+
 def test_what_was_learnt_with_one_configuration_is_not_told_of_the_next(loading: Lifecycle) -> None:
     """It would stand for the new pair until that has answered: its costs, and the page's target alone."""
     learnt: dict[str, Any] = {"type": "learnt", "report": {"target_ms": {"1": 40.0}}}
