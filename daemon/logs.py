@@ -90,13 +90,15 @@ def told(error: Exception) -> DraftdError:
 
 
 class OneLine(logging.Formatter):
-    """One record, one line, whatever is in it: a line break in a value must not start a line of its own."""
+    """One record, one line, whatever is in it: no value starts a line of its own, or steers a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = f"{record.name}: {record.getMessage()}"
         if record.exc_info is not None and record.exc_info[0] is not None:
             text += fields(error=record.exc_info[0].__name__)
-        return self.prefix(record) + text.replace("\n", "\\n").replace("\r", "\\r")
+        return self.prefix(record) + "".join(
+            each if each.isprintable() else json.dumps(each)[1:-1] for each in text
+        )
 
     def prefix(self, record: logging.LogRecord) -> str:
         return f"{record.levelname} "

@@ -103,6 +103,13 @@ def test_fields_are_words_or_quoted() -> None:
     assert given == ' a=1 b="two words" d="say \\"hi\\"\\n" e=0.123457 f=""'
 
 
+def test_no_name_of_an_app_steers_the_terminal() -> None:
+    """JSON leaves some controls as they are: those of C1, and what turns text around."""
+    name = "a\x9b2J…é\u202e\n"
+    record = logging.LogRecord("x", logging.INFO, "", 0, f"request ended{logs.fields(app=name)}", None, None)
+    assert logs.OneLine().format(record) == 'INFO x: request ended app="a\\u009b2J…é\\u202e\\n"'
+
+
 def test_a_crash_report_has_the_place_and_not_the_words(caplog: pytest.LogCaptureFixture) -> None:
     try:
         raise ValueError(f"cannot parse {SECRET}")
