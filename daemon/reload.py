@@ -67,6 +67,8 @@ class Reload:
             if told is not None:
                 load["settings"]["check_memory"] &= told["settings"]["check_memory"]
                 load["ran"] = told["ran"]
+            elif len(self._jobs):  # they go on there, with what their answers were begun with
+                load["ran"] = self._life.engine.load["ran"]
             self._life.replace(load, settings.pair)
         else:
             self._life.keep(load["settings"], names)

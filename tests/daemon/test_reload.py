@@ -48,15 +48,17 @@ def test_open_requests_end_where_the_rest_could_be_another_models(
     with desk(tmp_path) as made:
         front, app = made.front, made.app()
         made.generate(app)
+        front.engine.load["ran"] = "llama_cpp"
         replaced: list[dict[str, Any]] = []
-        monkeypatch.setattr(front.life, "replace", lambda load, pair: replaced.append(load["settings"]))
+        monkeypatch.setattr(front.life, "replace", lambda load, pair: replaced.append(load))
         front.reload._again = lambda: Settings.model_validate(changed)
         front.reload.run(front.settings)
         assert len(front.jobs) == left
         if not left:
             assert app.hear()["code"] == "cancelled"
-        (settings,) = replaced
-        assert {name: settings[name] for name in changed} == changed, "the engine's, so another takes over"
+        (load,) = replaced
+        assert {name: load["settings"][name] for name in changed} == changed, "so another takes over"
+        assert load["ran"] == ("llama_cpp" if left else None), "with auto another backend may be chosen"
 
 
 def test_two_reloads_that_do_not_load_lead_back_to_what_did(
