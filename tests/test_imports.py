@@ -66,13 +66,13 @@ def test_every_part_is_looked_at() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(PARTS)
 
 
-@pytest.mark.parametrize("part", ["daemon", "models", "drafts", "ipc"])
+@pytest.mark.parametrize("part", PARTS)
 def test_a_child_takes_no_module_from_the_current_directory(part: str) -> None:
     """Behind -m and -c that comes first: a json.py of the user's would be run in the library's place."""
     sources = [path.read_text("utf-8") for path in MODULES if path.relative_to(ROOT).parts[0] == part]
     options = [option for text in sources for option in re.findall(r"sys\.executable,\s*(\S+)", text)]
     assert all(option == '"-P",' for option in options)
-    assert bool(options) == (part in ("daemon", "models")), "they are found"
+    assert bool(options) == (part in ("daemon", "models", "integrations")), "they are found"
 
 
 @pytest.mark.parametrize(

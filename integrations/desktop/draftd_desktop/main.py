@@ -49,7 +49,9 @@ def main() -> None:
 
 
 def content(name: str, endpoint: str | None) -> str:
-    command = [sys.executable, "-m", "draftd_desktop.main", *(["--endpoint", endpoint] if endpoint else [])]
+    # -P: the bus starts it where it likes, perhaps in the home, with whatever modules are there
+    command = [sys.executable, "-P", "-m", "draftd_desktop.main"]
+    command += ["--endpoint", endpoint] if endpoint else []
     text = resources.files(__package__).joinpath(name).read_text("utf-8")
     return text.replace("@COMMAND@", shlex.join(command))
 
