@@ -115,7 +115,8 @@ class Settings(BaseSettings):
         95.0,
         ge=0,
         le=200,
-        description="°C of the hottest of the CPU's and GPU's sensors at which it steps down",
+        description="°C of the hottest CPU or GPU sensor that the kernel lists (NVIDIA's driver has none) at "
+        "which it steps down",
     )
     battery_low: float = Field(
         20.0, ge=0, le=100, description="percent of charge, on battery, at which new requests are refused"
