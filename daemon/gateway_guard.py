@@ -17,6 +17,7 @@ Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Callable[..., Awaitable[Any]], Callable[..., Awaitable[Any]]], Awaitable[None]]
 
 MAX_BODY = 16 * 1024 * 1024  # bytes, as of a frame to the daemon
+TOO_LARGE = f"the body is larger than {MAX_BODY} bytes: that is more than any prompt needs"
 KINDS = {401: "authentication_error", 403: "permission_error", 413: "invalid_request_error"}
 
 
@@ -42,7 +43,7 @@ class Guard:
         """Status and sentence; None lets the request through."""
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > MAX_BODY:
-            return 413, f"the body is larger than {MAX_BODY} bytes: that is more than any prompt needs"
+            return 413, TOO_LARGE
         host = hostname(headers.get("host", ""))
         if not self.any_host and host not in self.hosts:
             return 403, f"the host name {host!r} is not this gateway's: use localhost, or name it with --host"
@@ -63,14 +64,18 @@ class Guard:
 
 
 def _limited(receive: Any) -> Any:
-    """Take no more of a body without a length than of one with it: then the app counts as gone."""
+    """Take no more of a body without a length than of one with it; it gets the same answer."""
     left = MAX_BODY
 
     async def limited() -> Any:
         nonlocal left
         message = await receive()
         left -= len(message.get("body", b""))
-        return message if left >= 0 else {"type": "http.disconnect"}
+        if left < 0:
+            from starlette.exceptions import HTTPException  # without the extra there is none, nor a gateway
+
+            raise HTTPException(413, TOO_LARGE)
+        return message
 
     return limited
 
