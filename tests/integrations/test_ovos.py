@@ -164,6 +164,7 @@ def test_no_daemon_is_an_error_for_the_persona_to_handle(kind: Any, tmp_path: Pa
     [
         ("No. See No. 5 for it.", ["No.", "See No. 5 for it."]),
         ("1. Boil water.\n2. Add tea.\n\nDone", ["1. Boil water.", "2. Add tea.", "Done"]),
+        ("Tea, milk etc.\nor so. \n\nby 5 p.m.\nEnd", ["Tea, milk etc.", "or so.", "by 5 p.m.", "End"]),
         ('She said "Go!" Then she left.', ['She said "Go!"', "Then she left."]),
         ("Wait... what? J. R. Ray at 5 p.m. Then", ["Wait... what?", "J. R. Ray at 5 p.m.", "Then"]),
         ("Take two, e.g. Tea and milk etc. or so. End", ["Take two, e.g. Tea and milk etc. or so.", "End"]),

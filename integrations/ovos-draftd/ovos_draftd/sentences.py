@@ -9,7 +9,7 @@ CLOSING = "\"'”’»」』）)\\]*_"  # noqa: RUF001
 # Where a sentence may end: at a line's end; after the full stops of scripts that put no space there; after
 # other full stops and their like, and a space. What comes next must be there: without it "e.g. this" can't be
 # told from an end.
-END = re.compile(rf"\n+|[。！？｡][{CLOSING}]*(?=[^{CLOSING}])|[.!?…।؟]+[{CLOSING}]*\s+(?=(\S))")  # noqa: RUF001
+END = re.compile(rf"\n+|[。！？｡][{CLOSING}]*(?=[^{CLOSING}])|[.!?…।؟]+[{CLOSING}]*[^\S\n]+(?=(\S))")  # noqa: RUF001
 # What has a full stop and mostly goes on: titles, initials, small numbers ("1. Boil water", "am 3. Oktober").
 # To be wrong here only makes two sentences one. Those that may end one too, as etc., are not here: they go on
 # before a small letter, as anything does.
