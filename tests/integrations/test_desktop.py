@@ -147,6 +147,26 @@ def test_no_daemon_a_second_service_and_an_orderly_end(installed: Path, tmp_path
         assert service.returncode == 0
 
 
+def test_its_end_with_an_answer_on_its_way_is_orderly_too(
+    installed: Path, shared: Daemon, tmp_path: Path
+) -> None:
+    with desktop(installed, tmp_path) as desk:
+        service = desk.start("--endpoint", shared.endpoint)
+
+        async def work() -> None:
+            async with caller(desk) as app:
+                while (await app.call("Cancel", "s", ["1"])).message_type is MessageType.ERROR:
+                    await asyncio.sleep(0.05)  # until it is on the bus
+                await app.ask("hello", **LONG)
+                assert (await app.signals.get())[0] == "Token"
+                service.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(service.communicate, None, LIMIT) == ("", "")
+
+        with cancelling(shared):
+            run(work())
+        assert service.returncode == 0
+
+
 def test_a_wrong_endpoint_is_said_at_once_and_not_installed(installed: Path, tmp_path: Path) -> None:
     with desktop(installed, tmp_path) as desk:
         for command in ("serve", "install"):

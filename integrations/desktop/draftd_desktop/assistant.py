@@ -13,7 +13,7 @@ from dbus_fast.aio import MessageBus
 
 from draftd.ipc import AsyncClient, Done, DraftdError, Tokens
 from draftd.ipc.errors import InvalidRequest
-from draftd_desktop.exported import Exported, export, text, watch
+from draftd_desktop.exported import Exported, export, send, text, watch
 
 NAME = "org.draftd.Assistant1"
 PATH = "/org/draftd/Assistant1"
@@ -94,7 +94,7 @@ class Assistant:
     def _signal(self, to: str, member: str, signature: str, body: list[Any]) -> None:
         message = Message.new_signal(PATH, NAME, member, signature, body)
         message.destination = to or None
-        self.bus.send(message)
+        send(self.bus, message)
 
     def _gone(self, message: Message) -> None:
         """Who left the bus wants no answer."""

@@ -72,7 +72,13 @@ async def answer(bus: MessageBus, message: Message, method: Method, returns: str
         reply = Message.new_error(
             message, ErrorType.INTERNAL_ERROR, "an error of draftd-desktop's own: see its log"
         )
-    bus.send(reply)
+    send(bus, reply)
+
+
+def send(bus: MessageBus, message: Message) -> None:
+    """Send a message, if the bus is still there: what ends with it has nobody to be told."""
+    if bus.connected:
+        bus.send(message)
 
 
 def text(given: str) -> str:

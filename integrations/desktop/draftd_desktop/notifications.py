@@ -30,6 +30,8 @@ async def show(bus: MessageBus, title: str, body: str, replaces: int = 0) -> int
 
 async def _call(bus: MessageBus, member: str, signature: str, body: list[Any]) -> Any:
     """What a method returns; None if it fails, for want of a notification service or otherwise."""
+    if not bus.connected:
+        return None
     reply = await bus.call(Message(NAME, PATH, NAME, member, signature=signature, body=body))
     if reply is None or reply.message_type is MessageType.ERROR:
         return None
