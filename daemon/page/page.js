@@ -14,10 +14,14 @@ const turns = JSON.parse(sessionStorage.getItem("turns") ?? "[]");
 let running = null; // the AbortController of the answer that streams
 
 function keep() {
-  sessionStorage.setItem("turns", JSON.stringify(turns));
-  sessionStorage.setItem("typed", question.value);
   const chosen = OPTIONS.map((id) => (at(id).type === "checkbox" ? at(id).checked : at(id).value));
-  sessionStorage.setItem("options", JSON.stringify(chosen));
+  try {
+    sessionStorage.setItem("options", JSON.stringify(chosen));
+    sessionStorage.setItem("typed", question.value);
+    sessionStorage.setItem("turns", JSON.stringify(turns));
+  } catch {
+    // More than a browser keeps for a tab, a few megabytes: the chat goes on without.
+  }
 }
 
 const words = (turn) => turn.text ?? turn.runs.map(([text]) => text).join("");

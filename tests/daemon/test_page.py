@@ -115,6 +115,15 @@ def test_a_reload_in_mid_answer_keeps_what_had_come(page: Page, daemon: Daemon) 
     daemon.wait_for(lambda status: not status.requests["running"])
 
 
+def test_a_conversation_that_the_browser_can_not_keep_goes_on(page: Page) -> None:
+    full = "() => { throw new DOMException('', 'QuotaExceededError'); }"
+    page.evaluate(f"() => {{ Storage.prototype.setItem = {full}; }}")
+    asks(page, max_tokens=5, temperature=0)
+    say(page, "a long text")
+    expect(answers(page).locator(".note")).to_contain_text("first after")
+    finished(page)
+
+
 def test_the_policy_lets_nothing_else_in(page: Page, base: str) -> None:
     for path in ("/", "/page/page.js", "/page/page.css"):
         headers = httpx.get(base + path).headers
