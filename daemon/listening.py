@@ -24,7 +24,7 @@ def bound(listen: str, *, umask: int, anywhere: bool = False, hint: str = "") ->
     `hint` ends the sentence with how to say so.
     """
     unix = listen.startswith("unix:")
-    path = Path(listen.removeprefix("unix:"))
+    path = Path(os.path.expanduser(listen.removeprefix("unix:")))  # no shell does it behind a colon
     host, _, port = listen.rpartition(":")
     host = host.strip("[]")
     if not unix and (not port.isdigit() or not 0 < int(port) < 65536 or not host):

@@ -39,3 +39,13 @@ def test_a_socket_that_another_process_made_since_is_left_at_the_end(tmp_path: P
             path.unlink()
             other.bind(str(path))
         assert path.is_socket()
+
+
+def test_the_home_directory_may_be_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    with bound("unix:~/http.sock", umask=0o077):
+        assert (home / "http.sock").is_socket()
+    assert list(tmp_path.iterdir()) == [home]
