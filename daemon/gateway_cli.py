@@ -44,6 +44,7 @@ def gateway(
     keys = read_keys(api_keys) if api_keys is not None else frozenset()
     app: Any = create_app(endpoint)
     names = LOOPBACK | {name.lower() for name in host or []}
+    origins = [each.rstrip("/").lower() for each in origin or []]  # as browsers write them
     notifier = Notifier()
 
     class Server(uvicorn.Server):
@@ -56,9 +57,9 @@ def gateway(
     where = bound(listen, umask=0o077, anywhere=bool(keys), hint=", or keys with --api-keys")
     with where as listening, contextlib.suppress(KeyboardInterrupt):
         local = listening.family == socket.AF_UNIX  # no web page gets at a file
-        guarded: Any = Guard(app, names, frozenset(origin or []), keys, any_host=local)
-        if origin:  # else a browser keeps the answer from the page
-            guarded = CORSMiddleware(guarded, allow_origins=origin, allow_methods=["*"], allow_headers=["*"])
+        guarded: Any = Guard(app, names, frozenset(origins), keys, any_host=local)
+        if origins:  # else a browser keeps the answer from the page
+            guarded = CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
         config = uvicorn.Config(guarded, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
         Server(config).run(sockets=[listening])
     notifier.stopping()

@@ -119,7 +119,7 @@ def test_a_page_of_an_allowed_origin_gets_at_the_answer(tmp_path: Path, shared: 
     keys = tmp_path / "keys"
     keys.write_text("secret\n")
     keys.chmod(0o600)
-    options = ("--origin", "https://chat.example", "--api-keys", str(keys))
+    options = ("--origin", "https://Chat.example/", "--api-keys", str(keys))  # as it may have been copied
     with gateway(shared.endpoint, *options) as address:
         base = f"{address}/v1/models"
         origin = {"Origin": "https://chat.example"}
