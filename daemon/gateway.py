@@ -50,7 +50,7 @@ STATUSES = {  # the HTTP status of an error, and OpenAI's type for it; the first
     Overloaded: (503, "overloaded_error"),
     Unreachable: (503, "server_error"),
     EngineFailed: (503, "server_error"),
-    Cancelled: (503, "server_error"),  # the daemon is stopping
+    Cancelled: (503, "server_error"),  # the daemon is stopping, or the gateway
 }
 
 HERE = {"models": "GET", "chat/completions": "POST", "completions": "POST"}  # under /v1
@@ -197,8 +197,10 @@ async def _unless_gone(work: Awaitable[T], request: Request) -> T:
             if await request.is_disconnected():
                 raise ClientDisconnect
         return task.result()
+    except asyncio.CancelledError:  # uvicorn's end of what still runs a while after SIGTERM
+        raise Cancelled("the gateway is stopping: ask again in a moment") from None
     finally:
-        if not task.done():  # cancelled, as all requests are at shutdown: nobody else would end it
+        if not task.done():  # nobody else would end it
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
