@@ -25,6 +25,8 @@ LOOK_EVERY = 0.1  # seconds
 STEADY = {"DRAFTD_FOLLOW_LOAD": "false", "DRAFTD_GOVERNOR": "false"}
 # With a user's short keep_alive the models would leave before anything is asked, or between two questions.
 LOADED = {"DRAFTD_KEEP_ALIVE": "-1"}
+# Who starts it asks it, also where the user's own daemon is for others.
+OWN = {"DRAFTD_ALLOW_USERS": ""}
 
 
 @contextmanager
@@ -52,7 +54,7 @@ def private_daemon(
         with log.open("w") as out:
             child = subprocess.Popen(
                 command,
-                env={**os.environ, **LOADED, **state, **(variables or {})},
+                env={**os.environ, **LOADED, **OWN, **state, **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

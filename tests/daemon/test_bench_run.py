@@ -120,6 +120,15 @@ def test_a_private_daemons_models_stay_whatever_the_users_settings(monkeypatch: 
 
 
 @pytest.mark.usefixtures("own_pair")
+def test_a_private_daemon_answers_who_started_it_whomever_the_users_own_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DRAFTD_ALLOW_USERS", "12345")
+    with private_daemon("tiny", lambda status: None) as endpoint, Client(endpoint) as client:
+        assert client.status().state == "ready"
+
+
+@pytest.mark.usefixtures("own_pair")
 def test_a_private_daemon_ends_with_a_program_that_is_told_to() -> None:
     program = (
         "import signal\nfrom draftd.daemon.private import private_daemon\n"
