@@ -10,8 +10,9 @@ export class Refused extends Error {
 const AWAY = "The gateway does not answer. Is `draftd gateway` running?";
 
 function headers() {
-  const key = sessionStorage.getItem("key");
-  return key ? { Authorization: `Bearer ${key}` } : {};
+  const key = new TextEncoder().encode(sessionStorage.getItem("key") ?? "");
+  // A header holds bytes: fetch refuses letters that are none, as of another keyboard's.
+  return key.length ? { Authorization: `Bearer ${String.fromCharCode(...key)}` } : {};
 }
 
 async function reach(path, options) {

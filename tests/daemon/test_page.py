@@ -217,7 +217,7 @@ def test_a_gateway_with_keys_that_goes_and_comes_back(
     browser: Browser, daemon: Daemon, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("secret-1\n")
+    keys.write_text("schlüssel-1\n", "utf-8")
     keys.chmod(0o600)
     listen = free_address()  # the page finds the second gateway where the first one was
     given = (daemon.endpoint, "--api-keys", str(keys))
@@ -227,8 +227,9 @@ def test_a_gateway_with_keys_that_goes_and_comes_back(
             assert httpx.get(f"{address}/status").status_code == 401
             page = context.new_page()
             page.goto(f"{address}/")
-            page.get_by_label("This gateway asks for a key").fill("secret-1")
-            page.keyboard.press("Enter")
+            for key in ("ключ", "schlüssel-1"):  # the first is wrong, so that it is asked for again
+                page.get_by_label("This gateway asks for a key").fill(key)
+                page.keyboard.press("Enter")
             expect(page.locator("#state")).to_have_text("ready")
         expect(page.locator("#trouble")).to_contain_text("Is `draftd gateway` running?")
         asks(page, max_tokens=5)
