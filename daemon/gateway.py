@@ -42,6 +42,7 @@ from draftd.ipc.session import Reply, reply
 T = TypeVar("T")
 DEFAULT_TOKENS = 4096  # of an answer whose length nobody named; the context may end it before
 RETRY_AFTER = "2"  # seconds, where the daemon gives no hint
+STOPPING = "the gateway is stopping: ask again in a moment"
 STATUSES = {  # the HTTP status of an error, and OpenAI's type for it; the first that fits
     ContextOverflow: (400, "invalid_request_error"),
     InvalidRequest: (400, "invalid_request_error"),
@@ -198,7 +199,7 @@ async def _unless_gone(work: Awaitable[T], request: Request) -> T:
                 raise ClientDisconnect
         return task.result()
     except asyncio.CancelledError:  # uvicorn's end of what still runs a while after SIGTERM
-        raise Cancelled("the gateway is stopping: ask again in a moment") from None
+        raise Cancelled(STOPPING) from None
     finally:
         if not task.done():  # nobody else would end it
             task.cancel()
@@ -225,6 +226,9 @@ async def _stream(
             _, kind = _status(error)
             yield _event({"error": _body(error.message, kind, error.code)})
             return
+        except asyncio.CancelledError:  # the same end, or the app has left and hears nothing
+            yield _event({"error": _body(STOPPING, "server_error", Cancelled.code)})
+            raise
         ends: Sequence[AnswerEnd | Done] = event.answers or [event]
         for index, end in enumerate(ends):
             yield _event(answers.closing(head, index, end, event.usage))

@@ -13,7 +13,8 @@ import httpx
 import pytest
 from starlette.requests import ClientDisconnect
 
-from draftd.daemon.gateway import _respond, _unless_gone, create_app
+from draftd.daemon.gateway import _respond, _stream, _unless_gone, create_app
+from draftd.daemon.gateway_answers import Head
 from draftd.daemon.gateway_guard import Guard
 from draftd.daemon.gateway_types import Chat
 from draftd.ipc.errors import Cancelled
@@ -103,6 +104,35 @@ def test_a_request_that_is_cancelled_leaves_nothing_at_work() -> None:
         await stream.aclose()  # RuntimeError if it still runs
 
     asyncio.run(cancelled())
+
+
+def test_a_stream_that_is_cancelled_says_why() -> None:
+    """The app may still be there: it is the gateway that ends."""
+    came: list[bytes] = []
+
+    async def cancelled() -> None:
+        begun = asyncio.Event()
+
+        async def events() -> AsyncGenerator[Any, None]:
+            begun.set()
+            await asyncio.Event().wait()
+            yield None
+
+        async def read() -> None:
+            first = Tokens(id="1", text="a", tokens=[97], drafted=[False])
+            head = Head("chat", "chatcmpl-1", 0, "tiny")
+            async for chunk in _stream(head, first, events(), Chat.model_validate(ASK)):
+                came.append(chunk)
+
+        reading = asyncio.create_task(read())
+        await begun.wait()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+    asyncio.run(cancelled())
+    error = json.loads(came[-1].removeprefix(b"data: "))["error"]
+    assert error["message"].startswith("the gateway is stopping")
 
 
 def test_a_client_that_leaves_between_two_tokens_cancels() -> None:
