@@ -43,6 +43,8 @@ T = TypeVar("T")
 DEFAULT_TOKENS = 4096  # of an answer whose length nobody named; the context may end it before
 RETRY_AFTER = "2"  # seconds, where the daemon gives no hint
 STOPPING = "the gateway is stopping: ask again in a moment"
+# Line ends of Unicode's: apps that read a stream by httpx's lines would get half a chunk.
+ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 STATUSES = {  # the HTTP status of an error, and OpenAI's type for it; the first that fits
     ContextOverflow: (400, "invalid_request_error"),
     InvalidRequest: (400, "invalid_request_error"),
@@ -238,7 +240,7 @@ async def _stream(
 
 
 def _event(chunk: dict[str, Any]) -> bytes:
-    return _utf8(f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n")
+    return _utf8(f"data: {json.dumps(chunk, ensure_ascii=False).translate(ENDS)}\n\n")
 
 
 def _utf8(text: str) -> bytes:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from starlette.requests import ClientDisconnect
 
-from draftd.daemon.gateway import _respond, _stream, _unless_gone, create_app
+from draftd.daemon.gateway import _event, _respond, _stream, _unless_gone, create_app
 from draftd.daemon.gateway_answers import Head
 from draftd.daemon.gateway_guard import Guard
 from draftd.daemon.gateway_types import Chat
@@ -133,6 +133,14 @@ def test_a_stream_that_is_cancelled_says_why() -> None:
     asyncio.run(cancelled())
     error = json.loads(came[-1].removeprefix(b"data: "))["error"]
     assert error["message"].startswith("the gateway is stopping")
+
+
+def test_no_line_end_of_unicode_s_ends_a_chunk() -> None:
+    """As for who reads a stream by httpx's iter_lines."""
+    chunk = {"text": "a\x85b\u2028c\u2029d\x1ee"}
+    line, *rest = _event(chunk).decode().splitlines()
+    assert json.loads(line.removeprefix("data: ")) == chunk
+    assert rest == [""]
 
 
 def test_a_client_that_leaves_between_two_tokens_cancels() -> None:
