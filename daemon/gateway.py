@@ -276,13 +276,14 @@ async def _on_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _on_wrong_body(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        sentence = f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+    # Where a field may be of several types each has its fault: the deepest is of the one that was meant.
+    fault = sorted(error.errors(), key=lambda each: len(each["loc"]))[-1]
+    if fault["type"] == "json_invalid":
+        sentence = f"the body is no JSON: {fault['ctx']['error']} at character {fault['loc'][-1]}"
         return _error(400, sentence, "invalid_request_error", None)
-    where = ".".join(str(part) for part in first["loc"][1:])
+    where = ".".join(str(part) for part in fault["loc"][1:])
     nothing = "the body is no JSON object: send one, as Content-Type: application/json"
-    sentence = f"{where}: {first['msg']}" if where else nothing
+    sentence = f"{where}: {fault['msg']}" if where else nothing
     return _error(400, sentence, "invalid_request_error", None, where or None)
 
 

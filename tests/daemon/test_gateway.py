@@ -151,6 +151,8 @@ def test_the_async_client(base: str) -> None:
     [
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "reads text only"),
+        ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, 400, "0.type: Field required"),
+        (ASK | {"stop": ["x"] * 17}, 400, "should have at most 16 items"),
         (ASK | {"temperature": -1}, 400, "temperature"),
         (ASK | {"response_format": {"type": "json_schema"}}, 400, "json_schema is missing"),
         (ASK | {"functions": [{"name": "f"}]}, 400, "send tools and tool_choice"),
