@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from draftd.daemon.averages import Averages
 from draftd.daemon.calibration import Chosen, Leaning, bin_of
+from draftd.daemon.foresight import Foresight
 from draftd.daemon.plan import Outcome, Plan, Source, best_cut, expect, expected_tokens, profile
 
 if TYPE_CHECKING:
@@ -24,17 +25,11 @@ Mode = Literal["auto", "off"] | tuple[Source, int]  # or a source and a fixed le
 FIRST = 8  # tokens drafted at most while it is not known what one takes
 PROBING = 0.01  # share of all time that may be spent on finding out what no longer pays
 PURSE = 8.0  # passes of the target that probing can save up, or as many as the next probe takes
-TRUST = 3.0  # tokens' worth of what earlier requests say of a new one
 BESIDE = 1.0  # rounds' worth of what others' rounds say of a request's pace, where its drafting delays them
-DOUBT = 0.6  # acceptance in texts that suit a draft least: if even that pays, it begins at once
-WAIT = 4  # else after so many tokens of the target alone, which say how predictable the text is
-EASY = 0.75  # hope that makes signs unnecessary
-TYPICAL, SIGNS = 0.65, 4.0  # acceptance of an unknown text, and how many tokens' signs that is worth
 BET, STAKE = 4.0, 0.4  # rounds in which reading must be won back, and more for each token that came already
 WINDOW = 32  # newest tokens that the draft reads where all would be too large a bet
 DULL = 0.3  # share of its acceptance that a draft loses which reads next to nothing of its text
 MARGIN = 0.02  # tokens a round that the model must gain over doing without
-JUDGED = 12  # rounds of model drafting, or passes saved, that make a request one where it pays
 FRESH = 150  # rounds after which the target's plain pass is looked at again
 
 
@@ -53,13 +48,10 @@ class Control:
         self._copying = False
         self._emitted = 0
         self._modelled = Averages(0.9, 3)
-        self._ahead = Averages(0.9, 1)
         # Each disappointment is paid from the purse; an overdrawn one has to be filled before the next.
-        self._hope = controller.hope if controller.purse > -PURSE * controller.target.seconds(1) else 0.0
-        ahead = (1.0 - self._hope) * controller.ahead.mean(0) + self._hope * controller.good
-        self._ahead.add(ahead, weight=TRUST)
+        hope = controller.hope if controller.purse > -PURSE * controller.target.seconds(1) else 0.0
+        self._foresight = Foresight(controller, hope)
         self._other = 0.0  # share of recent rounds in which the model rested
-        self._judged = False
         self._lost = 0.0  # plain passes that model drafting has cost more than it gave
         self._plan = Plan("none", 0)
         self._found: Sequence[float] = ()
@@ -103,7 +95,8 @@ class Control:
         elif self.mode != "auto":
             plan = self._fixed(self.mode[0], min(limit, self.mode[1]), len(found))
         else:
-            plan = self._choose(limit, remaining, self._foresee(signs), able, min(willing, able))
+            ahead = self._foresight.acceptance(None if self._modelled.weight else signs)
+            plan = self._choose(limit, remaining, ahead, able, min(willing, able))
         self._plan = plan
         self.rounds[plan.source] += 1
         self.controller.choices[plan.source] += 1
@@ -116,22 +109,6 @@ class Control:
         if source == "chain":
             source = "model" if not used else "suffix" if used == limit else "chain"
         return Plan(source, used if source == "suffix" else limit, used)
-
-    def _foresee(self, signs: Sequence[float] | None) -> float:
-        """Acceptance to expect; before the model has drafted, by how sure the target is of its tokens.
-
-        A draft's first pass over a prompt takes as long as several plain rounds, which a short answer that
-        suits it badly would never win back.
-        """
-        if signs is None or self._modelled.weight:
-            return min(0.995, self._ahead.mean(0))
-        certain = self.controller.certain
-        rates = [certain.rate(bin_of(sign)) for sign in signs]
-        base = (1.0 - self._hope) * TYPICAL + self._hope * self.controller.good
-        expected = (SIGNS * base + sum(rates)) / (SIGNS + len(rates))
-        self._ahead = Averages(0.9, 1)
-        self._ahead.add(expected, weight=TRUST)
-        return min(expected, 0.995 if len(signs) >= WAIT or self._hope > EASY else DOUBT)
 
     def _choose(self, limit: int, remaining: int, ahead: float, able: int, willing: int) -> Plan:
         """Alone nobody would begin what pays once several share its passes.
@@ -153,8 +130,9 @@ class Control:
         self.willing = best.source in ("model", "chain")
         if self.willing and willing < able:
             best, probe, seconds = self._best(*asked, sharing=1 + willing)
-        if "model" in shared.sources:
-            self._judge(best.source in ("model", "chain"), ahead)
+        if self._modelled.weight and "model" in shared.sources and not self._copying:
+            pays = best.source in ("model", "chain")
+            self._foresight.judge(pays, self.rounds["model"], self._lost, ahead)
         if best.source in ("none", "suffix"):
             shared.wanted = seconds if isfinite(seconds) else 0.0
             if seconds <= shared.purse:
@@ -236,21 +214,6 @@ class Control:
         passes = [shared.seconds([1 + mine] * sharing + rest) for mine in range(drafted + 1)]
         return [passes[0] + (took - passes[0]) / sharing for took in passes]
 
-    def _judge(self, pays: bool, ahead: float) -> None:
-        """One verdict a request on its model drafting: it is what the next request starts from."""
-        shared = self.controller
-        if self._judged or self._copying or not self._modelled.weight:
-            return
-        if not pays:
-            shared.hope *= 0.5
-            shared.purse -= max(0.0, self._lost) * shared.target.seconds(1)
-            self._judged = True
-        elif self.rounds["model"] >= JUDGED or self._lost <= -JUDGED:
-            shared.hope = 1.0
-            shared.purse = max(0.0, shared.purse)
-            shared.good += 0.3 * (ahead - shared.good)
-            self._judged = True
-
     def _wants_plain(self, price: float) -> bool:
         """Is it time to see what the target alone takes? At once if never seen, later now and then."""
         shared = self.controller
@@ -302,8 +265,7 @@ class Control:
         rates = (self.leanings["suffix"].rates(), self.leanings["model"].rates())
         given = expect(drafted, used, kept, rates)
         if given.reached:
-            for averages in (self._ahead, shared.ahead):
-                averages.add(given.ahead / given.reached, weight=given.reached)
+            self._foresight.learn(given.ahead / given.reached, weight=given.reached)
         passes = self._pass(kept, self._sharing)
         extra = passes[kept] - passes[0]
         if modelled and not used:  # beside others its rows may save a pass (Controller.seconds): no cost
