@@ -38,7 +38,12 @@ class Daemon(Collector):
 
 def families(status: Status) -> Iterator[Metric]:
     """Every family but draftd_up."""
-    counters = status.counters
+    yield from _now(status)
+    yield from _counted(status.counters)
+    yield from _timed(status.counters)
+
+
+def _now(status: Status) -> Iterator[Metric]:
     engine = status.engine
     info = InfoMetricFamily("draftd", "What is served, and with what.")
     known = {"backend", "target", "draft", "dtype"} & engine.keys()
@@ -55,11 +60,14 @@ def families(status: Status) -> Iterator[Metric]:
     yield _gauge("draftd_requests_waiting", "Requests in the queue.", status.requests.get("waiting", 0))
     rung = status.governor.get("rung", 0)
     yield _gauge("draftd_governor_rung", "How far it steps back for the machine; 0: not at all.", rung)
-    for name, words_ in (("slots", "Requests that can run at once."), ("queue", "Requests that may wait.")):
-        yield _gauge(f"draftd_{name}_limit", words_, status.limits.get(name, 0))
+    for name, text in (("slots", "Requests that can run at once."), ("queue", "Requests that may wait.")):
+        yield _gauge(f"draftd_{name}_limit", text, status.limits.get(name, 0))
     yield _labelled(
         GaugeMetricFamily, "draftd_resident_memory_bytes", "Resident memory.", "process", status.memory
     )
+
+
+def _counted(counters: dict[str, Any]) -> Iterator[Metric]:
     for name, label, text in (
         ("outcomes", "outcome", "Requests ended, by finish reason or error code."),
         ("tokens", "kind", "Tokens of ended requests: prompt, cached of the prompt, completion."),
@@ -78,6 +86,9 @@ def families(status: Status) -> Iterator[Metric]:
             for position, count in enumerate(counts, 1):
                 family.add_metric([source, str(position)], count)
         yield family
+
+
+def _timed(counters: dict[str, Any]) -> Iterator[Metric]:
     bounds = counters.get("bounds", [])
     phases = HistogramMetricFamily(
         "draftd_phase_seconds", "Seconds of a request by what they went to.", labels=["phase"]
@@ -89,10 +100,10 @@ def families(status: Status) -> Iterator[Metric]:
         ("first_token", "time_to_first_token", "From a request's receipt to its first token."),
         ("request", "request", "From a request's receipt to its end."),
     ):
-        family_ = HistogramMetricFamily(f"draftd_{metric}_seconds", text)
+        family = HistogramMetricFamily(f"draftd_{metric}_seconds", text)
         if name in counters:
-            family_.add_metric([], _buckets(bounds, counters[name]), counters[name]["total"])
-        yield family_
+            family.add_metric([], _buckets(bounds, counters[name]), counters[name]["total"])
+        yield family
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
