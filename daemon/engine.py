@@ -92,12 +92,12 @@ class Engine:
         rows = self._forward(spans)
         target_seconds = time.perf_counter() - forwarding
         unchanged = [_unchanged(work.request, each) for work, each in zip(batch, rows, strict=True)]
-        answers = [self._verify(*each) for each in zip(batch, drafts, rows, unchanged, strict=True)]
+        verified = [self._verify(*each) for each in zip(batch, drafts, rows, unchanged, strict=True)]
         seconds = time.perf_counter() - began
-        self._learn(batch, drafts, answers, spans, target_seconds, seconds)
+        self._learn(batch, drafts, verified, spans, target_seconds, seconds)
         emissions = [
-            self._emit(work, drafted, tokens, raw)
-            for work, drafted, tokens, raw in zip(batch, drafts, answers, unchanged, strict=True)
+            self._emit(work, drafted, tokens, kept)
+            for work, drafted, tokens, kept in zip(batch, drafts, verified, unchanged, strict=True)
             if tokens
         ]
         return emissions + self._failed(batch) + self._ended()
@@ -119,10 +119,10 @@ class Engine:
             np.concatenate(list(islice(rows, len(each)))) if len(each) > 1 else next(rows) for each in spans
         ]
 
-    def _verify(self, work: Work, drafted: Drafted, rows: Rows, raw: Rows | None) -> list[int]:
+    def _verify(self, work: Work, drafted: Drafted, rows: Rows, unchanged: Rows | None) -> list[int]:
         """Accepted drafts and one token more, the target's own.
 
-        None while the prompt is being fed, nor where the request can't go on: its `error` says why.
+        Empty while the prompt is being fed, and where the request can't go on: its `error` says why.
         """
         request = work.request
         request.cached += work.feed
@@ -130,15 +130,15 @@ class Engine:
             return []
         try:
             if request.beams is not None:
-                return self._search(request, request.beams, rows, raw)
+                return self._search(request, request.beams, rows, unchanged)
             tokens = self._checked(request, drafted, rows)
         except InvalidRequest as error:  # its grammar
             request.error = error
             return []
-        numbers = [not math.isnan(row[token]) for row, token in zip(rows, tokens, strict=False)]
-        if not numbers[0]:
-            return self._no_numbers(request)
-        tokens = tokens[: [*numbers, False].index(False)]  # what is none the next round meets first
+        broken = [math.isnan(row[token]) for row, token in zip(rows, tokens, strict=False)]
+        if broken[0]:
+            return self._end_by_nan(request)
+        tokens = tokens[: [*broken, True].index(True)]  # a NaN further on is the next round's first row
         if self.drafting.watches(request):
             request.certainty.append(certainty(rows[0]))
         request.cached += len(tokens) - 1
@@ -153,8 +153,8 @@ class Engine:
         given = (request.rejection, request.sampling, self.dice, request.processors)
         return verify_rejection(rows, drafted.tokens, drafted.laws, *given)
 
-    def _no_numbers(self, request: Request) -> list[int]:
-        """End a request whose rows are no numbers; nothing that was computed for it is used again."""
+    def _end_by_nan(self, request: Request) -> list[int]:
+        """End a request whose logits are NaN; nothing that was computed for it is used again."""
         request.error = EngineFailed(
             f"the model's logits behind {len(request.tokens)} tokens are not numbers: look for damage with "
             "draftd models verify, and with transformers try a wider dtype"
@@ -162,24 +162,22 @@ class Engine:
         request.cached = 0
         return []
 
-    def _search(self, request: Request, beams: Beams, rows: Rows, raw: Rows | None) -> list[int]:
+    def _search(self, request: Request, beams: Beams, rows: Rows, unchanged: Rows | None) -> list[int]:
         """One step of a beam search: no tokens until it is over, then the whole answer."""
         if math.isnan(rows.max()):
-            return self._no_numbers(request)
+            return self._end_by_nan(request)
         if request.processors is not None:
             for row, hypothesis in zip(rows, beams.parents(), strict=True):
                 request.processors.apply(row, hypothesis.tokens)
 
         def tell(index: int, token: int) -> Logprob:
-            assert raw is not None
-            return logprob(raw[index], token, request.logprobs or 0)
+            assert unchanged is not None
+            return logprob(unchanged[index], token, request.logprobs or 0)
 
         fed = beams.parents()[0].tokens
-        for source, slot in beams.advance(rows, None if raw is None else tell):
+        for source, slot in beams.advance(rows, None if unchanged is None else tell):
             self.target.copy_prefix(source, slot, len(request.tokens) + len(fed))
-        request.cached = (
-            len(request.tokens) - 1
-        )  # the slots hold more, but what is sure of each is the prompt
+        request.cached = len(request.tokens) - 1  # the slots hold more, but share no more than the prompt
         if beams.live:
             request.tally.count(0, 0)
             return []
@@ -189,7 +187,7 @@ class Engine:
         self,
         batch: Sequence[Work],
         drafts: Sequence[Drafted],
-        answers: Sequence[list[int]],
+        verified: Sequence[list[int]],
         spans: Sequence[Sequence[Span]],
         target_seconds: float,
         seconds: float,
@@ -202,7 +200,7 @@ class Engine:
             widths = [len(span.tokens) for span in fed]
             rows = len(widths) * max(widths) if self.target.even else sum(widths)
             self.drafting.controller.took(rows, target_seconds)
-        for work, drafted, tokens in zip(batch, drafts, answers, strict=True):
+        for work, drafted, tokens in zip(batch, drafts, verified, strict=True):
             tally = work.request.tally
             tally.draft_seconds += model_seconds
             tally.overhead_seconds += seconds - model_seconds - target_seconds
@@ -213,7 +211,7 @@ class Engine:
                 if work.request.error is None:
                     self.drafting.learn(work.request, drafted, tokens, math.nan if prompts else seconds)
 
-    def _emit(self, work: Work, drafted: Drafted, tokens: list[int], raw: Rows | None) -> Emission:
+    def _emit(self, work: Work, drafted: Drafted, tokens: list[int], unchanged: Rows | None) -> Emission:
         """Add a round's tokens to their request, cut at a stop token or behind its grammar's end."""
         request = work.request
         accepted = common_prefix(drafted.tokens, tokens)  # of tokens before a dead end: all
@@ -237,13 +235,13 @@ class Engine:
             self.scheduler.remove(request)
             if request.control is not None:
                 request.control.ended(stopped=finish == "stop")
-        told = []
+        logprobs = []
         if request.beams is not None:
-            told = request.beams.best.logprobs[: len(tokens)]
-        elif raw is not None:
+            logprobs = request.beams.best.logprobs[: len(tokens)]
+        elif unchanged is not None:
             count = request.logprobs or 0
-            told = [logprob(row, token, count) for row, token in zip(raw, tokens, strict=False)]
-        return Emission(request, tokens, [index < accepted for index in range(len(tokens))], finish, told)
+            logprobs = [logprob(row, token, count) for row, token in zip(unchanged, tokens, strict=False)]
+        return Emission(request, tokens, [index < accepted for index in range(len(tokens))], finish, logprobs)
 
 
 def _unchanged(request: Request, rows: Rows) -> Rows | None:
