@@ -31,6 +31,17 @@ def test_a_packed_layer_computes_what_the_plain_one_does(bias: bool) -> None:
 
 
 @needs_bf16
+def test_a_row_alone_gives_the_bits_that_it_gives_among_four() -> None:
+    torch.manual_seed(0)
+    packed = PackedLinear(nn.Linear(1536, 256).bfloat16())
+    rows = torch.randn(1, 4, 1536).bfloat16()
+    with torch.inference_mode():
+        among = packed(rows)
+        for count in (1, 2, 3):
+            assert torch.equal(packed(rows[:, :count]), among[:, :count])
+
+
+@needs_bf16
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
 def test_a_whole_model(family: str, tmp_path: Path) -> None:
     path = write_tiny(tmp_path, family)
