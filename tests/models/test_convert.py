@@ -108,9 +108,9 @@ def test_what_cannot_be_converted_is_said_and_leaves_nothing(gguf: Path, tmp_pat
     cut.write_bytes(gguf.read_bytes()[:5000])
     with pytest.raises(UnsupportedModel, match=r"transformers can't convert .*cut\.gguf: .*llama_cpp"):
         ensure_transformers(cut, tmp_path)
-    layers = [b"qwen2.block_count" + struct.pack("<II", 4, count) for count in (2, 3)]
+    two, three = (b"qwen2.block_count" + struct.pack("<II", 4, count) for count in (2, 3))
     lacking = tmp_path / "lacking.gguf"
-    lacking.write_bytes(gguf.read_bytes().replace(*layers))
+    lacking.write_bytes(gguf.read_bytes().replace(two, three))
     with pytest.raises(UnsupportedModel, match=r"transformers can't convert .*lacking\.gguf: .*llama_cpp"):
         ensure_transformers(lacking, tmp_path)
     part = Path(shutil.copy(gguf, tmp_path / "tiny-00001-of-00002.gguf"))
