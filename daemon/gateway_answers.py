@@ -46,7 +46,7 @@ def whole(head: Head, reply: Reply) -> dict[str, Any]:
     """The answers of a request that does not stream."""
     choices = []
     for index, answer in enumerate(reply.answers):
-        choice: dict[str, Any] = {"index": index, "finish_reason": FINISH.get(answer.finish_reason, "stop")}
+        choice: dict[str, Any] = {"index": index, "finish_reason": _finish(answer.finish_reason)}
         if head.kind == "chat":
             choice["message"] = _message(answer.text, answer.tool_calls)
         else:
@@ -103,13 +103,14 @@ def calls(parts: Sequence[ToolCallPart]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def _finish(reason: str) -> str:
+    """OpenAI's word for why an answer ended; for a reason of a newer daemon's, stop."""
+    return FINISH.get(reason, "stop")
+
+
 def closing(head: Head, index: int, end: AnswerEnd | Done, usage: Usage) -> dict[str, Any]:
     """An answer's last chunk: why it ended, and its timings."""
-    choice: dict[str, Any] = {
-        "index": index,
-        "logprobs": None,
-        "finish_reason": FINISH.get(end.finish_reason, "stop"),
-    }
+    choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": _finish(end.finish_reason)}
     choice["delta" if head.kind == "chat" else "text"] = {} if head.kind == "chat" else ""
     made = end.completion_tokens if isinstance(end, AnswerEnd) else usage.completion_tokens
     return head.chunk(choice) | {"timings": timings([(end.stats, made)], usage)}

@@ -41,9 +41,9 @@ class Keeping:
         loaded = _stamps(settings)
 
         def make_identity() -> str:
-            _same(loaded, _stamps(settings))  # before gigabytes are read in vain, and behind
+            _check_same(settings, loaded)  # before gigabytes are read in vain, and behind
             made = identity(settings, info, lambda: engine.beat(READING, 0, self._asks))
-            _same(loaded, _stamps(settings))
+            _check_same(settings, loaded)
             return made
 
         self.conversations = Conversations(settings.state_dir, self.limit, make_identity)
@@ -128,7 +128,7 @@ def _stamps(settings: Settings) -> dict[Path, tuple[int, int, int]]:
     return stamps
 
 
-def _same(loaded: dict[Path, tuple[int, int, int]], now: dict[Path, tuple[int, int, int]]) -> None:
+def _check_same(settings: Settings, loaded: dict[Path, tuple[int, int, int]]) -> None:
     """OSError if the files have changed: their digests would call another model's caches by this one's."""
-    if now != loaded:
+    if _stamps(settings) != loaded:
         raise OSError("they have changed since")

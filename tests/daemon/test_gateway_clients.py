@@ -80,6 +80,13 @@ def test_what_is_wrong_with_a_body_s_json_is_told(base: str) -> None:
     assert plain.json()["error"]["message"].startswith("the body is no JSON object: send one")
 
 
+async def _endless(begun: asyncio.Event) -> AsyncGenerator[Any, None]:
+    """A stream that nothing comes from; `begun`: somebody waits for it."""
+    begun.set()
+    await asyncio.Event().wait()
+    yield None
+
+
 def test_a_request_that_is_cancelled_leaves_nothing_at_work() -> None:
     """As all are at the gateway's shutdown."""
 
@@ -90,12 +97,7 @@ def test_a_request_that_is_cancelled_leaves_nothing_at_work() -> None:
     async def cancelled() -> None:
         begun = asyncio.Event()
 
-        async def events() -> AsyncGenerator[Any, None]:
-            begun.set()
-            await asyncio.Event().wait()
-            yield None
-
-        stream, here = events(), Here()
+        stream, here = _endless(begun), Here()
         waiting = asyncio.create_task(_unless_gone(anext(stream), cast(Any, here)))
         await begun.wait()
         waiting.cancel()
@@ -113,15 +115,10 @@ def test_a_stream_that_is_cancelled_says_why() -> None:
     async def cancelled() -> None:
         begun = asyncio.Event()
 
-        async def events() -> AsyncGenerator[Any, None]:
-            begun.set()
-            await asyncio.Event().wait()
-            yield None
-
         async def read() -> None:
             first = Tokens(id="1", text="a", tokens=[97], drafted=[False])
             head = Head("chat", "chatcmpl-1", 0, "tiny")
-            async for chunk in _stream(head, first, events(), Chat.model_validate(ASK)):
+            async for chunk in _stream(head, first, _endless(begun), Chat.model_validate(ASK)):
                 came.append(chunk)
 
         reading = asyncio.create_task(read())
