@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from draftd.models.base import Span, State
 class Step:
     """Where one forward writes and what it attends to: its spans, one a row, padded to the widest."""
 
-    def __init__(self, spans: Sequence[Span]) -> None:
+    def __init__(self, spans: Sequence[Span], shown: Callable[[int], int]) -> None:
         self.slots = [span.slot for span in spans]
         self.starts = [span.start for span in spans]
         self.widths = [len(span.tokens) for span in spans]
         self.width = max(self.widths)
-        self.length = max(start + width for start, width in zip(self.starts, self.widths, strict=True))
+        ends = [start + width for start, width in zip(self.starts, self.widths, strict=True)]
+        self.length = shown(max(ends))
         self._indices: dict[torch.device, tuple[Tensor, ...]] = {}
         first = self.slots[0]
         self._adjacent = self.slots == list(range(first, first + len(self.slots)))
@@ -34,7 +35,7 @@ class Step:
         """
         first = self.slots[0]
         if len(self.slots) == 1:
-            buffer[first, :, self.starts[0] : self.length] = new[0]
+            buffer[first, :, self.starts[0] : self.starts[0] + self.width] = new[0]
             return buffer[first : first + 1, :, : self.length]
         rows, columns, slots, positions, each = self._index(buffer.device)
         buffer[slots, :, positions] = new[rows, :, columns]  # [tokens, heads, dim]: the padding stays out
@@ -96,9 +97,14 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 class SlotCache(Cache):
-    """All layers' slots, and how many positions of each are valid; `lengths` is the only truth about that."""
+    """All layers' slots, and how many positions of each are valid; `lengths` is the only truth about that.
 
-    def __init__(self, layers: int, slots: int, context: int) -> None:
+    A forward attends to `shown(length)` positions, `length` or more and at most `context`; its mask hides
+    those that are not its own.
+    """
+
+    def __init__(self, layers: int, slots: int, context: int, shown: Callable[[int], int] = int) -> None:
+        self._shown = shown
         self.slot_layers = [SlotLayer(slots, context) for _ in range(layers)]
         super().__init__(layers=list(self.slot_layers))
         self.lengths = [0] * slots
@@ -112,7 +118,7 @@ class SlotCache(Cache):
                 for buffer in self._buffers():
                     buffer[span.slot, :, span.start : self._spoilt[span.slot]] = 0
                 self._spoilt[span.slot] = span.start
-        step = Step(spans)
+        step = Step(spans, self._shown)
         for layer in self.slot_layers:
             layer.step = step
         return step

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from draftd.ipc.errors import ContextOverflow, InvalidRequest
+from draftd.models import attention
 from draftd.models import transformers_load as loading
 from draftd.models.base import Rows, Span, State
 from draftd.models.slots import SlotCache
@@ -30,10 +31,12 @@ class TransformersTarget:
         self.vocab = int(model.get_output_embeddings().weight.shape[0])
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.dtype: torch.dtype = model.dtype
-        self._additive = self._config._attn_implementation == "eager"  # sdpa takes booleans
+        self._additive = self._config._attn_implementation != "sdpa"  # which takes booleans
         self._layer_types = frozenset(getattr(self._config, "layer_types", None) or ())
-        self._cache = SlotCache(self._config.num_hidden_layers, slots, self.context)
-        self._keys = torch.arange(self.context, device=self.device)
+        grouped = self._config._attn_implementation == attention.NAME
+        shown = attention.whole if grouped else int
+        self._cache = SlotCache(self._config.num_hidden_layers, slots, shown(self.context), shown)
+        self._keys = torch.arange(shown(self.context), device=self.device)
         self._host = torch.empty(0)  # pinned memory that takes the rows of a GPU
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
 from draftd.ipc.errors import CorruptModel, EngineFailed, InvalidConfig, ModelNotFound, UnsupportedModel
+from draftd.models.attention import use_grouped
 from draftd.models.base import Span, Target
 from draftd.models.packed import can_pack, pack
 
@@ -38,8 +38,6 @@ def load_model(
     if reason := why_not(config):
         raise UnsupportedModel(f"{path} can't be a target: {reason}")
     place = _place(device)
-    # The CPU's kernel reads grouped heads in place; the library would repeat them, at three times the cost.
-    os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] = "1" if place.type == "cpu" and not device_map else "0"
     softcap = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
     options: dict[str, Any] = {"dtype": _dtype(dtype), "local_files_only": True, "output_loading_info": True}
     if softcap:
@@ -61,6 +59,7 @@ def load_model(
         raise CorruptModel(f"{path} lacks {len(missing)} weights, {missing[0]} among them: fetch it again")
     if can_pack(model):
         pack(model)
+    use_grouped(model)
     keep_rows_apart(model)
     return model.eval()
 
