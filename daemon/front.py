@@ -189,8 +189,7 @@ class Front:
             request_id = messages.request_id(body)
             self._on_message(client, user, messages.parse_client(body))
         except DraftdError as error:
-            self.jobs.counters.failed(error.code)
-            self.apps.send_error(client, request_id, error)
+            self.jobs.abandon(client, request_id, error)
         except Exception as error:  # a fault of ours must not end the requests of others
             self.jobs.abandon(client, request_id, logs.told(error))
 

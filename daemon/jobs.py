@@ -230,7 +230,7 @@ class Jobs:
             self.apps.send_error(job.delivery.client, job.delivery.id, from_code(code, sentence))
 
     def abandon(self, client: bytes, request_id: str, error: DraftdError) -> None:
-        """A fault of ours at a message: end the request that it names, however far that was taken on."""
+        """A message that can't be done: end the request that it names, however far that was taken on."""
         job = self.by_client.get((client, request_id))
         if job is not None:
             self.drop(job, error.code, error.message)

@@ -48,6 +48,25 @@ def test_a_fault_of_ours_at_a_message_ends_its_request_and_not_the_front(
     assert other.hear()["tokens"] == [1]
 
 
+@pytest.mark.parametrize("kind", ["generate", "prefill"])
+@pytest.mark.parametrize("wrong", [{"type": "credit", "credit": -1}, {"type": "generate", "prompt": "y"}])
+def test_an_error_ends_the_open_request_that_it_names(
+    front: Desk, kind: str, wrong: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front.front.jobs.prefills, "tell_engine", front.told.append)
+    app, other = front.app(), front.app()
+    key = front.generate(other)
+    app.say(kind, prompt="x")
+    front.turn()
+    assert kind == "prefill" or app.hear()["type"] == "accepted"
+    error = front.ask(app, wrong["type"], **{name: value for name, value in wrong.items() if name != "type"})
+    assert (error["type"], error["id"], error["code"]) == ("error", "1", "invalid_request")
+    assert front.told[-1]["type"] == ("cancel" if kind == "generate" else "cancel_prefill")
+    assert list(front.front.jobs.by_key) == [key], "that of another connection goes on"
+    assert not front.front.jobs.prefills.by_key
+    assert front.ask(app, "generate", prompt="z")["type"] == "accepted", "its id is free again"
+
+
 def test_a_fault_at_a_message_of_no_request_is_answered(front: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault() -> dict[str, int]:
         raise ZeroDivisionError
