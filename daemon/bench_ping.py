@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket as sockets
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import msgpack
 import zmq
 
 from draftd.ipc.client import Client
+from draftd.models.child import end_with
 
 BLOCK = 100  # round trips of one kind before it is the other's turn: both meet the same machine
 PATIENCE = 10_000  # milliseconds
@@ -80,7 +82,8 @@ def _alternate(kinds: Sequence[Callable[[], float]], count: int) -> list[list[fl
 @contextlib.contextmanager
 def _echoing(kind: str, address: str) -> Iterator[None]:
     """The other process."""
-    echo = subprocess.Popen([sys.executable, "-P", "-m", __name__, kind, address], stdin=subprocess.DEVNULL)
+    command = [sys.executable, "-P", "-m", __name__, kind, address, str(os.getpid())]
+    echo = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         yield
     finally:
@@ -142,4 +145,5 @@ def _echo_unix(path: str) -> None:
 
 
 if __name__ == "__main__":
+    end_with(int(sys.argv[3]))
     {"zmq": _echo, "unix": _echo_unix}[sys.argv[1]](sys.argv[2])

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from draftd.ipc.client import Client
-from draftd.ipc.errors import EngineFailed, Unreachable
+from draftd.ipc.errors import DraftdError, EngineFailed, Unreachable
 from draftd.ipc.messages import Status
 
 LOADING = 1800.0  # seconds a pair may take to load; the first time it is converted too
 LOOK_EVERY = 0.1  # seconds
+FAULTS = ("ERROR ", "CRITICAL ")  # how such a line of the log begins
 
 # For what is timed: while others compute, or on a rung of the governor's, a daemon drafts less and with fewer
 # threads.
@@ -63,6 +64,9 @@ def private_daemon(
             with _ended_by_sigterm():
                 _wait_until_ready(child, endpoint, log, report)
                 yield endpoint
+        except DraftdError as error:
+            error.message += _worst(log)
+            raise
         finally:
             child.terminate()
             try:
@@ -108,6 +112,12 @@ def _wait_until_ready(
         except Unreachable:  # not bound yet, or it has just died, which the next turn sees
             time.sleep(LOOK_EVERY)
     raise EngineFailed(f"the daemon was not ready within {LOADING:.0f} seconds: {_last_words(log)}")
+
+
+def _worst(log: Path) -> str:
+    """What a daemon's log, which goes with it, has to say of its own faults."""
+    faults = [line for line in log.read_text("utf-8", "replace").splitlines() if line.startswith(FAULTS)]
+    return f"; its log has: {faults[-1]}" if faults else ""
 
 
 def _last_words(log: Path) -> str:

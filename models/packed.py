@@ -26,7 +26,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:  # [..., inputs] to [..., outputs]
         count = rows.shape[:-1].numel()
-        if count >= LEAST:
+        if count >= LEAST or count == 0:  # of the head, none where more of a prompt is to come
             return self._multiply(rows)
         filled = rows.new_zeros(LEAST, rows.shape[-1])
         filled[:count] = rows.reshape(count, -1)

@@ -25,7 +25,7 @@ def test_a_packed_layer_computes_what_the_plain_one_does(bias: bool) -> None:
     packed = PackedLinear(plain)
     assert (packed.weight.shape, packed.weight.dtype) == ((33, 48), torch.bfloat16)
     with torch.inference_mode():
-        for shape in [(1, 1, 48), (2, 9, 48), (40, 48)]:
+        for shape in [(1, 1, 48), (2, 9, 48), (40, 48), (1, 0, 48), (0, 48)]:
             rows = torch.randn(shape).bfloat16()
             torch.testing.assert_close(packed(rows), plain(rows))
 
