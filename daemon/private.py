@@ -65,7 +65,7 @@ def private_daemon(
                 _wait_until_ready(child, endpoint, log, report)
                 yield endpoint
         except DraftdError as error:
-            error.message += _worst(log)
+            error.args = (error.message + _worst(log),)
             raise
         finally:
             child.terminate()

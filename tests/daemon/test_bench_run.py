@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -117,6 +119,29 @@ def test_a_private_daemons_models_stay_whatever_the_users_settings(monkeypatch: 
     with private_daemon("tiny", lambda status: None) as endpoint, Client(endpoint) as client:
         client.complete(prompt="x", max_tokens=1)
         assert client.status().state == "ready"
+
+
+@pytest.mark.usefixtures("own_pair")
+def test_what_a_private_daemons_log_has_of_its_faults_is_told(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.touch()
+
+    def ask(endpoint: str) -> None:
+        log = Path(endpoint.removeprefix("ipc://")).with_name("log")
+        config.write_text("nonsense = 1")
+        (daemon,) = psutil.Process().children()
+        daemon.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 30
+        while "refused" not in log.read_text() and time.monotonic() < end:
+            time.sleep(0.05)
+        raise EngineFailed("asked in vain")
+
+    told = r"asked in vain; its log has: ERROR draftd\.front: reload refused, "
+    with (
+        pytest.raises(EngineFailed, match=told),
+        private_daemon("tiny", lambda status: None, config) as endpoint,
+    ):
+        ask(endpoint)
 
 
 @pytest.mark.usefixtures("own_pair")
