@@ -21,19 +21,18 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from draftd.models.packed import on_cpu
+
 NAME = "draftd_grouped"  # what the library calls it
 LEAST = 4  # rows of a product
 BLOCK = 512  # keys that the kernel takes at a time (kvSplitSize in ATen/native/cpu/FlashAttentionKernel.cpp)
 PIECE = 192  # keys of those that oneDNN's product in 16 bits sums before it adds them to the rest
 
 
-def use_grouped(model: Any) -> bool:
-    """Make a model on the CPU attend by `grouped`; False where it must attend in its own way or elsewhere."""
-    if any(weight.device.type != "cpu" for weight in model.parameters()):
-        return False
-    if model.config._attn_implementation == "sdpa":
+def use_grouped(model: Any) -> None:
+    """Make a model on the CPU attend by `grouped`, unless it must attend in its own way."""
+    if on_cpu(model) and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
-    return bool(model.config._attn_implementation == NAME)
 
 
 def whole(length: int) -> int:

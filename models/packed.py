@@ -37,11 +37,16 @@ class PackedLinear(nn.Module):
         return result
 
 
+def on_cpu(model: Any) -> bool:
+    """Whether all of a model's weights are in main memory."""
+    return all(weight.device.type == "cpu" for weight in model.parameters())
+
+
 def can_pack(model: Any) -> bool:
     """Whether all of the model is where and what the packed kernel is for: bf16, on a CPU that has it."""
     ops = torch.ops.mkldnn
     return (
-        all(weight.device.type == "cpu" for weight in model.parameters())
+        on_cpu(model)
         and model.dtype == torch.bfloat16
         and hasattr(ops, "_linear_pointwise")
         and hasattr(ops, "_reorder_linear_weight")

@@ -17,6 +17,14 @@ from tests.ipc.conftest import Connect
 from tests.ipc.scripted import Say, ScriptedDaemon, first_tokens_only
 
 
+def begin(message: Generate, say: Say, *, expires: bool = True) -> None:
+    """Two tokens of an answer, and the end of its lease."""
+    say(messages.Accepted(id=message.id, seed=77))
+    say(scripted.tokens(message.id, "Hél", [1, 2], [False, True], [1, 2]))
+    if expires:
+        say(messages.Error(id=message.id, code="lease_expired", message="silent"))
+
+
 def test_a_daemon_that_goes_away_in_mid_stream(daemon: ScriptedDaemon, connect: Connect) -> None:
     daemon.script = first_tokens_only
     stream = connect(daemon.endpoint, patience=0).generate(prompt="Hi")
@@ -66,10 +74,7 @@ def test_an_idle_client_finds_a_restarted_daemon(tmp_path: Path, connect: Connec
 def test_a_stream_goes_on_where_it_was(tmp_path: Path, connect: Connect, end: str) -> None:
     def script(message: messages.ClientMessage, say: Say) -> None:
         if isinstance(message, Generate) and message.resume is None:
-            say(messages.Accepted(id=message.id, seed=77))
-            say(scripted.tokens(message.id, "Hél", [1, 2], [False, True], [1, 2]))
-            if end == "the lease expires":
-                say(messages.Error(id=message.id, code="lease_expired", message="silent"))
+            begin(message, say, expires=end == "the lease expires")
         elif isinstance(message, Generate):
             say(messages.Accepted(id=message.id, seed=77))
             say(scripted.tokens(message.id, "lo", [3], [False], [2]))
@@ -106,9 +111,7 @@ def test_a_stream_that_finds_the_queue_full_comes_again(
         if not isinstance(message, Generate):
             scripted.answer(message, say)
         elif message.resume is None:
-            say(messages.Accepted(id=message.id, seed=77))
-            say(scripted.tokens(message.id, "Hél", [1, 2], [False, True], [1, 2]))
-            say(messages.Error(id=message.id, code="lease_expired", message="silent"))
+            begin(message, say)
         elif len(tries) < 2:
             tries.append(time.monotonic())
             say(messages.Error(id=message.id, code="overloaded", message="full", retry_after=0.3))
@@ -133,9 +136,7 @@ def test_closing_an_async_client_ends_a_streams_wait_for_a_full_queue(daemon: Sc
         if not isinstance(message, Generate):
             scripted.answer(message, say)
         elif message.resume is None:
-            say(messages.Accepted(id=message.id, seed=77))
-            say(scripted.tokens(message.id, "Hél", [1, 2], [False, True], [1, 2]))
-            say(messages.Error(id=message.id, code="lease_expired", message="silent"))
+            begin(message, say)
         else:
             say(messages.Error(id=message.id, code="overloaded", message="full", retry_after=20.0))
 

@@ -111,10 +111,12 @@ def test_a_target_gives_the_same_bits_however_it_is_asked(target: TransformersTa
 def test_a_model_that_attends_in_its_own_way_keeps_it(tmp_path: Path) -> None:
     path = write_tiny(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager")
-    assert not use_grouped(model)
+    use_grouped(model)
     assert model.config._attn_implementation == "eager"
     model = AutoModelForCausalLM.from_pretrained(path)
-    assert use_grouped(model)
+    use_grouped(model)
     assert model.config._attn_implementation == NAME
-    weights = SimpleNamespace(parameters=lambda: [SimpleNamespace(device=torch.device("cuda"))])
-    assert not use_grouped(weights)
+    weights = [SimpleNamespace(device=torch.device("cuda"))]
+    config = SimpleNamespace(_attn_implementation="sdpa")
+    use_grouped(SimpleNamespace(config=config, parameters=lambda: weights))
+    assert config._attn_implementation == "sdpa"
