@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -17,40 +18,52 @@ from numpy.typing import NDArray
 
 from draftd.ipc.errors import InvalidRequest
 from draftd.models.base import Rows
-from draftd.models.groups import Row
+from draftd.models.groups import Row, tops_of
 from draftd.models.processors import Processors
-from draftd.models.sampling import Sampling, keep
+from draftd.models.sampling import BLOCK, Sampling, best_of, keep
 
 Rejection = Literal["rejection", "rejection-token"]  # blocks, tokens
-BLOCK = 512  # tokens whose weights are summed first where one is drawn: a running sum of all is slow
+FEW = 8192  # tokens whose weights are in double precision
+
+Weights = NDArray[np.float64] | NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Law:
-    """A distribution over tokens: `weights[i]` belongs to `tokens[i]`, and what is not there has none."""
+    """A distribution over tokens: `scale * weights[i]` belongs to `tokens[i]`; what is not there has none."""
 
-    weights: NDArray[np.float64]  # [kept], in proportion: a residual's sum is below 1
+    weights: Weights  # [kept]
     tokens: NDArray[np.int64] | None = None  # [kept], ascending; None: all of the row
+    scale: float = 1.0  # a residual's probabilities sum to less than 1
+
+    @cached_property
+    def sums(self) -> NDArray[np.float64]:
+        """The weights of each `BLOCK` tokens together."""  # [ceil(kept / BLOCK)]
+        return np.add.reduceat(self.weights, range(0, len(self.weights), BLOCK)).astype(np.float64)
+
+    @property
+    def mass(self) -> float:
+        """The sum of all probabilities."""
+        return float(self.sums.sum()) * self.scale
 
     def of(self, token: int) -> float:
-        """The weight of one token."""
+        """The probability of one token."""
         if self.tokens is None:
-            return float(self.weights[token]) if token < len(self.weights) else 0.0
+            return float(self.weights[token]) * self.scale if token < len(self.weights) else 0.0
         index = int(np.searchsorted(self.tokens, token))
         there = index < len(self.tokens) and int(self.tokens[index]) == token
-        return float(self.weights[index]) if there else 0.0
+        return float(self.weights[index]) * self.scale if there else 0.0
 
-    def excess(self, other: Law, scale: float = 1.0) -> Law:
-        """What `scale` times this law has over the other: max(0, scale p - q), not normalised."""
-        if self.tokens is None and other.tokens is None and len(other.weights) <= len(self.weights):
-            weights = scale * self.weights
+    def excess(self, other: Law, reach: float = 1.0) -> Law:
+        """What `reach` times this law has over the other: max(0, reach p - q), not normalised."""
+        weights = self.weights * (reach * self.scale / other.scale)  # in the other's units
+        if self.tokens is None and other.tokens is None and len(other.weights) <= len(weights):
             weights[: len(other.weights)] -= other.weights
         else:
-            row = np.zeros(max(self._width, other._width))
+            row = np.zeros(max(self._width, other._width), weights.dtype)
             row[slice(len(other.weights)) if other.tokens is None else other.tokens] = other.weights
-            weights = scale * self.weights
             weights -= row[: len(weights)] if self.tokens is None else row[self.tokens]
-        return Law(np.maximum(weights, 0.0, out=weights), self.tokens)
+        return Law(np.maximum(weights, 0.0, out=weights), self.tokens, other.scale)
 
     @property
     def _width(self) -> int:
@@ -58,21 +71,25 @@ class Law:
 
 
 def law_of(row: Row, sampling: Sampling, tops: Row | None = None) -> Law:
-    """What a row is sampled from, all but the logits in double precision; greedy: its first maximum.
+    """What a row is sampled from; greedy: its first maximum. `tops` is `tops_of(row)`, where that is known.
 
-    `tops` is `tops_of(row)`, where that is known.
+    In double precision where few tokens are left. Of many it takes three times as long, to round a hundred
+    times finer than the logits themselves are.
     """
-    best = int(row.argmax())
+    tops = tops_of(row) if tops is None else tops
+    best = best_of(row, tops)
     if sampling.temperature <= 0.0 or not np.isfinite(row[best]):
         return one_hot(best)
     tokens = None
     if sampling.top_k or sampling.top_p < 1.0 or sampling.min_p > 0.0:
         tokens = keep(row, sampling, tops)
-    weights = np.subtract(row if tokens is None else row[tokens], row[best], dtype=np.float64)
+    left = row if tokens is None else row[tokens]
+    weights: Weights = np.subtract(left, row[best], dtype=np.float64 if len(left) <= FEW else np.float32)
     weights *= 1.0 / sampling.temperature
     np.exp(weights, out=weights)
-    weights *= 1.0 / weights.sum()
-    return Law(weights, tokens)
+    law = Law(weights, tokens)
+    law.scale = 1.0 / law.mass
+    return law
 
 
 def one_hot(token: int) -> Law:
@@ -95,11 +112,11 @@ class Dice:
 
     def draw(self, law: Law) -> int:
         """A token of a law, which need not be normalised."""
-        mass = np.cumsum(np.add.reduceat(law.weights, range(0, len(law.weights), BLOCK)))
+        mass = np.cumsum(law.sums)
         left = self._random.random() * mass[-1]
         block = int(np.searchsorted(mass, left, side="right"))
         weights = law.weights[block * BLOCK : (block + 1) * BLOCK]
-        within = np.cumsum(weights) + (mass[block - 1] if block else 0.0)
+        within = np.cumsum(weights, dtype=np.float64) + (mass[block - 1] if block else 0.0)
         place = int(np.searchsorted(within, left, side="right"))
         if place == len(weights):  # the two sums differ by rounding
             place = int(np.flatnonzero(weights)[-1])
@@ -141,7 +158,7 @@ def verify_block(p: Laws, q: Sequence[Law], drafted: Sequence[int], dice: Dice) 
             rest, chance = here, reach
         else:
             rest = here.excess(q[i], reach)
-            mass = float(rest.weights.sum())
+            mass = rest.mass
             chance = mass / (mass + 1.0 - reach) if mass > 0.0 else 0.0
         if dice.accept(chance):
             accepted, last = i, rest

@@ -14,6 +14,7 @@ from draftd.models.race import winner
 
 COLDEST = 1e-6  # 32 bits can't divide by much less
 ROUNDING = 1e-4  # of sums of probabilities that are made of 32-bit logits
+BLOCK = 512  # tokens whose weights are summed first: a running sum of all is slow, and rounds more
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +98,14 @@ def _top_k_min_p(row: Row, sampling: Sampling, tops: Row) -> tuple[Row, np.float
 def _top_p(left: Row, temperature: float, top_p: float) -> np.float32:
     """The least logit of the smallest set of most probable tokens whose probability reaches top_p."""
     weights = _weights(left, left.max(), temperature)
-    total = float(weights.sum(dtype=np.float64))
+    total = float(np.add.reduceat(weights, range(0, len(weights), BLOCK)).sum(dtype=np.float64))
     # Tokens below this weight hold less than 1 - top_p together: none of them is in the set.
-    head = np.flatnonzero(weights >= (1.0 - top_p) * total / len(left))
+    cut, last = 1.0, (1.0 - top_p) * total / len(left)
+    while True:  # to sort few is worth some looks for them
+        cut = max(cut / 16.0, last)
+        head = np.flatnonzero(weights >= cut)
+        if not cut > last or weights[head].sum(dtype=np.float64) >= (top_p + ROUNDING) * total:
+            break
     ordered = np.sort(left[head])[::-1]
     mass = np.cumsum(_weights(ordered, ordered[0], temperature).astype(np.float64))
     return np.float32(ordered[min(int(np.searchsorted(mass, top_p * total)), len(ordered) - 1)])

@@ -20,7 +20,7 @@ samplings = st.builds(
     Sampling,
     temperature=st.sampled_from([0.2, 0.7, 1.0, 1.5, 4.0]),
     top_k=st.sampled_from([0, 1, 2, 5, 50]),
-    top_p=st.sampled_from([1.0, 0.95, 0.5, 0.01]),
+    top_p=st.sampled_from([1.0, 0.95, 0.5, 0.01, 1e-20]),
     min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
     seed=st.integers(0, 2**64 - 1),
 )

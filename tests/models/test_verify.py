@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from draftd.models import verify as module
-from draftd.models.rejection import Dice, Law
+from draftd.models.rejection import Dice, Law, Weights
 from draftd.models.sampling import Sampling, choose
 from draftd.models.verify import verify
 from tests.enumeration import EXACT, SIZES, Tokens, completed, exact, outcomes, total_variation, toy
@@ -54,7 +54,7 @@ def test_the_coupled_verifier_has_the_targets_law(
         masses = [np.cumsum(law(drafted).weights)[:-1] for law in laws]
         return np.unique(np.concatenate([[0.0, 1.0], *masses]))
 
-    def pick(row: NDArray[np.float64], sampling: Sampling, position: int) -> int:
+    def pick(row: Weights, sampling: Sampling, position: int) -> int:
         return int(np.searchsorted(np.cumsum(row)[:-1], chosen[position]))
 
     def run(dice: Dice) -> Tokens:
