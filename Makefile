@@ -32,7 +32,7 @@ demo: install ## fetch a small pair (98 MB), start a daemon, ask it a question, 
 	@$(BIN)/python -m draftd.daemon.demo
 
 test: install ## the tests (ARGS="-k name" chooses)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-qwen: install ## the tests that need the qwen2.5-coder pair (fetches 1.6 GB)
 	@$(BIN)/draftd models pull qwen2.5-coder

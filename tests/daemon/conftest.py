@@ -28,6 +28,10 @@ from tests.tiny import write_tiny
 from tests.tiny_gguf import write_gguf
 
 WAIT = 60.0  # seconds until a daemon must be where a test wants it
+# For serve(): a target in llama.cpp, which is there in a third of the time that transformers takes to import;
+LIGHT = {"backend": "llama_cpp", "target": "same.gguf"}
+# and one in transformers, whose answers are the same to the last bit however they were drafted.
+EXACT = {"backend": "transformers", "target": "target"}
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +41,9 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_models(root: Path) -> Path:
-    write_tiny(root / "target")
+    write_tiny(root / "target", context=8192)  # room for answers of seconds
     write_gguf(root / "target", root / "same.gguf")
-    write_gguf(write_tiny(root / "noisy", noise=0.15), root / "draft.gguf")
+    write_gguf(write_tiny(root / "noisy", noise=0.15, context=8192), root / "draft.gguf")
     return root
 
 
@@ -124,10 +128,12 @@ def serve(tmp_path: Path, tiny_files: Path) -> Iterator[Serve]:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, tiny_files: Path) -> Iterator[Daemon]:
-    """One daemon for the tests of a file that leave it as they found it."""
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_files: Path
+) -> Iterator[Daemon]:
+    """One daemon for the tests of a file that leave it as they found it; the file's `DAEMON` says which."""
     with serving(tmp_path_factory.mktemp("shared"), tiny_files) as start:
-        yield start("--slots", "2")
+        yield start("--slots", "2", **getattr(request.module, "DAEMON", LIGHT | {"context": "8192"}))
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import pytest
 
 from draftd.ipc import Done, Tokens
 from draftd.ipc.session import reply
-from tests.daemon.conftest import Daemon, Serve, cancelling
+from tests.daemon.conftest import EXACT, Daemon, Serve, cancelling
+
+DAEMON = EXACT
 
 OPTIONS: dict[str, Any] = {"prompt": "def add(a, b):  # returns their sum", "temperature": 1.0, "seed": 30}
 

@@ -89,8 +89,9 @@ def own_pair(tmp_path: Path, tiny_files: Path, monkeypatch: pytest.MonkeyPatch) 
     """A pair `tiny` in this process's environment, which a daemon inherits."""
     catalog = tmp_path / "catalog.toml"
     catalog.write_text(
-        f'[models.target]\npath = "{tiny_files}/target"\n[models.draft]\npath = "{tiny_files}/draft.gguf"\n'
-        '[pairs.tiny]\ntarget = "target"\ndraft = "draft"\nbackend = "transformers"\n'
+        f'[models.target]\npath = "{tiny_files}/same.gguf"\n'
+        f'[models.draft]\npath = "{tiny_files}/draft.gguf"\n'
+        '[pairs.tiny]\ntarget = "target"\ndraft = "draft"\nbackend = "llama_cpp"\n'
     )
     settings = {"CATALOG": catalog, "CONFIG": os.devnull, "CACHE_DIR": tmp_path, "STATE_DIR": tmp_path}
     for name, value in {**settings, "DTYPE": "float32", "CONTEXT": "512", "THREADS": "1"}.items():

@@ -160,7 +160,7 @@ def test_the_async_client(base: str) -> None:
         (ASK | {"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "takes no tools"),
         (ASK | {"n": 129}, 400, "n: Input should be less than or equal to 128"),
         (ASK | {"logit_bias": {"97": 1e10}}, 400, "logit_bias.97: should be less than or equal to 1000"),
-        ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "the context holds 512"),
+        ({"messages": [{"role": "user", "content": "x" * 9000}]}, 400, "the context holds 8192"),
     ],
 )
 def test_wrong_requests_are_told_in_openai_s_shape(base: str, body: object, status: int, words: str) -> None:

@@ -10,8 +10,10 @@ import pytest
 
 from draftd.ipc import Client, Done, Tokens
 from draftd.ipc.errors import ContextOverflow, DraftdError, InvalidRequest, ModelNotFound
-from tests.daemon.conftest import Daemon
+from tests.daemon.conftest import EXACT, Daemon
 from tests.tiny import END_OF_TEXT
+
+DAEMON = EXACT
 
 PROMPT = "def add(a, b):"
 

@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from draftd.daemon import logs
 from draftd.daemon.mask import masked
 from draftd.ipc.errors import InvalidRequest
-from tests.daemon.conftest import Serve
+from tests.daemon.conftest import LIGHT, Serve
 
 SECRET = "the zebra marries on tuesday"
 
 
 def test_no_prompt_and_no_answer_in_logs_metrics_or_crash_reports(serve: Serve, tmp_path: Path) -> None:
-    daemon = serve(log_level="debug")
+    daemon = serve(log_level="debug", context="8192", **LIGHT)
     with daemon.client() as client:
         answer = client.complete(prompt=SECRET, max_tokens=40, ignore_eos=True, temperature=1.0)
         client.complete(messages=[{"role": "user", "content": SECRET}], max_tokens=4)
         with pytest.raises(InvalidRequest):
             client.complete(prompt="x", grammar={"kind": "regex", "source": f"({SECRET}"})
-        stream = client.generate(prompt=SECRET, max_tokens=400, ignore_eos=True)
+        stream = client.generate(prompt=SECRET, max_tokens=8000, ignore_eos=True)
         next(stream)
         os.kill(daemon.engine().pid, signal.SIGSEGV)  # a crash, with faulthandler's report
         list(stream)
@@ -48,7 +48,7 @@ def test_no_prompt_and_no_answer_in_logs_metrics_or_crash_reports(serve: Serve, 
 
 
 def test_content_is_logged_masked_if_the_operator_wants_it(serve: Serve) -> None:
-    daemon = serve(log_content="true")
+    daemon = serve(log_content="true", **LIGHT)
     with daemon.client() as client:
         client.complete(prompt=f"{SECRET}, write to ada@example.org", max_tokens=4)
     lines = daemon.lines.read_text()

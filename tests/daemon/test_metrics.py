@@ -95,7 +95,7 @@ def test_a_refused_request_is_counted_by_its_code(shared: Daemon) -> None:
 
 def test_a_full_status_shows_who_runs(shared: Daemon) -> None:
     with shared.client() as client:
-        stream = client.generate(prompt=PROMPT, max_tokens=400, ignore_eos=True)
+        stream = client.generate(prompt=PROMPT, max_tokens=8000, ignore_eos=True)
         next(stream)
         (each,) = client.status(full=True).active
         assert each["state"] == "running"

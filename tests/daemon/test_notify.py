@@ -22,7 +22,7 @@ from draftd.ipc import Tokens
 from draftd.ipc.errors import Cancelled, DraftdError, InvalidConfig, ModelNotFound
 from draftd.models import fetch
 from draftd.models.catalog import Model
-from tests.daemon.conftest import Daemon, Serve
+from tests.daemon.conftest import LIGHT, Daemon, Serve
 
 WAIT = 60.0  # seconds
 PROMPT = "def add(a, b):"
@@ -59,7 +59,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager
 
 
 def test_the_sequence_of_a_life(manager: Manager, serve: Serve) -> None:
-    daemon = serve(wait=False, context="4096")
+    daemon = serve(wait=False, context="4096", **LIGHT)
     manager.until_line("READY=1")
     assert daemon.status().state in ("loading", "ready")  # bound, whatever the models do
     manager.until(lambda text: text.startswith("STATUS=loading"))

@@ -10,7 +10,9 @@ import pytest
 from draftd.ipc import Client
 from draftd.ipc.errors import ContextOverflow, InvalidRequest
 from draftd.ipc.messages import Done
-from tests.daemon.conftest import Daemon, Serve
+from tests.daemon.conftest import EXACT, Daemon, Serve
+
+DAEMON = EXACT
 
 TYPED = "Write a sonnet about a daemon that speculates, and let the last line be a question about truth."
 

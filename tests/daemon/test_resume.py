@@ -14,7 +14,9 @@ from typing import Any
 from draftd.ipc import AsyncClient, Client, Tokens
 from draftd.ipc.messages import Done
 from draftd.ipc.session import Reply, reply
-from tests.daemon.conftest import Daemon, Serve
+from tests.daemon.conftest import EXACT, Daemon, Serve
+
+DAEMON = EXACT
 
 PROMPT = "def add(a, b):"
 OPTIONS: dict[str, Any] = {

@@ -13,15 +13,16 @@ import pytest
 
 from draftd.ipc import Client, Tokens
 from draftd.ipc.errors import DraftdError, Overloaded
-from tests.daemon.conftest import Daemon, Serve, cancelling
+from tests.daemon.conftest import LIGHT, Daemon, Serve, cancelling
 
 PROMPT = "def add(a, b):"
+LONG = {**LIGHT, "context": "8192"}  # an answer of 8000 tokens takes seconds
 
 
 def test_cancel_in_mid_stream_frees_the_slot(serve: Serve) -> None:
-    daemon = serve("--slots", "1")
+    daemon = serve("--slots", "1", **LONG)
     client = daemon.client()
-    stream = client.generate(prompt=PROMPT, max_tokens=450, temperature=1.0, seed=1, ignore_eos=True)
+    stream = client.generate(prompt=PROMPT, max_tokens=8000, temperature=1.0, seed=1, ignore_eos=True)
     with cancelling(daemon):
         next(stream)
         stream.close()
@@ -32,14 +33,14 @@ def test_cancel_in_mid_stream_frees_the_slot(serve: Serve) -> None:
 KILLED_CLIENT = """
 import sys
 from draftd.ipc import Client
-ASK = {"prompt": "ab", "max_tokens": 480, "temperature": 1.0, "seed": 1, "ignore_eos": True}
+ASK = {"prompt": "ab", "max_tokens": 8000, "temperature": 1.0, "seed": 1, "ignore_eos": True}
 for event in Client(sys.argv[1]).generate(**ASK):
     print("got", flush=True)
 """
 
 
 def test_a_client_killed_in_mid_stream_loses_its_request(serve: Serve) -> None:
-    daemon = serve("--slots", "1")
+    daemon = serve("--slots", "1", **LONG)
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED_CLIENT, daemon.endpoint], stdout=subprocess.PIPE, text=True
     )
@@ -53,7 +54,7 @@ def test_a_client_killed_in_mid_stream_loses_its_request(serve: Serve) -> None:
 
 
 def test_the_engine_killed_before_it_is_ready_is_replaced_and_requests_wait(serve: Serve) -> None:
-    daemon = serve(wait=False)
+    daemon = serve(wait=False, **LIGHT)
     daemon.wait_for(lambda status: status.state == "loading")
     replies = []
     client = daemon.client()
@@ -90,8 +91,11 @@ def test_the_engine_killed_in_mid_stream_continues_with_the_same_tokens(serve: S
 
 
 def test_a_full_queue_is_overloaded(serve: Serve) -> None:
-    client = serve("--slots", "1", queue="1").client()
-    streams = [client.generate(prompt="ab", max_tokens=480, temperature=1.0, seed=s) for s in (1, 2)]
+    client = serve("--slots", "1", queue="1", **LONG).client()
+    streams = [
+        client.generate(prompt="ab", max_tokens=8000, ignore_eos=True, temperature=1.0, seed=s)
+        for s in (1, 2)
+    ]
     next(streams[0])
     waiting = threading.Thread(target=lambda: next(streams[1]))
     waiting.start()
@@ -119,9 +123,9 @@ def test_a_second_daemon_on_one_endpoint_is_refused(shared: Daemon) -> None:
 
 
 def test_sigterm_ends_streams_with_a_reason_and_leaves_nothing_behind(serve: Serve) -> None:
-    daemon = serve()
+    daemon = serve(**LONG)
     engine = daemon.engine()
-    stream = daemon.client().generate(prompt="ab", max_tokens=480, temperature=1.0, seed=1)
+    stream = daemon.client().generate(prompt="ab", max_tokens=8000, ignore_eos=True, temperature=1.0, seed=1)
     next(stream)
     daemon.process.terminate()
     with pytest.raises(DraftdError) as ended:
@@ -133,7 +137,7 @@ def test_sigterm_ends_streams_with_a_reason_and_leaves_nothing_behind(serve: Ser
 
 
 def test_the_engine_dies_with_a_killed_front(serve: Serve) -> None:
-    daemon = serve()
+    daemon = serve(**LIGHT)
     engine = daemon.engine()
     daemon.process.kill()
     engine.wait(20)

@@ -43,15 +43,15 @@ def test_frames_led_by_coverage_raise_nothing_but_our_errors() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_soak_of_a_minute(serve: Serve) -> None:
+def test_a_soak_of_half_a_minute(serve: Serve) -> None:
     daemon = serve(target="same.gguf", backend="llama_cpp", queue="16")
     engine = daemon.engine().pid
-    run = soak(daemon, 60.0)
+    run = soak(daemon, 30.0)
     assert run.wrong == []
     assert daemon.engine().pid == engine
     assert len(run.did) >= 5, run.did
     for name, at, limit in (("front", 1, 4 * MIB), ("engine", 2, 24 * MIB)):
-        late = [sample[at] for sample in run.samples if sample[0] > 15]
+        late = [sample[at] for sample in run.samples if sample[0] > 10]
         assert late[-1] - late[0] < limit, (name, late)
     with Client(daemon.endpoint) as client:
         assert client.status().requests["running"] == 0
