@@ -55,7 +55,7 @@ def section(document: dict[str, Any]) -> str:
     found = quantities(document, counted)
     heads = ["contender", *forms, "over its own plain speed", "same", AS_DRAFTD]
     lines = [
-        f"### Side by side: {asked_of(document)}",
+        f"### Side by side: {asked_of(document)}{part_of(document)}",
         "",
         f"    {without_folders(document['command'])}",
         "",
@@ -100,6 +100,11 @@ def asked_of(document: dict[str, Any]) -> str:
     return f"{document['pair']}, draftd's target in {document['backend']}, {mode(document)}"
 
 
+def part_of(document: dict[str, Any]) -> str:
+    """Which part a run is of a comparison whose forms do not fit in memory together."""
+    return f", part {document['part']}" if document.get("part") else ""
+
+
 def mode(document: dict[str, Any]) -> str:
     """How a run sampled."""
     temperature = document["sampling"]["temperature"]
@@ -107,25 +112,25 @@ def mode(document: dict[str, Any]) -> str:
 
 
 def summary(documents: Sequence[dict[str, Any]], old: str = "") -> str:
-    """All runs in one table, the first that asked the same: speeds after the first token, and over `off`.
+    """All runs in one table: speeds after the first token, and over `off`.
 
-    Columns of other runs in the old section stay as they are.
+    Of runs that asked the same, a contender's figures are of the first that has them. Columns of other runs
+    in the old section stay as they are.
     """
-    runs: dict[str, dict[str, Any]] = {}
+    runs: dict[str, list[tuple[dict[str, Any], Figures]]] = {}
     for document in documents:
-        runs.setdefault(in_full(document), document)
-    titles = Counter(map(in_short, runs.values()))
+        runs.setdefault(in_full(document), []).append((document, both_speeds(document)[0]))
+    titles = Counter(in_short(same[0][0]) for same in runs.values())
     before = columns(old)
-    speeds = {run: both_speeds(document)[0] for run, document in runs.items()}
     named = [name for _, cells in before for name in cells]
-    named += [name for each in speeds.values() for name in each]
-    new = [
-        (
-            run if titles[in_short(document)] > 1 else in_short(document),
-            {name: in_all(document, speeds[run], name) for name in named},
-        )
-        for run, document in runs.items()
-    ]
+    named += [name for same in runs.values() for _, speeds in same for name in speeds]
+    new = []
+    for run, same in runs.items():
+        short = in_short(same[0][0])
+        cells = {
+            name: in_all(*next((each for each in same if each[1].get(name)), same[0]), name) for name in named
+        }
+        new.append((run if titles[short] > 1 else short, cells))
     found = merged(before, new, lambda column: tuple(column[0].split(", ")[:3]))  # as `in_short` has them
     rows = [[name, *(cells.get(name, NOT_ASKED) for _, cells in found)] for name in dict.fromkeys(named)]
     rows = [cells for cells in rows if any(cell[0].isdigit() for cell in cells[1:])]
@@ -134,8 +139,9 @@ def summary(documents: Sequence[dict[str, Any]], old: str = "") -> str:
             f"### {SUMMARY}",
             "",
             "Tokens a second after the first, and how that stands to draftd with its target alone; geometric "
-            "means over the prompts of a run. Compare down a column only. Of runs that asked the same, the "
-            f"first. *{NO_FORM}*: there is none for what was asked; each run's section has the reasons. "
+            "means over the prompts of a run. Compare down a column only. Of runs that asked the same, a "
+            f"contender's figures are of the first that has it. *{NO_FORM}*: there is none for what was "
+            "asked; each run's section has the reasons. "
             f"*{OTHER_TARGET}*: the library does not run the weights of this column's target.",
             "",
             *table(["contender", *(head for head, _ in found)], rows),

@@ -22,6 +22,8 @@ def name(document: Document) -> str:
         parts += [part for part in PARTS if document.get(part)]
     if "sampling" in document:
         parts.append(str(document["sampling"]["temperature"] or "greedy"))
+    if document.get("part"):
+        parts.append(f"part-{document['part']}")
     return "-".join(part.replace(" ", "-") for part in parts if part)
 
 

@@ -73,6 +73,7 @@ def main() -> None:
             repeat=options.repeat,
             prompts=options.prompts.name,
             asked=len(prompts),
+            part=options.part,
             versions=versions,
             missing=missing,
             results=[],
@@ -95,6 +96,11 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--temperature", type=float, default=0.0)
     made.add_argument(
         "--repeat", type=documents.count, default=1, help="the median of so many answers counts"
+    )
+    made.add_argument(
+        "--part",
+        type=documents.count,
+        help="of a comparison whose forms do not fit in memory together: each part is a run and a section",
     )
     made.add_argument("--policies", nargs="*", default=list(POLICIES), help="what draftd is asked to do")
     return made.parse_args()

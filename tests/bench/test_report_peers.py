@@ -279,6 +279,19 @@ def test_one_table_has_all_runs(program: Program) -> None:
     assert cells(text, "llama server draft model")[1:] == ["3.0, 1.50x", "not asked"]
 
 
+def test_parts_of_a_comparison_are_sections_and_one_column(program: Program) -> None:
+    peers = program("report_peers")
+    slower = [result("draftd off", "1", 1.0), result("openvino genai GGUF plain", "1", 3.0)]
+    first, second = document(RESULTS, part=None), document(slower, part=2)
+    headings = [peers.section(each).partition("\n")[0] for each in (first, second)]
+    title = "### Side by side: tiny, draftd's target in llama_cpp, greedy"
+    assert headings == [title, f"{title}, part 2"]
+    text = peers.summary([first, second])
+    assert cells(text, "contender")[1:] == ["tiny, llama_cpp, greedy"]
+    assert cells(text, "draftd off")[1:] == ["2.0, 1.00x"]
+    assert cells(text, "openvino genai GGUF plain")[1:] == ["3.0, 3.00x"], "over its own run's target"
+
+
 def test_runs_that_asked_otherwise_are_columns_of_their_own(program: Program) -> None:
     sampled = {"max_tokens": 32, "temperature": 0.0}
     here: dict[str, Any] = {"context": 2048, "asked": 13, "prompts": "a.jsonl"}
