@@ -47,6 +47,7 @@ from draftd.ipc.errors import (
     MalformedFrame,
     UnsupportedVersion,
 )
+from draftd.ipc.parse import id_of, parse_client
 from draftd.ipc.version import CAPABILITIES, VERSION, choose
 
 log = logging.getLogger("draftd.front")
@@ -186,8 +187,8 @@ class Front:
             if len(frames) != 1:
                 raise MalformedFrame(f"a message is one frame, this one had {len(frames)}")
             body = codec.decode(frames[0].bytes)
-            request_id = messages.request_id(body)
-            self._on_message(client, user, messages.parse_client(body))
+            request_id = id_of(body)
+            self._on_message(client, user, parse_client(body))
         except DraftdError as error:
             self.jobs.abandon(client, request_id, error)
         except Exception as error:  # a fault of ours must not end the requests of others

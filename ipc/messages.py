@@ -8,10 +8,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from draftd.ipc.errors import InvalidRequest
-from draftd.ipc.explain import explain
 from draftd.ipc.parts import (
     AnswerEnd,
     AnyReason,
@@ -310,33 +308,3 @@ DaemonMessage = Welcome | Accepted | Tokens | Done | Prefilled | Error | Status 
 
 CLIENT_TYPES = {kind.model_fields["type"].default: kind for kind in get_args(ClientMessage)}
 DAEMON_TYPES = {kind.model_fields["type"].default: kind for kind in get_args(DaemonMessage)}
-
-
-def parse_client(body: dict[str, Any]) -> ClientMessage:
-    """The typed message of a client's map; InvalidRequest names each wrong field."""
-    message: ClientMessage = _parse(CLIENT_TYPES, body)
-    return message
-
-
-def parse_daemon(body: dict[str, Any]) -> DaemonMessage:
-    """The typed message of a daemon's map; InvalidRequest names each wrong field."""
-    message: DaemonMessage = _parse(DAEMON_TYPES, body)
-    return message
-
-
-def request_id(body: dict[str, Any]) -> str:
-    """The id that an answer to a map should name, however wrong the rest of it is; "" if it has none."""
-    value = body.get("id")
-    return value if isinstance(value, str) and 1 <= len(value) <= MAX_ID else ""
-
-
-def _parse(kinds: dict[str, Any], body: dict[str, Any]) -> Any:
-    name = body.get("type")
-    kind = kinds.get(name) if isinstance(name, str) else None
-    if kind is None:
-        what = "the message has no type" if name is None else f"unknown message type {str(name)[:40]!r}"
-        raise InvalidRequest(f"{what}; the types are {', '.join(kinds)}")
-    try:
-        return kind.model_validate(body)
-    except ValidationError as error:
-        raise InvalidRequest(explain(error)) from None

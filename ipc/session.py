@@ -16,6 +16,7 @@ from draftd.ipc.codec import check_depth, decode, encode
 from draftd.ipc.errors import DraftdError, InvalidRequest, MalformedFrame, from_code
 from draftd.ipc.explain import explain
 from draftd.ipc.messages import Done, Message
+from draftd.ipc.parse import parse_daemon
 from draftd.ipc.parts import AnswerEnd, FunctionCall, Logprob, Stats, ToolCall, ToolCallPart, Usage
 
 Event = messages.DaemonMessage
@@ -89,7 +90,7 @@ class Session:
             body = decode(frame)
             if body.get("type") not in messages.DAEMON_TYPES:
                 return []  # from a newer daemon
-            message = messages.parse_daemon(body)
+            message = parse_daemon(body)
         except (MalformedFrame, InvalidRequest) as error:
             raise MalformedFrame(f"the daemon sent what draftd does not read: {error}") from None
         if isinstance(message, messages.Error):

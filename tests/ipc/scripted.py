@@ -12,6 +12,7 @@ from typing import Any
 import zmq
 
 from draftd.ipc import codec, messages, parts
+from draftd.ipc.parse import parse_client
 from draftd.ipc.version import VERSION
 
 Say = Callable[[messages.Message], object]  # sends a message to the client that asked
@@ -131,7 +132,7 @@ class ScriptedDaemon:
         poller.register(self._stopped, zmq.POLLIN)
         while self._stopped not in dict(poller.poll()):
             client, frame = self._socket.recv_multipart()
-            message = messages.parse_client(codec.decode(frame))
+            message = parse_client(codec.decode(frame))
             self.heard.put(message)
             self.script(message, self._say_to(client))
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from draftd.ipc import codec, messages, parts
 from draftd.ipc.errors import InvalidRequest, MalformedFrame
+from draftd.ipc.parse import parse_client, parse_daemon
 from draftd.ipc.session import Session
 from tests.ipc import scripted
 
@@ -45,7 +46,7 @@ ALL: list[messages.Message] = [
 def test_every_message_comes_back_as_it_was(message: messages.Message) -> None:
     body = codec.decode(codec.encode(message))
     from_client = type(message) in messages.CLIENT_TYPES.values()
-    assert (messages.parse_client if from_client else messages.parse_daemon)(body) == message
+    assert (parse_client if from_client else parse_daemon)(body) == message
 
 
 def test_every_type_is_tried() -> None:
@@ -58,7 +59,7 @@ def test_the_ping_path_is_short() -> None:
     best = 1.0
     for _ in range(200):
         start = time.perf_counter()
-        messages.parse_client(codec.decode(codec.encode(message)))
+        parse_client(codec.decode(codec.encode(message)))
         best = min(best, time.perf_counter() - start)
     assert best < 100e-6  # measured: 8 µs
 
@@ -95,7 +96,7 @@ def test_nesting_has_a_limit_on_either_side() -> None:
         inner = [1, inner]
     grammar = parts.Grammar(kind="json_schema", source={"items": inner})
     message = messages.Generate(id="1", prompt="x", grammar=grammar)
-    assert messages.parse_client(codec.decode(codec.encode(message))) == message
+    assert parse_client(codec.decode(codec.encode(message))) == message
     Session().open(messages.Generate, {"prompt": "x", "grammar": grammar})
     grammar = parts.Grammar(kind="json_schema", source={"items": [inner]})
     with pytest.raises(MalformedFrame, match="nested too deeply"):
@@ -159,7 +160,7 @@ FIELDS = sorted(messages.Generate.model_fields)
 def test_any_map_is_a_message_or_invalid_request(body: dict[str, Any]) -> None:
     for kind in messages.CLIENT_TYPES:
         with contextlib.suppress(InvalidRequest):
-            messages.parse_client({**body, "type": kind})
+            parse_client({**body, "type": kind})
 
 
 @pytest.mark.parametrize("number", [2**64, -(2**63) - 1])

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from draftd.ipc import codec, messages
 from draftd.ipc.errors import CODES, DraftdError
+from draftd.ipc.parse import parse_client, parse_daemon
 from draftd.ipc.version import VERSION
 from tests.daemon.conftest import Daemon, serving
 from tests.daemon.desk import QUOTED, buried
@@ -150,7 +151,7 @@ sent = st.one_of(frames.map(lambda frame: [frame]), st.lists(frames, max_size=3)
 def understood(parts: list[bytes]) -> messages.ClientMessage | None:
     """The message in these frames, if they are one."""
     try:
-        return messages.parse_client(codec.decode(parts[0])) if len(parts) == 1 else None
+        return parse_client(codec.decode(parts[0])) if len(parts) == 1 else None
     except DraftdError:
         return None
 
@@ -191,7 +192,7 @@ class Fuzz:
         pong = False
         while not pong or (late and not replies):
             assert socket.poll(PATIENCE), f"the front is silent after {parts!r:.300}"
-            message = messages.parse_daemon(codec.decode(socket.recv()))
+            message = parse_daemon(codec.decode(socket.recv()))
             if isinstance(message, messages.Pong) and message.id == SENTINEL:
                 pong = True
             else:

@@ -18,6 +18,7 @@ import msgpack
 with atheris.instrument_imports():
     from draftd.ipc import codec, messages
     from draftd.ipc.errors import DraftdError
+    from draftd.ipc.parse import id_of, parse_client
 
 TYPES = sorted([*messages.CLIENT_TYPES, "none"])
 NAMES = sorted({name for kind in messages.CLIENT_TYPES.values() for name in kind.model_fields})
@@ -63,8 +64,8 @@ def one(data: bytes) -> None:
     frame = message(atheris.FuzzedDataProvider(data[1:])) if data[:1] < b"\xc0" else data[1:]
     try:
         body = codec.decode(frame)
-        messages.request_id(body)
-        messages.parse_client(body)
+        id_of(body)
+        parse_client(body)
     except DraftdError:
         pass
 

@@ -24,7 +24,8 @@ import zmq
 from draftd.ipc import Client, Tokens
 from draftd.ipc.codec import decode, encode
 from draftd.ipc.errors import DraftdError, Overloaded, Unreachable
-from draftd.ipc.messages import Done, Error, Generate, Hello, parse_daemon
+from draftd.ipc.messages import Done, Error, Generate, Hello
+from draftd.ipc.parse import parse_daemon
 from tests.daemon.conftest import Daemon, serving
 from tests.reliability.daemons import make_files
 from tests.reliability.record import here, record
