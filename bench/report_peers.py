@@ -126,10 +126,10 @@ def summary(documents: Sequence[dict[str, Any]], old: str = "") -> str:
     named += [name for same in runs.values() for _, speeds in same for name in speeds]
     new = []
     for run, same in runs.items():
-        short = in_short(same[0][0])
-        cells = {
-            name: in_all(*next((each for each in same if each[1].get(name)), same[0]), name) for name in named
-        }
+        short, cells = in_short(same[0][0]), {}
+        for name in named:
+            tried = [each for each in same if name in each[0]["missing"]] + same[:1]
+            cells[name] = in_all(*next((each for each in same if each[1].get(name)), tried[0]), name)
         new.append((run if titles[short] > 1 else short, cells))
     found = merged(before, new, lambda column: tuple(column[0].split(", ")[:3]))  # as `in_short` has them
     rows = [[name, *(cells.get(name, NOT_ASKED) for _, cells in found)] for name in dict.fromkeys(named)]
