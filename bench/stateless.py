@@ -10,7 +10,7 @@ from draftd.models.base import State
 class Stateless:
     """The parts of models/base.py's Target and drafts/base.py's Draft that have nothing to do here."""
 
-    even = False
+    even = padded = False
 
     def truncate(self, slot: int, length: int) -> None: ...
 

@@ -164,7 +164,8 @@ class Control:
         ) -> Plan:
             return Plan(source, most, found, price, rates, keen * ahead, steps, rows, alone, reading)
 
-        cut, offered, _, reach = best_cut(self._found[:limit], rates, limit, price, rows)
+        # Others may have found nothing: what this request's rows add to theirs is its own.
+        cut, offered, _, reach = best_cut(self._found[:limit], rates, limit, price, alone)
         best = plan("suffix", cut, cut) if cut else Plan("none", 0)
         if "model" not in shared.sources:
             return best, best, inf

@@ -17,7 +17,7 @@ from draftd.daemon.control import Control, Mode
 from draftd.daemon.costs import KNOTS, Costs
 from draftd.daemon.learnt import CalibrationState, CostsState, Learnt
 from draftd.daemon.plan import Source
-from draftd.models.base import leveled
+from draftd.models.base import leveled, padded_passes
 
 LONGEST = 256
 ANSWER = 24.0  # tokens an answer is expected to have while none has ended
@@ -33,11 +33,12 @@ class Controller:
         learnt: Learnt | None = None,
         *,
         even: bool = False,
+        padded: bool = False,
     ) -> None:
-        """`even`: the target computes spans of unequal lengths in several passes (models/base.py)."""
+        """`even`, `padded`: how the target computes spans of unequal lengths (models/base.py)."""
         self.sources = frozenset(sources)
         self.longest = min(longest, LONGEST)  # tokens drafted a round at most
-        self.even = even
+        self.even, self.padded = even, padded
         self.target = Costs(level=1.0, slope=0.04)
         self.draft = Costs(level=0.1, slope=0.2)
         self.calibrations = {
@@ -93,12 +94,16 @@ class Controller:
 
     def seconds(self, widths: Sequence[int]) -> float:
         """What a pass of the target is expected to take by each request's rows in it."""
-        if not self.even or len(widths) == 1:
+        if len(widths) == 1 or not (self.even or self.padded):
             return self.target.seconds(min(sum(widths), KNOTS[-1]))
         key = tuple(sorted(widths))  # requests of one round ask for the same ones
         if key not in self._passes:
-            self._passes[key] = self._uneven(key)
+            self._passes[key] = self._uneven(key) if self.even else self._padded(key)
         return self._passes[key]
+
+    def _padded(self, widths: tuple[int, ...]) -> float:
+        rows = [len(each) * each[0] for each in padded_passes(widths)]
+        return sum(self.target.seconds(min(each, KNOTS[-1])) for each in rows)
 
     def _uneven(self, widths: tuple[int, ...]) -> float:
         if any(leveled(widths)):

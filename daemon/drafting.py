@@ -143,7 +143,9 @@ class Drafting:
     def unlearn(self) -> None:
         """Start to learn anew; requests that run keep what they know until they end."""
         known = self.controller
-        self.controller = Controller(sorted(known.sources), known.longest, even=known.even)
+        self.controller = Controller(
+            sorted(known.sources), known.longest, even=known.even, padded=known.padded
+        )
 
     def set_model(self, model: Draft | None) -> None:
         """Draft with this model from the next round on, and free the one there was."""

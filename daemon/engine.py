@@ -17,7 +17,7 @@ from draftd.daemon.request import Parked, Request
 from draftd.daemon.scheduler import Scheduler, Work
 from draftd.drafts.base import common_prefix
 from draftd.ipc.errors import DraftdError, EngineFailed, InvalidRequest
-from draftd.models.base import Rows, Span, Target, is_even
+from draftd.models.base import Rows, Span, Target, is_even, padded_passes
 from draftd.models.logprobs import Logprob, logprob
 from draftd.models.rejection import Dice, verify_rejection
 from draftd.models.sampling import certainty
@@ -196,9 +196,11 @@ class Engine:
         model_seconds = self.drafting.model_seconds
         fed = [span for each in spans for span in each]
         prompts = any(work.prefill for work in batch)
-        if not prompts and (is_even(fed) or not self.target.even):  # one pass
-            widths = [len(span.tokens) for span in fed]
-            rows = len(widths) * max(widths) if self.target.even else sum(widths)
+        widths = [len(span.tokens) for span in fed]
+        passes = padded_passes(widths) if self.target.padded else [widths]
+        if not prompts and len(passes) == 1 and (is_even(fed) or not self.target.even):
+            filled = self.target.even or self.target.padded
+            rows = len(widths) * max(widths) if filled else sum(widths)
             self.drafting.controller.took(rows, target_seconds)
         for work, drafted, tokens in zip(batch, drafts, verified, strict=True):
             tally = work.request.tally

@@ -39,7 +39,7 @@ def make_drafting(
         sources.append("suffix")
     path = learnt.file_path(settings.state_dir, _key(info, settings))
     known = learnt.load(path)
-    controller = Controller(sources, settings.draft_length, known, even=target.even)
+    controller = Controller(sources, settings.draft_length, known, even=target.even, padded=target.padded)
     if sources and not controller.target.observed:  # nor in the file, where that was cleared
         _measure(target, controller)
     if draft is not None:

@@ -23,6 +23,7 @@ class Span:
     rows: int
 
 
+PASS_ROWS = 48  # rows that cost as much as one more pass over the weights: a 1.5B model on a CPU
 SURPLUS = 3  # tokens; a pass reads all weights, and to feed so many in vain takes no longer than another
 
 
@@ -34,6 +35,20 @@ def leveled(widths: Sequence[int]) -> list[int]:
     longest = max(widths)
     surplus = [longest - width for width in widths]
     return surplus if sum(surplus) <= SURPLUS else [0] * len(widths)
+
+
+def padded_passes(widths: Sequence[int]) -> list[list[int]]:
+    """The passes in which spans of these lengths are padded to the longest (`Target.padded`), it first.
+
+    They are cut where the padding saved is worth another pass.
+    """
+    widths = sorted(widths, reverse=True)
+    savings = [(widths[0] - width) * (len(widths) - at) for at, width in enumerate(widths)]  # rows, if cut at
+    saved = max(savings, default=0)
+    if saved > PASS_ROWS:
+        cut = savings.index(saved)
+        return padded_passes(widths[:cut]) + padded_passes(widths[cut:])
+    return [widths] if widths else []
 
 
 def is_even(spans: Sequence[Span]) -> bool:
@@ -51,6 +66,7 @@ class Target(Protocol):
     slots: int
     context: int  # positions a slot can hold
     even: bool  # a pass takes spans that `is_even` only: others are computed in several passes
+    padded: bool  # a pass computes as many rows for each span as for the longest of it
 
     def forward(self, spans: Sequence[Span]) -> list[Rows]:
         """Feed many requests in one pass (at most one span a slot); one [rows, vocab] array a span."""

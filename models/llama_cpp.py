@@ -31,6 +31,7 @@ class LlamaTarget:
         self.vocab: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self.slots = slots
         self.context = context
+        self.padded = False
         self.even = True  # llama.cpp cuts a batch so where each slot has a buffer of its own
         self._threads = threads
         self._gpu_layers = gpu_layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,8 @@ from torch import Tensor
 from draftd.ipc.errors import ContextOverflow, InvalidRequest
 from draftd.models import attention
 from draftd.models import transformers_load as loading
-from draftd.models.base import Rows, Span, State
+from draftd.models.base import Rows, Span, State, padded_passes
 from draftd.models.slots import SlotCache
-
-PASS_ROWS = 48  # rows that cost as much as one more pass over the weights: a 1.5B model on a CPU
 
 
 class TransformersTarget:
@@ -26,7 +25,7 @@ class TransformersTarget:
         self._model = model
         self._config = model.config.get_text_config(decoder=True)
         self.slots = slots
-        self.even = False
+        self.even, self.padded = False, True
         self.context = min(context, loading.longest_context(self._config))
         self.vocab = int(model.get_output_embeddings().weight.shape[0])
         self.device: torch.device = model.get_input_embeddings().weight.device
@@ -200,11 +199,6 @@ class TransformersTarget:
 
 def group_by_width(spans: Sequence[Span]) -> list[list[Span]]:
     """Split spans where the padding saved is worth another pass; each group in the order of its slots."""
-    spans = sorted(spans, key=lambda span: -len(span.tokens))
-    widths = [len(span.tokens) for span in spans]
-    savings = [(widths[0] - width) * (len(spans) - at) for at, width in enumerate(widths)]  # rows, if cut at
-    saved = max(savings, default=0)
-    if saved > PASS_ROWS:
-        cut = savings.index(saved)
-        return group_by_width(spans[:cut]) + group_by_width(spans[cut:])
-    return [sorted(spans, key=lambda span: span.slot)] if spans else []
+    left = iter(sorted(spans, key=lambda span: -len(span.tokens)))
+    passes = padded_passes([len(span.tokens) for span in spans])
+    return [sorted(islice(left, len(each)), key=lambda span: span.slot) for each in passes]

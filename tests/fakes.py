@@ -17,7 +17,7 @@ class TableTarget:
         self, vocab: int = 8, slots: int = 4, context: int = 256, seed: int = 0, scale: float = 2.0
     ) -> None:
         self.vocab, self.slots, self.context = vocab, slots, context
-        self.even = False
+        self.even = self.padded = False
         table = np.random.default_rng(seed).standard_normal((vocab, vocab, vocab)) * scale
         self.table = table.astype(np.float32)  # [token before last, last token, vocab]
         self.held: list[list[int]] = [[] for _ in range(slots)]

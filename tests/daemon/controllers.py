@@ -21,9 +21,9 @@ def answers(regime: str) -> list[Text]:
     return texts(regime, REQUESTS)
 
 
-def taught(even: bool) -> Controller:
+def taught(even: bool = False, padded: bool = False) -> Controller:
     """A controller that has seen passes of 1 s and half a second a row."""
-    controller = Controller(("model",), even=even)
+    controller = Controller(("model",), even=even, padded=padded)
     for rows in (1, 2, 4, 8, 16) * 2:
         controller.took(rows, 1.0 + 0.5 * rows)
     return controller

@@ -35,6 +35,28 @@ def test_spans_of_many_lengths_take_a_pass_for_each_step_between_them() -> None:
     assert taught(False).seconds([1, 9, 5, 9]) == pytest.approx(1 + 12.0)
 
 
+def test_padded_spans_take_as_many_rows_as_the_longest_of_their_pass() -> None:
+    controller = taught(padded=True)
+    assert controller.seconds([1, 4, 2, 1]) == pytest.approx(1 + 0.5 * 16)
+    assert controller.seconds([5]) == pytest.approx(1 + 0.5 * 5)
+    assert controller.seconds([17, 1, 1, 1, 1]) == pytest.approx((1 + 0.5 * 17) + (1 + 0.5 * 4))  # two passes
+    control = controller.begin()
+    control.plan(64, elsewhere=[1, 4])
+    assert control._pass(4, 1) == pytest.approx([7.0, 7.0, 7.0, 7.0, 8.5])  # up to the longest for nothing
+
+
+def test_a_suffix_is_priced_as_if_others_had_found_none() -> None:
+    """A row more is worth a likely token alone; beside three others that are padded for it, it is not."""
+    found = [0.7]
+    for others, used in ((0, 1), (3, 0)):
+        controller = Controller(("suffix",), padded=True)
+        for rows in (1, 2, 4, 8, 16) * 2:
+            controller.took(rows, 1.0 + 0.1 * rows)
+        control = controller.begin()
+        plan = control.plan(64, found, elsewhere=[1] * others, able=others)
+        assert plan.found == used
+
+
 @pytest.mark.parametrize("even", [False, True])
 def test_who_drafts_beside_others_that_do_takes_its_share(even: bool) -> None:
     controller = taught(even)

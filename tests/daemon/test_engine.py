@@ -249,6 +249,21 @@ def test_the_controller_learns_that_a_bad_draft_does_not_pay() -> None:
     assert one.control.rounds["none"] > 0.8 * one.tally.rounds
 
 
+def test_rows_that_are_padded_count_as_rows_of_their_pass() -> None:
+    target = TableTarget()
+    target.padded = True
+    drafting = Drafting(TableDraft(TableTarget()))
+    seen = []
+    drafting.controller.took = lambda rows, seconds: seen.append(rows)  # type: ignore[method-assign]
+    modes: list[control.Mode] = [("model", 3), "off"]
+    generate(
+        Engine(target, drafting),
+        [request(key, [1, 2], 40, Sampling(), mode=mode) for key, mode in enumerate(modes)],
+    )
+    assert 8 in seen  # of four and one
+    assert 5 not in seen
+
+
 @pytest.mark.parametrize("even", [False, True])
 def test_what_several_passes_took_teaches_nothing_about_one(even: bool) -> None:
     target = TableTarget()
