@@ -13,7 +13,6 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --qu
 # What the programs of bench/ have in common; a --json in ARGS comes later, and so counts.
 options = --pair $(or $(PAIR),qwen2.5-coder) --json $(VENV)/$@$(if $(PAIR),-$(PAIR))$(if $(BACKEND),-$(BACKEND)).json
 backend = $(if $(BACKEND),DRAFTD_BACKEND=$(BACKEND))
-need-prompts = @test -n "$(PROMPTS)" || { echo 'make $@: say which prompts: make $@ PROMPTS=prompts.jsonl'; exit 2; }
 beside-peers = $(options) --backend $(or $(BACKEND),transformers) --prompts $(PROMPTS) \
 	--python llama_server=.venv-peers/bin/python --python openvino_genai_=.venv-peers/bin/python
 PACKAGES := ipc models drafts daemon
@@ -22,7 +21,7 @@ EDITABLE := --no-build-isolation --config-settings editable_mode=strict
 
 .PHONY: help demo screenshots recording test test-qwen test-systemd test-million lint bench peers bench-peers bench-memory \
 	bench-simulated bench-simulated-apps bench-verify bench-quality bench-roofline bench-scaling bench-prefill \
-	bench-hot-loop bench-suffix bench-int4 bench-report bench-check kills fuzz soak pings install clean FORCE
+	bench-hot-loop bench-suffix bench-int4 bench-report bench-check kills fuzz soak pings install clean prompts-given FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -51,8 +50,10 @@ lint: install ## ruff and mypy
 	@$(BIN)/mypy bench --exclude bench/peers
 	@$(BIN)/mypy $(wildcard integrations/*)
 
-bench: install ## PROMPTS=file.jsonl PAIR=smollm2 ARGS="--per-category 2": speed with and without drafting
-	$(need-prompts)
+prompts-given: # before anything is installed for them
+	@test -n "$(PROMPTS)" || { echo 'make $(MAKECMDGOALS): say which prompts: make $(MAKECMDGOALS) PROMPTS=prompts.jsonl'; exit 2; }
+
+bench: prompts-given install ## PROMPTS=file.jsonl PAIR=smollm2 ARGS="--per-category 2": speed with and without drafting
 	@$(backend) $(BIN)/draftd bench --pair $(or $(PAIR),smollm2) --prompts $(PROMPTS) $(ARGS)
 
 peers: install ## the libraries that draftd is compared with, in .venv-peers and .venv
@@ -62,28 +63,23 @@ peers: install ## the libraries that draftd is compared with, in .venv-peers and
 	done
 	@$(PIP) --constraint $(VENV)/constraints.txt scikit-learn || echo "no scikit-learn here: hf generate will be missing"
 
-bench-peers: peers ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-coder: draftd beside its peers
-	$(need-prompts)
+bench-peers: prompts-given peers ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-coder: draftd beside its peers
 	@$(BIN)/python bench/side_by_side.py $(beside-peers) $(ARGS)
 
-bench-memory: peers ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-coder: what each form takes alone
-	$(need-prompts)
+bench-memory: prompts-given peers ## PROMPTS=file.jsonl BACKEND=transformers PAIR=qwen2.5-coder: what each form takes alone
 	@$(BIN)/python bench/memory.py $(beside-peers) $(ARGS)
 
 bench-int4: install $(INT4)/made ## PAIR=qwen2.5-coder: OpenVINO's int4 models in OUT, for ARGS="--int4 OUT" of bench-peers
 	@$(BIN)/python bench/int4.py --pair $(or $(PAIR),qwen2.5-coder) --optimum $(INT4)/bin/optimum-cli \
 		$(or $(OUT),$(VENV)/$@-$(or $(PAIR),qwen2.5-coder))
 
-bench-simulated: install ## PROMPTS=file.jsonl PAIR=qwen2.5-coder: the controller in places that this machine can't be
-	$(need-prompts)
+bench-simulated: prompts-given install ## PROMPTS=file.jsonl PAIR=qwen2.5-coder: the controller in places that this machine can't be
 	@$(backend) $(BIN)/python bench/simulated_gpu.py $(options) --prompts $(PROMPTS) $(ARGS)
 
-bench-simulated-apps: install ## PROMPTS=file.jsonl PAIR=qwen2.5-coder: the same with several apps at once
-	$(need-prompts)
+bench-simulated-apps: prompts-given install ## PROMPTS=file.jsonl PAIR=qwen2.5-coder: the same with several apps at once
 	@$(backend) $(BIN)/python bench/simulated_apps.py $(options) --prompts $(PROMPTS) $(ARGS)
 
-bench-verify: install ## PROMPTS=file.jsonl PAIR=qwen2.5-coder: what coupling and rejection accept
-	$(need-prompts)
+bench-verify: prompts-given install ## PROMPTS=file.jsonl PAIR=qwen2.5-coder: what coupling and rejection accept
 	@$(backend) $(BIN)/python bench/verify_modes.py $(PROMPTS) $(options) $(ARGS)
 
 bench-quality: install ## PAIR=qwen2.5-coder: scores of target, quantised target and draft alone

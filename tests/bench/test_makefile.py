@@ -52,6 +52,17 @@ def test_peers_that_cannot_be_installed_do_not_keep_the_others_from_being_measur
     assert done.stdout.count("will be missing") == 3
 
 
+@pytest.mark.parametrize("target", ["bench", "bench-peers", "bench-simulated"])
+def test_prompts_that_are_not_given_are_asked_for_before_anything_is_installed(
+    tmp_path: Path, target: str
+) -> None:
+    environments(tmp_path, PYTHON, ".venv", ".venv-peers")
+    done = make(tmp_path, target)
+    assert done.returncode == 2
+    assert done.stdout == f"make {target}: say which prompts: make {target} PROMPTS=prompts.jsonl\n"
+    assert not (tmp_path / "asked").exists()
+
+
 def test_int4_models_are_made_in_an_environment_that_is_made_once(tmp_path: Path) -> None:
     environments(tmp_path, WITHOUT_WHEELS, ".venv", ".venv-int4")
     (tmp_path / ".venv" / "constraints.txt").write_text("# why\ntorch==1.0\ntransformers==2.0\n")
