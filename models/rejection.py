@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 
 from draftd.ipc.errors import InvalidRequest
 from draftd.models.base import Rows
-from draftd.models.groups import Row, tops_of
+from draftd.models.groups import Row
 from draftd.models.processors import Processors
-from draftd.models.sampling import BLOCK, Sampling, best_of, keep
+from draftd.models.sampling import BLOCK, Sampling, Weights, block_sums, keep
 
 Rejection = Literal["rejection", "rejection-token"]  # blocks, tokens
 FEW = 8192  # tokens whose weights are in double precision
-
-Weights = NDArray[np.float64] | NDArray[np.float32]
 
 
 @dataclass
@@ -39,7 +37,7 @@ class Law:
     @cached_property
     def sums(self) -> NDArray[np.float64]:
         """The weights of each `BLOCK` tokens together."""  # [ceil(kept / BLOCK)]
-        return np.add.reduceat(self.weights, range(0, len(self.weights), BLOCK)).astype(np.float64)
+        return block_sums(self.weights)
 
     @property
     def mass(self) -> float:
@@ -76,8 +74,7 @@ def law_of(row: Row, sampling: Sampling, tops: Row | None = None) -> Law:
     In double precision where few tokens are left. Of many it takes three times as long, to round a hundred
     times finer than the logits themselves are.
     """
-    tops = tops_of(row) if tops is None else tops
-    best = best_of(row, tops)
+    best = int(row.argmax())
     if sampling.temperature <= 0.0 or not np.isfinite(row[best]):
         return one_hot(best)
     tokens = None

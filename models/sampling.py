@@ -16,6 +16,8 @@ COLDEST = 1e-6  # 32 bits can't divide by much less
 ROUNDING = 1e-4  # of sums of probabilities that are made of 32-bit logits
 BLOCK = 512  # tokens whose weights are summed first: a running sum of all is slow, and rounds more
 
+Weights = NDArray[np.float64] | NDArray[np.float32]  # of tokens, in proportion to their probabilities
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -98,7 +100,7 @@ def _top_k_min_p(row: Row, sampling: Sampling, tops: Row) -> tuple[Row, np.float
 def _top_p(left: Row, temperature: float, top_p: float) -> np.float32:
     """The least logit of the smallest set of most probable tokens whose probability reaches top_p."""
     weights = _weights(left, left.max(), temperature)
-    total = float(np.add.reduceat(weights, range(0, len(weights), BLOCK)).sum(dtype=np.float64))
+    total = float(block_sums(weights).sum())
     # Tokens below this weight hold less than 1 - top_p together: none of them is in the set.
     cut, last = 1.0, (1.0 - top_p) * total / len(left)
     while True:  # to sort few is worth some looks for them
@@ -122,6 +124,11 @@ def _surely_inside(row: Row, tops: Row, logit: np.float32, temperature: float, t
     above = float(_weights(near[near > logit], top, temperature).sum(dtype=np.float64))
     below = float(_weights(tops[~there], top, temperature).sum(dtype=np.float64))
     return above < (top_p - ROUNDING) * (above + below)
+
+
+def block_sums(weights: Weights) -> NDArray[np.float64]:
+    """The weights of each `BLOCK` tokens together."""  # [tokens] -> [ceil(tokens / BLOCK)]
+    return np.add.reduceat(weights, range(0, len(weights), BLOCK)).astype(np.float64)
 
 
 def _weights(logits: Row, top: np.float32, temperature: float) -> Row:

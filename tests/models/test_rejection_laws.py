@@ -64,6 +64,14 @@ def test_a_law_looks_for_no_largest_logits_that_are_known(
     assert np.array_equal(law.weights, wanted.weights)
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1e-7)])
+def test_of_equal_logits_the_first_is_the_greedy_choice(sampling: Sampling) -> None:
+    row = np.zeros(3000, np.float32)
+    row[[5, 1024]] = 1.0  # of the sixth group and of the first
+    law = law_of(row, sampling, tops_of(row))
+    assert (law.of(5), law.of(1024)) == (1.0, 0.0)
+
+
 def test_a_row_without_numbers_is_the_choice_that_coupling_makes() -> None:
     law = law_of(np.full(5, -np.inf, np.float32), Sampling(1.0))
     assert (law.of(0), law.of(1)) == (1.0, 0.0)

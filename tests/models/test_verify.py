@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from draftd.models import verify as module
-from draftd.models.rejection import Dice, Law, Weights
-from draftd.models.sampling import Sampling, choose
+from draftd.models.rejection import Dice, Law
+from draftd.models.sampling import Sampling, Weights, choose
 from draftd.models.verify import verify
 from tests.enumeration import EXACT, SIZES, Tokens, completed, exact, outcomes, total_variation, toy
 from tests.fakes import TableTarget
