@@ -126,11 +126,8 @@ def summary(documents: Sequence[dict[str, Any]], old: str = "") -> str:
     named += [name for same in runs.values() for _, speeds in same for name in speeds]
     new = []
     for run, same in runs.items():
-        short, cells = in_short(same[0][0]), {}
-        for name in named:
-            tried = [each for each in same if name in each[0]["missing"]] + same[:1]
-            cells[name] = in_all(*next((each for each in same if each[1].get(name)), tried[0]), name)
-        new.append((run if titles[short] > 1 else short, cells))
+        short = in_short(same[0][0])
+        new.append((run if titles[short] > 1 else short, {name: in_all(same, name) for name in named}))
     found = merged(before, new, lambda column: tuple(column[0].split(", ")[:3]))  # as `in_short` has them
     rows = [[name, *(cells.get(name, NOT_ASKED) for _, cells in found)] for name in dict.fromkeys(named)]
     rows = [cells for cells in rows if any(cell[0].isdigit() for cell in cells[1:])]
@@ -149,9 +146,12 @@ def summary(documents: Sequence[dict[str, Any]], old: str = "") -> str:
     )
 
 
-def in_all(document: dict[str, Any], speeds: Figures, name: str) -> str:
-    """A contender's cell in the table of all runs."""
-    if not speeds.get(name):
+def in_all(same: Sequence[tuple[dict[str, Any], Figures]], name: str) -> str:
+    """A contender's cell in the table of all runs: of the first that has it, else of one that says why."""
+    having = [each for each in same if each[1].get(name)]
+    missing = [each for each in same if name in each[0]["missing"]]
+    document, speeds = (having or missing or same)[0]
+    if not having:
         return absent(document, name)
     gain = mean(over(speeds, name, "draftd off"), "{:.2f}x", interval=False)
     return f"{mean(speeds[name], '{:.1f}', interval=False)}, {gain}"

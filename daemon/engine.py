@@ -17,7 +17,7 @@ from draftd.daemon.request import Parked, Request
 from draftd.daemon.scheduler import Scheduler, Work
 from draftd.drafts.base import common_prefix
 from draftd.ipc.errors import DraftdError, EngineFailed, InvalidRequest
-from draftd.models.base import Rows, Span, Target, is_even, padded_passes
+from draftd.models.base import Rows, Span, Target, rows_of_pass
 from draftd.models.logprobs import Logprob, logprob
 from draftd.models.rejection import Dice, verify_rejection
 from draftd.models.sampling import certainty
@@ -196,11 +196,7 @@ class Engine:
         model_seconds = self.drafting.model_seconds
         fed = [span for each in spans for span in each]
         prompts = any(work.prefill for work in batch)
-        widths = [len(span.tokens) for span in fed]
-        passes = padded_passes(widths) if self.target.padded else [widths]
-        if not prompts and len(passes) == 1 and (is_even(fed) or not self.target.even):
-            filled = self.target.even or self.target.padded
-            rows = len(widths) * max(widths) if filled else sum(widths)
+        if not prompts and (rows := rows_of_pass(self.target, fed)):
             self.drafting.controller.took(rows, target_seconds)
         for work, drafted, tokens in zip(batch, drafts, verified, strict=True):
             tally = work.request.tally

@@ -59,6 +59,15 @@ def is_even(spans: Sequence[Span]) -> bool:
     return len(filled) == 1 and max(slots) - min(slots) + 1 == len(slots)
 
 
+def rows_of_pass(target: Target, spans: Sequence[Span]) -> int:
+    """The rows that a target computes for these spans in one pass; 0 where it takes several."""
+    widths = [len(span.tokens) for span in spans]
+    if not (target.even or target.padded):
+        return sum(widths)
+    one = is_even(spans) if target.even else len(padded_passes(widths)) == 1
+    return len(widths) * max(widths) if one else 0
+
+
 class Target(Protocol):
     """A language model with a key-value cache of numbered slots, each a sequence of positions."""
 

@@ -30,6 +30,7 @@ from tests.tiny_gguf import write_gguf
 WAIT = 60.0  # seconds until a daemon must be where a test wants it
 # For serve(): a target in llama.cpp, which is there in a third of the time that transformers takes to import;
 LIGHT = {"backend": "llama_cpp", "target": "same.gguf"}
+ROOMY = LIGHT | {"context": "8192"}  # an answer of 8000 tokens takes seconds
 # and one in transformers, whose answers are the same to the last bit however they were drafted.
 EXACT = {"backend": "transformers", "target": "target"}
 
@@ -133,7 +134,7 @@ def shared(
 ) -> Iterator[Daemon]:
     """One daemon for the tests of a file that leave it as they found it; the file's `DAEMON` says which."""
     with serving(tmp_path_factory.mktemp("shared"), tiny_files) as start:
-        yield start("--slots", "2", **getattr(request.module, "DAEMON", LIGHT | {"context": "8192"}))
+        yield start("--slots", "2", **getattr(request.module, "DAEMON", ROOMY))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from draftd.daemon.gateway_guard import Guard
 from draftd.daemon.gateway_types import Chat
 from draftd.ipc.errors import Cancelled
 from draftd.ipc.messages import Status, Tokens
-from tests.daemon.conftest import LIGHT, Daemon, Serve, cancelling
+from tests.daemon.conftest import ROOMY, Daemon, Serve, cancelling
 from tests.daemon.gateways import ASK, gateway
 
 LONG = {"max_tokens": 8000, "speculate": False, "logit_bias": {"256": -100, "258": -100}}  # no end of its own
@@ -220,7 +220,7 @@ def test_a_client_that_leaves_before_its_answer_cancels(base: str, shared: Daemo
 
 
 def test_a_full_queue_is_503_with_retry_after(serve: Serve) -> None:
-    daemon = serve("--slots", "1", queue="0", context="8192", **LIGHT)
+    daemon = serve("--slots", "1", queue="0", **ROOMY)
     daemon.wait_ready()
     with gateway(daemon.endpoint) as base:
         with daemon.client() as busy:

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from draftd.daemon import logs
 from draftd.daemon.mask import masked
 from draftd.ipc.errors import InvalidRequest
-from tests.daemon.conftest import LIGHT, Serve
+from tests.daemon.conftest import LIGHT, ROOMY, Serve
 
 SECRET = "the zebra marries on tuesday"
 
 
 def test_no_prompt_and_no_answer_in_logs_metrics_or_crash_reports(serve: Serve, tmp_path: Path) -> None:
-    daemon = serve(log_level="debug", context="8192", **LIGHT)
+    daemon = serve(log_level="debug", **ROOMY)
     with daemon.client() as client:
         answer = client.complete(prompt=SECRET, max_tokens=40, ignore_eos=True, temperature=1.0)
         client.complete(messages=[{"role": "user", "content": SECRET}], max_tokens=4)

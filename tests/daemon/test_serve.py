@@ -13,14 +13,13 @@ import pytest
 
 from draftd.ipc import Client, Tokens
 from draftd.ipc.errors import DraftdError, Overloaded
-from tests.daemon.conftest import LIGHT, Daemon, Serve, cancelling
+from tests.daemon.conftest import LIGHT, ROOMY, Daemon, Serve, cancelling
 
 PROMPT = "def add(a, b):"
-LONG = {**LIGHT, "context": "8192"}  # an answer of 8000 tokens takes seconds
 
 
 def test_cancel_in_mid_stream_frees_the_slot(serve: Serve) -> None:
-    daemon = serve("--slots", "1", **LONG)
+    daemon = serve("--slots", "1", **ROOMY)
     client = daemon.client()
     stream = client.generate(prompt=PROMPT, max_tokens=8000, temperature=1.0, seed=1, ignore_eos=True)
     with cancelling(daemon):
@@ -40,7 +39,7 @@ for event in Client(sys.argv[1]).generate(**ASK):
 
 
 def test_a_client_killed_in_mid_stream_loses_its_request(serve: Serve) -> None:
-    daemon = serve("--slots", "1", **LONG)
+    daemon = serve("--slots", "1", **ROOMY)
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED_CLIENT, daemon.endpoint], stdout=subprocess.PIPE, text=True
     )
@@ -91,7 +90,7 @@ def test_the_engine_killed_in_mid_stream_continues_with_the_same_tokens(serve: S
 
 
 def test_a_full_queue_is_overloaded(serve: Serve) -> None:
-    client = serve("--slots", "1", queue="1", **LONG).client()
+    client = serve("--slots", "1", queue="1", **ROOMY).client()
     streams = [
         client.generate(prompt="ab", max_tokens=8000, ignore_eos=True, temperature=1.0, seed=s)
         for s in (1, 2)
@@ -123,7 +122,7 @@ def test_a_second_daemon_on_one_endpoint_is_refused(shared: Daemon) -> None:
 
 
 def test_sigterm_ends_streams_with_a_reason_and_leaves_nothing_behind(serve: Serve) -> None:
-    daemon = serve(**LONG)
+    daemon = serve(**ROOMY)
     engine = daemon.engine()
     stream = daemon.client().generate(prompt="ab", max_tokens=8000, ignore_eos=True, temperature=1.0, seed=1)
     next(stream)
