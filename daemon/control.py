@@ -8,7 +8,7 @@ for the round: so the geometric mean of their speeds is what grows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Literal
 
@@ -29,6 +29,7 @@ BESIDE = 1.0  # rounds' worth of what others' rounds say of a request's pace, wh
 BET, STAKE = 4.0, 0.4  # rounds in which reading must be won back, and more for each token that came already
 WINDOW = 32  # newest tokens that the draft reads where all would be too large a bet
 DULL = 0.3  # share of its acceptance that a draft loses which reads next to nothing of its text
+HOPELESS = 0.005  # chance of being reached below which no row is worth its time, however cheap rows are
 MARGIN = 0.02  # tokens a round that the model must gain over doing without
 FRESH = 150  # rounds after which the target's plain pass is looked at again
 
@@ -65,6 +66,19 @@ class Control:
         if self.mode == "off" or "suffix" not in self.controller.sources:
             return False
         return self.mode == "auto" or self.mode[0] in ("suffix", "chain")
+
+    def follows(self) -> Callable[[Sequence[float]], bool]:
+        """For one look-up: is a token more worth looking up behind those with these confidences?"""
+        if self.mode != "auto":
+            return lambda _: True
+        rates, reach = self.leanings["suffix"].rates(), 1.0
+
+        def hopeful(confidences: Sequence[float]) -> bool:
+            nonlocal reach
+            reach *= rates[bin_of(confidences[-1])]
+            return reach > HOPELESS
+
+        return hopeful
 
     def plan(
         self,

@@ -184,7 +184,7 @@ class Drafting:
             # A request of an app without a name, or that reuses nothing, has its own text only.
             scope = request.scope if request.reuse and request.scope else None
             (found,) = self.suffix.propose(
-                [Context(request.slot, request.tokens, limit, _no_choice, lambda _: True, scope)]
+                [Context(request.slot, request.tokens, limit, _no_choice, control.follows(), scope)]
             )
             found = _useful(request, found)
         others = [work for work in batch if work.request is not request]

@@ -85,6 +85,17 @@ def test_a_fixed_mode_drafts_exactly_so(mode: Mode, offered: int, expected: tupl
     assert plan.keep([0.0] * plan.limit) == plan.limit
 
 
+@pytest.mark.parametrize(
+    ("mode", "confidence", "expected"), [("auto", 0.25, 4), ("auto", 0.99, 32), (("suffix", 32), 0.25, 32)]
+)
+def test_a_look_up_goes_as_far_as_there_is_hope(mode: Mode, confidence: float, expected: int) -> None:
+    follows = Controller().begin(mode).follows()
+    followed = [confidence]
+    while follows(followed) and len(followed) < 32:
+        followed.append(confidence)
+    assert len(followed) == expected
+
+
 def test_the_suffix_is_judged_by_what_it_offered_even_unused() -> None:
     controller = Controller(("suffix",))
     control = controller.begin()
