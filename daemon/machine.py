@@ -40,8 +40,13 @@ def cpu() -> tuple[str, frozenset[str]]:
 
 
 def cores(root: Path = Path("/")) -> int:
-    """How many cores it pays to compute on: `usable`, as far as the control groups' quotas reach."""
-    count = len(usable(root))
+    """How many threads it pays to compute with: one a core of `usable`, as far as control groups' quotas reach.
+
+    The logical processors of one core share its arithmetic units, and spin where they wait for each other.
+    """
+    place = root / "sys/devices/system/cpu"
+    own = {core: text(place / f"cpu{core}" / "topology/thread_siblings_list") or core for core in usable(root)}
+    count = len(set(own.values()))
     for group in cgroup(root):
         quota, _, period = text(group / "cpu.max").strip().partition(" ")
         if quota.isdigit() and period.isdigit():
@@ -50,7 +55,10 @@ def cores(root: Path = Path("/")) -> int:
 
 
 def usable(root: Path = Path("/")) -> set[int]:
-    """The cores that this process may use; of a hybrid CPU the fast ones, which would wait for the others."""
+    """The logical processors that this process may use; of a hybrid CPU those of the fast cores.
+
+    These would wait for the others.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return set(range(os.cpu_count() or 1))
     allowed = os.sched_getaffinity(0)

@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=1024,
-        description="threads for each model at most; default: the cores there are, slow ones apart",
+        description="threads for each model at most; default: one a core, slow ones apart",
     )
     device: str = Field("auto", description="where the transformers target runs: auto, cpu, cuda, cuda:1 …")
     device_map: str | None = Field(

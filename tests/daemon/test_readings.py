@@ -112,6 +112,22 @@ def test_performance_cores_are_preferred(tmp_path: Path, monkeypatch: pytest.Mon
     assert machine.usable(tree(tmp_path / "pinned", {"sys/devices/cpu_core/cpus": "16-31"})) == set(range(8))
 
 
+def test_a_core_gets_one_thread_however_many_logical_processors_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = set(range(8))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
+    siblings = {
+        f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list": f"{core % 4},{core % 4 + 4}\n"
+        for core in range(8)
+    }
+    root = tree(tmp_path, siblings)
+    assert machine.usable(root) == allowed
+    assert machine.cores(root) == 4
+    allowed = {0, 4, 5}
+    assert machine.cores(root) == 2
+
+
 def test_cpu_seconds_of_this_machine_hold_those_of_this_process() -> None:
     cores = os.sched_getaffinity(0)
     before, own = readings.cpu_seconds(cores), readings.process_seconds(os.getpid())
