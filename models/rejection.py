@@ -20,7 +20,7 @@ from draftd.ipc.errors import InvalidRequest
 from draftd.models.base import Rows
 from draftd.models.groups import Row
 from draftd.models.processors import Processors
-from draftd.models.sampling import BLOCK, Sampling, Weights, block_sums, keep
+from draftd.models.sampling import BLOCK, Sampling, Weights, best_of, block_sums, keep
 
 Rejection = Literal["rejection", "rejection-token"]  # blocks, tokens
 FEW = 8192  # tokens whose weights are in double precision
@@ -74,8 +74,10 @@ def law_of(row: Row, sampling: Sampling, tops: Row | None = None) -> Law:
     In double precision where few tokens are left. Of many it takes three times as long, to round a hundred
     times finer than the logits themselves are.
     """
-    best = int(row.argmax())
-    if sampling.temperature <= 0.0 or not np.isfinite(row[best]):
+    if sampling.temperature <= 0.0:
+        return one_hot(int(row.argmax()))
+    best = int(row.argmax()) if tops is None else best_of(row, tops)
+    if not np.isfinite(row[best]):
         return one_hot(best)
     tokens = None
     if sampling.top_k or sampling.top_p < 1.0 or sampling.min_p > 0.0:

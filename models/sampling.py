@@ -14,6 +14,8 @@ from draftd.models.race import winner
 
 COLDEST = 1e-6  # 32 bits can't divide by much less
 ROUNDING = 1e-4  # of sums of probabilities that are made of 32-bit logits
+GROUPS = 128  # to look at the tokens of more takes longer than to find top-p's edge
+FEW = 1024  # tokens that are quickly sorted
 BLOCK = 512  # tokens whose weights are summed first: a running sum of all is slow, and rounds more
 
 Weights = NDArray[np.float64] | NDArray[np.float32]  # of tokens, in proportion to their probabilities
@@ -59,14 +61,16 @@ def choose(row: Row, sampling: Sampling, position: int, tops: Row | None = None)
         return token
     if row_left is row and _surely_inside(row, tops, row[token], temperature, top_p):
         return token
-    return winner(row, tops, best, temperature, noise, max(floor, _top_p(row_left, temperature, top_p)))
+    return winner(row, tops, best, temperature, noise, max(floor, _top_p(row_left, sampling, tops)))
 
 
 def keep(row: Row, sampling: Sampling, tops: Row | None = None) -> NDArray[np.int64]:
     """The tokens that top-k, top-p and min-p leave, ascending; `tops` as in `choose`."""  # [kept]
-    row_left, floor = _top_k_min_p(row, sampling, tops_of(row) if tops is None else tops)
+    if tops is None:
+        tops = tops_of(row)
+    row_left, floor = _top_k_min_p(row, sampling, tops)
     if sampling.top_p < 1.0:
-        floor = max(floor, _top_p(row_left, sampling.temperature, sampling.top_p))
+        floor = max(floor, _top_p(row_left, sampling, tops))
     return np.flatnonzero(row >= floor)
 
 
@@ -97,20 +101,35 @@ def _top_k_min_p(row: Row, sampling: Sampling, tops: Row) -> tuple[Row, np.float
     return left, floor
 
 
-def _top_p(left: Row, temperature: float, top_p: float) -> np.float32:
-    """The least logit of the smallest set of most probable tokens whose probability reaches top_p."""
-    weights = _weights(left, left.max(), temperature)
+def _top_p(left: Row, sampling: Sampling, tops: Row) -> np.float32:
+    """The least logit of the smallest set of most probable tokens whose probability reaches top_p.
+
+    `left` is what top-k leaves of the row whose `tops` are given.
+    """
+    temperature, top = sampling.temperature, tops.max()
+    weights = _weights(left, top, temperature)
     total = float(block_sums(weights).sum())
-    # Tokens below this weight hold less than 1 - top_p together: none of them is in the set.
-    cut, last = 1.0, (1.0 - top_p) * total / len(left)
-    while True:  # to sort few is worth some looks for them
-        cut = max(cut / 16.0, last)
-        head = np.flatnonzero(weights >= cut)
-        if not cut > last or weights[head].sum(dtype=np.float64) >= (top_p + ROUNDING) * total:
-            break
+    wanted = (sampling.top_p + ROUNDING) * total
+    # Tokens below the last of these weights hold less than 1 - top_p together: none of them is in the set.
+    # The best of each group hold at most what is held by all, so where they come to the set's share it ends.
+    cut = _cut(_weights(tops, top, temperature), wanted, (1.0 - sampling.top_p) * total / len(left))
+    head = np.flatnonzero(weights >= cut)
+    if len(head) > FEW:  # to sort few is worth another look
+        near = weights[head]
+        head = head[near >= _cut(near, wanted, cut)]
     ordered = np.sort(left[head])[::-1]
-    mass = np.cumsum(_weights(ordered, ordered[0], temperature).astype(np.float64))
-    return np.float32(ordered[min(int(np.searchsorted(mass, top_p * total)), len(ordered) - 1)])
+    mass = np.cumsum(_weights(ordered, top, temperature).astype(np.float64))
+    return np.float32(ordered[min(int(np.searchsorted(mass, sampling.top_p * total)), len(ordered) - 1)])
+
+
+def _cut(weights: Row, wanted: float, last: float) -> float:
+    """A weight, `last` at least, at which and above which these tokens' weights come to what is wanted."""
+    cut = 1.0
+    while cut > last:
+        cut = max(cut / 4.0, last)
+        if weights[weights >= cut].sum(dtype=np.float64) >= wanted:
+            break
+    return cut
 
 
 def _surely_inside(row: Row, tops: Row, logit: np.float32, temperature: float, top_p: float) -> bool:
@@ -120,7 +139,10 @@ def _surely_inside(row: Row, tops: Row, logit: np.float32, temperature: float, t
     groups hold is at least their largest.
     """
     top, there = tops.max(), tops > logit
-    near = row[tokens_of(np.flatnonzero(there), len(row))]
+    better = np.flatnonzero(there)
+    if len(better) > GROUPS:
+        return False
+    near = row[tokens_of(better, len(row))]
     above = float(_weights(near[near > logit], top, temperature).sum(dtype=np.float64))
     below = float(_weights(tops[~there], top, temperature).sum(dtype=np.float64))
     return above < (top_p - ROUNDING) * (above + below)
@@ -128,13 +150,13 @@ def _surely_inside(row: Row, tops: Row, logit: np.float32, temperature: float, t
 
 def block_sums(weights: Weights) -> NDArray[np.float64]:
     """The weights of each `BLOCK` tokens together."""  # [tokens] -> [ceil(tokens / BLOCK)]
-    return np.add.reduceat(weights, range(0, len(weights), BLOCK)).astype(np.float64)
+    return np.add.reduceat(weights, np.arange(0, len(weights), BLOCK)).astype(np.float64)
 
 
 def _weights(logits: Row, top: np.float32, temperature: float) -> Row:
     """What each token's probability is in proportion to."""
     weights = logits - top
-    weights /= np.float32(temperature)
+    weights *= np.float32(1.0 / temperature)
     np.exp(weights, out=weights)
     return weights
 

@@ -110,9 +110,9 @@ def test_most_winners_are_inside_top_p_without_a_sort(monkeypatch: pytest.Monkey
     sorts = []
     whole = sampling_module._top_p
 
-    def counted(left: NDArray[np.float32], temperature: float, top_p: float) -> np.float32:
-        sorts.append(top_p)
-        return whole(left, temperature, top_p)
+    def counted(left: NDArray[np.float32], sampling: Sampling, tops: NDArray[np.float32]) -> np.float32:
+        sorts.append(sampling.top_p)
+        return whole(left, sampling, tops)
 
     monkeypatch.setattr(sampling_module, "_top_p", counted)
     sampling = Sampling(0.8, top_p=0.95, seed=1)
