@@ -40,13 +40,13 @@ def cpu() -> tuple[str, frozenset[str]]:
 
 
 def cores(root: Path = Path("/")) -> int:
-    """How many threads it pays to compute with: one a core of `usable`, as far as control groups' quotas reach.
+    """How many threads it pays to compute with: one a core of `usable`, as far as the quotas reach.
 
     The logical processors of one core share its arithmetic units, and spin where they wait for each other.
     """
     place = root / "sys/devices/system/cpu"
-    own = {core: text(place / f"cpu{core}" / "topology/thread_siblings_list") or core for core in usable(root)}
-    count = len(set(own.values()))
+    siblings = {text(place / f"cpu{one}/topology/thread_siblings_list") or one for one in usable(root)}
+    count = len(siblings)
     for group in cgroup(root):
         quota, _, period = text(group / "cpu.max").strip().partition(" ")
         if quota.isdigit() and period.isdigit():
