@@ -22,6 +22,7 @@ OUTPUT = ("output.weight", "lm_head.weight")
 # ggml's numbers of Q4_0, Q2_K, Q4_K and IQ4_NL: llama.cpp packs such weights for the CPU (x86 without AMX), a
 # copy beside the mapped file
 PACKED = (2, 10, 12, 20)
+ALL_F32 = 0  # llama.cpp's number of a file without other types
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Shape:
     size: int  # bytes of the weights' files
     packed: int  # of these, bytes that llama.cpp keeps a second time, packed for the CPU
     longest: int | None  # positions it was trained for
+    full: bool  # a GGUF whose weights are all in 32 bits: llama.cpp keeps its keys and values so, too
 
     @property
     def position_elements(self) -> int:
@@ -77,7 +79,7 @@ def _from_directory(path: Path) -> Shape | None:
         tensors = {"": (size // (4 if wide else 2),)}
     keys = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")
     found = [config.get(key) for key in (*keys, "max_position_embeddings")]
-    return _shape(found, config.get("vocab_size"), tensors, size, 0)
+    return _shape(found, config.get("vocab_size"), tensors, size)
 
 
 def _from_gguf(path: Path) -> Shape | None:
@@ -94,11 +96,16 @@ def _from_gguf(path: Path) -> Shape | None:
     keys = ("block_count", "attention.head_count", "attention.head_count_kv", "embedding_length")
     found = [values.get(f"{prefix}.{key}") for key in (*keys, "attention.key_length", "context_length")]
     vocab = max((shape[1] for name, shape in tensors.items() if name == "token_embd.weight"), default=None)
-    return _shape(found, vocab, tensors, size, packed)
+    return _shape(found, vocab, tensors, size, packed, values.get("general.file_type") == ALL_F32)
 
 
 def _shape(
-    found: list[Any], vocab: Any, tensors: Mapping[str, tuple[int, ...]], size: int, packed: int
+    found: list[Any],
+    vocab: Any,
+    tensors: Mapping[str, tuple[int, ...]],
+    size: int,
+    packed: int = 0,
+    full: bool = False,
 ) -> Shape | None:
     layers, heads, kv_heads, width, head_width, longest = found
     if not all(isinstance(value, int) and value > 0 for value in (layers, heads, width, vocab)):
@@ -114,6 +121,7 @@ def _shape(
         size=size,
         packed=packed,
         longest=longest if isinstance(longest, int) else None,
+        full=full,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -61,8 +62,10 @@ def test_weights_and_caches_by_context_and_slots(settings: Settings, tiny_files:
     assert shape is not None
     transformers, llama_cpp = budget.asked(tiny(), settings, PLENTY)
     assert (transformers.backend, llama_cpp.backend) == ("transformers", "llama_cpp")
+    assert shape.full
     position = 2 * shape.layers * shape.kv_heads * shape.head_width * 2  # bytes
-    assert parts(llama_cpp)["target: keys and values"] == 4 * 400 * position
+    assert parts(transformers)["target: keys and values"] == 4 * 400 * position
+    assert parts(llama_cpp)["target: keys and values"] == 4 * 400 * position * 2
     assert parts(llama_cpp)["target: weights"] == (tiny_files / "same.gguf").stat().st_size
     assert parts(transformers)["target: weights"] >= 2 * shape.elements
     wide = settings.model_copy(update={"dtype": "float32", "slots": 8, "backend": "transformers"})
@@ -70,6 +73,21 @@ def test_weights_and_caches_by_context_and_slots(settings: Settings, tiny_files:
     assert parts(found)["target: keys and values"] == 8 * 400 * position * 2
     alone = settings.model_copy(update={"speculate": False})
     assert not any("draft:" in name for name in parts(budget.asked(tiny(), alone, PLENTY)[0]))
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, reads = tmp_path / "x.gguf", []
+
+    def read(path: Path) -> None:
+        reads.append(path)
+
+    monkeypatch.setattr(budget, "read_shape", read)
+    for changed in (1, 2):
+        write_header(file, SHAPE)
+        os.utime(file, (changed, changed))
+        for _ in range(3):
+            budget._shape(file)
+        assert len(reads) == changed
 
 
 def test_the_best_keeps_what_was_asked_where_it_fits_and_gives_up_slots_first(settings: Settings) -> None:

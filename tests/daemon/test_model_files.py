@@ -52,6 +52,14 @@ def test_a_gguf_in_several_parts_is_counted_whole(tmp_path: Path) -> None:
     assert (found.layers, found.vocab, found.elements) == (shape.layers, shape.vocab, shape.elements)
 
 
+@pytest.mark.parametrize(("kind", "full"), [(0, True), (15, False), (None, False)])
+def test_a_gguf_all_in_32_bits_is_told_apart(kind: int | None, full: bool, tmp_path: Path) -> None:
+    write_header(tmp_path / "x.gguf", SHAPE | ({} if kind is None else {"general.file_type": kind}))
+    shape = read_shape(tmp_path / "x.gguf")
+    assert shape is not None
+    assert shape.full == full
+
+
 def test_a_list_longer_than_any_file(tmp_path: Path) -> None:
     file = tmp_path / "x.gguf"
     key = struct.pack("<Q1sI", 1, b"x", 9)  # a list
