@@ -15,8 +15,8 @@ MIB = 2**20
 
 
 def test_streams_go_on_after_every_cause_of_death(serve: Serve) -> None:
-    daemon = serve(target="same.gguf", backend="llama_cpp")
-    kills = list(kill_often(daemon, len(CAUSES), questions(6, 300)))
+    daemon = serve(target="same.gguf", backend="llama_cpp", context="1024")
+    kills = list(kill_often(daemon, len(CAUSES), questions(6, 800)))
     assert [kill.problem for kill in kills if not kill.counts] == []
     assert [case.problem for kill in kills for case in kill.cases if not case.equal] == []
     log = daemon.lines.read_text("utf-8")
