@@ -218,9 +218,8 @@ def _model(
         if backend == "llama_cpp" and shape.packed:
             yield Item(f"{role}: weights packed for the processor", int((1.0 - on_gpu) * shape.packed))
         context = min(context, shape.longest or context)
-        width = BYTES["float32" if shape.full else "float16"]
-        if backend == "transformers":
-            width = BYTES[settings.dtype]
+        theirs = "float32" if shape.full else "float16"  # what llama.cpp keeps them in
+        width = BYTES[theirs if backend == "llama_cpp" else settings.dtype]
         yield item("keys and values", shape.position_elements * context * slots * width)
         yield item("passes and vocabulary", _working(shape, backend))
 
@@ -272,12 +271,13 @@ def _layers(pair: Pair, settings: Settings, backend: str, room: Room) -> Iterato
 
 
 def _shape(path: Path) -> Shape | None:
+    """Read once: past a vocabulary takes 0.1 s, and ten forms of a pair and its draft may be weighed."""
     return _read(path, path.stat().st_mtime_ns) if path.exists() else None
 
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, changed: int) -> Shape | None:
-    return read_shape(path)  # past a vocabulary takes a while, and each form of a pair asks
+    return read_shape(path)
 
 
 def _gpu_free(settings: Settings) -> int | None:

@@ -17,6 +17,7 @@ import psutil
 
 PACKAGES = ("draftd", "torch", "transformers", "llama-cpp-python", "numpy", "pyzmq")
 CPUINFO = Path("/proc/cpuinfo")
+PROCESSORS = "sys/devices/system/cpu"  # below the root
 GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, those of a Windows around this Linux
 
 
@@ -42,11 +43,10 @@ def cpu() -> tuple[str, frozenset[str]]:
 def cores(root: Path = Path("/")) -> int:
     """How many threads it pays to compute with: one a core of `usable`, as far as the quotas reach.
 
-    The logical processors of one core share its arithmetic units, and spin where they wait for each other.
+    The logical processors of one core share its arithmetic units, which a second thread only waits for.
     """
-    place = root / "sys/devices/system/cpu"
-    siblings = {text(place / f"cpu{one}/topology/thread_siblings_list") or one for one in usable(root)}
-    count = len(siblings)
+    siblings = "topology/thread_siblings_list"  # who shares a core, itself included
+    count = len({text(root / PROCESSORS / f"cpu{one}" / siblings) or one for one in usable(root)})
     for group in cgroup(root):
         quota, _, period = text(group / "cpu.max").strip().partition(" ")
         if quota.isdigit() and period.isdigit():
@@ -55,17 +55,13 @@ def cores(root: Path = Path("/")) -> int:
 
 
 def usable(root: Path = Path("/")) -> set[int]:
-    """The logical processors that this process may use; of a hybrid CPU those of the fast cores.
-
-    These would wait for the others.
-    """
+    """The logical processors that this process may use; slow ones, which hold up a hybrid CPU, apart."""
     if not hasattr(os, "sched_getaffinity"):
         return set(range(os.cpu_count() or 1))
     allowed = os.sched_getaffinity(0)
     fast = _cpu_list(text(root / "sys/devices/cpu_core/cpus"))  # of Intel's hybrids
     if not fast:
-        place = root / "sys/devices/system/cpu"
-        power = {core: number(place / f"cpu{core}" / "cpu_capacity") or 0 for core in allowed}
+        power = {core: number(root / PROCESSORS / f"cpu{core}/cpu_capacity") or 0 for core in allowed}
         fast = {core for core in allowed if 2 * power[core] >= max(power.values())}
     return allowed & fast or allowed
 

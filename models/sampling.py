@@ -15,7 +15,7 @@ from draftd.models.race import winner
 COLDEST = 1e-6  # 32 bits can't divide by much less
 ROUNDING = 1e-4  # of sums of probabilities that are made of 32-bit logits
 GROUPS = 128  # to look at the tokens of more takes longer than to find top-p's edge
-FEW = 1024  # tokens that are quickly sorted
+SORTED = 1024  # tokens that are sorted sooner than looked through once more
 BLOCK = 512  # tokens whose weights are summed first: a running sum of all is slow, and rounds more
 
 Weights = NDArray[np.float64] | NDArray[np.float32]  # of tokens, in proportion to their probabilities
@@ -110,11 +110,11 @@ def _top_p(left: Row, sampling: Sampling, tops: Row) -> np.float32:
     weights = _weights(left, top, temperature)
     total = float(block_sums(weights).sum())
     wanted = (sampling.top_p + ROUNDING) * total
-    # Tokens below the last of these weights hold less than 1 - top_p together: none of them is in the set.
-    # The best of each group hold at most what is held by all, so where they come to the set's share it ends.
+    # Where the groups' best alone hold what is wanted, all tokens as likely hold at least that: the set ends
+    # there or before. It has none below the last weight either: these hold less than 1 - top_p together.
     cut = _cut(_weights(tops, top, temperature), wanted, (1.0 - sampling.top_p) * total / len(left))
     head = np.flatnonzero(weights >= cut)
-    if len(head) > FEW:  # to sort few is worth another look
+    if len(head) > SORTED:
         near = weights[head]
         head = head[near >= _cut(near, wanted, cut)]
     ordered = np.sort(left[head])[::-1]
