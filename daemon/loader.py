@@ -143,6 +143,7 @@ def load_draft(
     from draftd.drafts.by_text import TextDraft
     from draftd.drafts.by_tokens import TokenDraft
     from draftd.drafts.llama_cpp import LlamaDraft
+    from draftd.models import lending
     from draftd.models.gguf_tokenizer import GGUFTokenizer
     from draftd.models.pair import check_pair
 
@@ -153,7 +154,7 @@ def load_draft(
         opened.close()
         raise
     if verdict.translation is None:
-        return LlamaDraft(opened, verdict.shared), verdict.sentence
+        return LlamaDraft(opened, verdict.shared, lending.between(target, opened)), verdict.sentence
     log.info("%s: %s", path.name, verdict.sentence)
     kind = TokenDraft if verdict.by == "tokens" else TextDraft
     draft: Draft = kind(LlamaDraft(opened), verdict.translation)

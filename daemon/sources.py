@@ -82,7 +82,7 @@ def _measure_draft(draft: Draft, controller: Controller) -> None:
     for _ in range(2):
         draft.forget(0)
         began = time.perf_counter()
-        draft.prepare(0, WARM)
+        draft.propose([Context(0, WARM, 1, _likeliest, lambda _: False)])
         controller.draft.observe(len(WARM), time.perf_counter() - began)
     draft.forget(0)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +47,16 @@ class Model(Protocol):
     def close(self) -> None: ...
 
 
+class Lender(Protocol):
+    """A target of the same model, which holds what this draft would compute."""
+
+    able: bool
+
+    def held(self, slot: int, /) -> int: ...
+
+    def lend(self, slot: int, tokens: Sequence[int], /) -> int: ...
+
+
 @dataclass(slots=True)
 class Read:
     """What a slot's cache holds: these tokens, less the stretches (start, stop) that were left unread."""
@@ -76,10 +88,15 @@ PREPARED = 128  # tokens read ahead at a time: a request that comes meanwhile wa
 
 
 class LlamaDraft:
-    """drafts.base.Draft over a model that drafts alone use; `shared`: token ids below it may be proposed."""
+    """drafts.base.Draft over a model that drafts alone use; `shared`: token ids below it may be proposed.
 
-    def __init__(self, model: Model, shared: int | None = None) -> None:
+    A `lender` spares it the reading of what the target has read.
+    """
+
+    def __init__(self, model: Model, shared: int | None = None, lender: Lender | None = None) -> None:
         self._model = model
+        self._lender = lender
+        self._lending, self._reading = 0.0, inf  # seconds a token, as last seen
         self._shared = model.vocab if shared is None else shared
         self._read: dict[int, Read] = {}  # by slot
 
@@ -114,6 +131,8 @@ class LlamaDraft:
         """Cache a sequence ahead of the request that will draft from it, with what was left unread of it."""
         if len(tokens) > self._model.context:
             return  # of which half is read: another half each time, were it read ahead
+        if self._lender is not None and self._lender.able:
+            return
         read = self._read.get(slot, Read())
         if read.unread:
             self._read[slot] = read.cut(read.unread[0][0])
@@ -124,7 +143,8 @@ class LlamaDraft:
     def unseen(self, slot: int, tokens: Sequence[int]) -> int:
         """How many of a sequence's tokens, counted from its end, are still to be read for the slot."""
         read = self._read.get(slot, Read())
-        return len(tokens) - len(read.cut(common_prefix(read.tokens, tokens)).tokens)
+        known = len(read.cut(common_prefix(read.tokens, tokens)).tokens)
+        return len(tokens) - max(known, self._lendable(slot, tokens))
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make what is cached for slot `target` the first `length` tokens of what is for `source`."""
@@ -176,6 +196,7 @@ class LlamaDraft:
         sequence that was translated.
         """
         tokens = list(sequence)
+        self._borrow(slot, tokens)
         read = self._read.get(slot, Read()).before(tokens, reading)
         if read.cached + len(tokens) - len(read.tokens) > self._model.context:
             half = self._model.context // 2
@@ -187,8 +208,29 @@ class LlamaDraft:
         self._read[slot] = read
         return rest
 
+    def _lendable(self, slot: int, tokens: Sequence[int]) -> int:
+        """How many of a sequence's first tokens the target holds for this slot and lends."""
+        if self._lender is None or len(tokens) > self._model.context:
+            return 0
+        return min(self._lender.held(slot), len(tokens) - 1)
+
+    def _borrow(self, slot: int, tokens: list[int]) -> None:
+        """Take from the target what would have to be read."""
+        if self._lender is None or not (length := self._lendable(slot, tokens)):
+            return
+        read = self._read.get(slot, Read())
+        missing = length - len(read.cut(common_prefix(read.tokens, tokens)).tokens)
+        if missing > 0 and missing * self._reading > length * self._lending:  # all of it is lent anew
+            began = time.perf_counter()
+            held = self._lender.lend(slot, tokens[:length])
+            self._lending = (time.perf_counter() - began) / length
+            self._read[slot] = Read(tokens[:held])
+
     def _feed(self, feeds: Sequence[tuple[int, list[int]]]) -> Sequence[NDArray[np.float32]]:
+        began = time.perf_counter()
         rows = self._model.forward([Feed(slot, self._read[slot].cached, new, 1) for slot, new in feeds])
+        if (tokens := sum(len(new) for _, new in feeds)) > len(feeds):
+            self._reading = (time.perf_counter() - began) / tokens
         for slot, new in feeds:
             self._read[slot].tokens += new
         return rows

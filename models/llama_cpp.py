@@ -29,6 +29,11 @@ class LlamaTarget:
         self.path = path
         self._model = model
         self.vocab: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+        self.shape = (
+            int(llama_cpp.llama_model_n_layer(model)),
+            int(llama_cpp.llama_model_n_head_kv(model)),
+            int(llama_cpp.llama_model_n_embd(model)),
+        )  # as TransformersTarget.shape
         self.slots = slots
         self.context = context
         self.padded = False

@@ -7,7 +7,9 @@ import mmap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -165,6 +167,16 @@ class SlotCache(Cache):
         ]
         saved: State = torch.cat(parts).numpy()
         return saved
+
+    @torch.inference_mode()
+    def halves(self, slot: int, length: int) -> list[tuple[NDArray[np.float16], NDArray[np.float16]]]:
+        """Keys and values of a slot's first positions by layer, in IEEE's 16 bits."""  # [heads, length, dim]
+        most = torch.finfo(torch.float16).max
+        arrays = [
+            buffer[slot, :, :length].clamp(-most, most).to(torch.float16).cpu().numpy()
+            for buffer in self._buffers()
+        ]
+        return list(zip(arrays[::2], arrays[1::2], strict=True))
 
     @torch.inference_mode()
     def load(self, slot: int, state: State, length: int) -> None:

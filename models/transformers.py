@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from draftd.ipc.errors import ContextOverflow, InvalidRequest
@@ -74,6 +75,13 @@ class TransformersTarget:
         """Valid positions by slot."""
         return self._cache.lengths
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Layers, heads of keys and width, by which two files of one model are known."""
+        config = self._config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return int(config.num_hidden_layers), int(heads), int(config.hidden_size)
+
     @torch.inference_mode()
     def forward(self, spans: Sequence[Span]) -> list[Rows]:
         """Feed many requests; one [rows, vocab] array a span, valid until the next forward.
@@ -103,6 +111,10 @@ class TransformersTarget:
     def save_slot(self, slot: int) -> State:
         """All of a slot's keys and values, copied to the CPU."""
         return self._cache.save(slot)
+
+    def keys_and_values(self, slot: int, length: int) -> list[tuple[NDArray[np.float16], NDArray[np.float16]]]:
+        """By layer what a slot holds of its first `length` positions, copied; keys are turned already."""
+        return self._cache.halves(slot, length)  # [heads, length, dim] each
 
     def load_slot(self, slot: int, state: State, length: int) -> None:
         """Make a slot's content the first `length` positions of what `save_slot` gave."""
