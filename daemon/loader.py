@@ -66,7 +66,7 @@ def load(settings: Settings, report: Report) -> Loaded:
         info["dtype"] = settings.dtype
     draft: Draft | None = None
     open_draft: Callable[[], Draft | None] | None = None
-    found = draft_file(pair, settings)
+    found = draft_file(pair, settings, backend)
     if found is None:
         info["draft_refused"] = "the pair has no draft"
     elif not settings.speculate:
@@ -79,7 +79,8 @@ def load(settings: Settings, report: Report) -> Loaded:
             info["draft"] = name
 
             def reopened() -> Draft | None:
-                now, _ = draft_file(pair, settings) or (file, name)  # tuning removes the file it replaces
+                # tuning removes the file it replaces
+                now, _ = draft_file(pair, settings, backend) or (file, name)
                 return load_draft(now, *given)[0]
 
             open_draft = reopened

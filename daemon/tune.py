@@ -11,26 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftd.daemon import budget, loader, machine, readings, tuned
-from draftd.daemon.backend import choose_backend, pass_seconds
+from draftd.daemon.backend import WARM, choose_backend, pass_seconds
 from draftd.daemon.settings import Settings
 from draftd.daemon.tune_figures import agreement, best_length, choose, first_choices, survival, token_seconds
 from draftd.daemon.tuned import SHIPPED, Figure, Record
 from draftd.ipc.errors import InvalidRequest
-from draftd.models.base import Target, Tokenizer
+from draftd.models.base import Span, Target, Tokenizer
 from draftd.models.catalog import Model, Pair
 from draftd.models.digest import digest
 from draftd.models.fetch import cached_path, need
 from draftd.models.gguf_tensors import read_tensors
 from draftd.models.gguf_tokenizer import GGUFTokenizer
+from draftd.models.lending import between
 from draftd.models.pair import PairReport, check_pair
 from draftd.models.quantize import RECIPES, Recipe, check_room, expected_bytes, quantize, unfit
 
 Say = Callable[[str], None]  # a line about what is being done
 
 QUICK = ("Q4_0", "Q4_0+Q8_0")  # the recipes that won wherever we measured
-WIDTHS = (1, 2, 3, 5, 9, 17)
+ITSELF = ("Q4_0", "Q4_0+Q8_0", "Q4_K+Q6_K")  # of the target: it should take less than it does as it is
+WIDTHS = (1, 2, 3, 5, 9, 13, 17, 25)
 TOKENS = 1024  # of the calibration text at most
 SHORTEST = 32
+READ = 32  # tokens of the pass by which a draft's reading is timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +114,18 @@ def plan(
     sources = [] if pair.draft is None else [pair.draft]
     if reason := _no_self_draft(pair, settings, backend):
         skipped.append(f"no self-draft: {reason}")
-    elif pair.draft is None or not quick:
+    else:
         sources.append(pair.target)
     needed = 0
     for source in sources:
         path = cached_path(source, settings.cache_dir)
         tensors = read_tensors(path)
         candidates.append(Candidate(source, None, path))
-        itself = source == pair.target and source != pair.draft
+        names = QUICK if quick else tuple(recipe.name for recipe in RECIPES)
+        if source == pair.target and source != pair.draft:  # in a hurry as it is, if there is another draft
+            names = () if quick and pair.draft is not None else ITSELF
         for recipe in RECIPES:
-            if (quick or itself) and recipe.name not in QUICK:
+            if recipe.name not in names:
                 continue
             if reason := unfit(tensors, recipe):
                 skipped.append(f"{source.name} as {recipe.name}: {reason}")
@@ -205,7 +210,7 @@ def _measure(
 ) -> list[Figure]:
     opened: list[Any] = []
     try:
-        agreements = []
+        agreements, readings = [], []
         reports: dict[str, PairReport] = {}
         for candidate in candidates:
             say(f"reading with {candidate.source.name} {candidate.types}")
@@ -217,6 +222,7 @@ def _measure(
                 widths = model.vocab, reference.target.vocab
                 reports[name] = check_pair(*tokenizers, *widths, tuned.sample_text())
             agreements.append(agreement(model, reference.tokens, reference.choices, reports[name]))
+            readings.append(_reading(reference, model))
         say("timing the drafts and the target by turns")
         now, *seconds = token_seconds([reference.target, *opened], reference.tokens, rounds)
     finally:
@@ -225,8 +231,8 @@ def _measure(
     # the target's times by rows as they would be now, beside the drafts'
     passes = {rows: each * now / reference.passes[1] for rows, each in reference.passes.items()}
     figures = []
-    for candidate, each, agreed in zip(candidates, seconds, agreements, strict=True):
-        length, speedup = best_length(each, survival(agreed), passes)
+    for candidate, each, agreed, reading in zip(candidates, seconds, agreements, readings, strict=True):
+        length, speedup = best_length(each, survival(agreed), passes, reading)
         figures.append(
             Figure(
                 source=candidate.source.name,
@@ -239,6 +245,18 @@ def _measure(
             )
         )
     return figures
+
+
+def _reading(reference: _Reference, draft: Any) -> float:
+    """The seconds that a draft takes to read a token; none where the target lends what it has read."""
+    tokens = reference.tokens[:SHORTEST]
+    if (lender := between(reference.target, draft)) is not None:
+        reference.target.forward([Span(0, 0, tokens, 1)])
+        lender.lend(0, tokens)
+        if lender.able:
+            return 0.0
+    draft.forward([Span(0, 0, WARM, 1)])
+    return pass_seconds(draft, READ) / READ
 
 
 # ---- files

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from draftd.daemon.tuned import Figure
+from draftd.daemon.tuned import SHIPPED, Figure
 from draftd.models.base import Span, Target
 from draftd.models.pair import By, PairReport
 from draftd.models.translation import Translation
 
-LONGEST = 16  # drafted tokens a round
-MARGIN = 1.03  # a tuned file must be this much faster than the draft as it came: it takes disk
+LONGEST = 24  # drafted tokens a round
+MARGIN = 1.03  # a tuned file must be this much faster than one as it came: it takes disk
 CHUNK = 64  # rows of logits at a time
 WARM = 32  # tokens before those that are timed
 
@@ -86,21 +86,24 @@ def token_seconds(models: Sequence[Target], tokens: Sequence[int], rounds: int) 
     return [statistics.median(each) for each in times]
 
 
-def best_length(seconds: float, survival: Sequence[float], passes: Mapping[int, float]) -> tuple[int, float]:
+def best_length(
+    seconds: float, survival: Sequence[float], passes: Mapping[int, float], reading: float = 0.0
+) -> tuple[int, float]:
     """The draft length that is expected to be fastest, and its speed over the target alone.
 
     At least 1: where no draft pays on the whole, the best one still does on the texts that it knows well.
 
     `survival[i]` is how often i + 1 drafted tokens are all accepted, so a round of k gives 1 + the sum of the
     first k tokens; it takes k draft passes and one of k + 1 rows. `passes` is the target's seconds by rows,
-    interpolated between those measured.
+    interpolated between those measured; `reading` the draft's for a token of the prompt, which is taken to be
+    as long as its answer.
     """
     widths = sorted(passes)
     times = [passes[width] for width in widths]
     best, fastest, tokens = 0, 0.0, 1.0
     for length, chance in enumerate(survival, 1):
         tokens += chance
-        cost = length * seconds + float(np.interp(length + 1, widths, times))
+        cost = length * seconds + float(np.interp(length + 1, widths, times)) + tokens * reading
         if (speed := tokens * passes[1] / cost) > fastest:
             best, fastest = length, speed
     return best, fastest
@@ -116,8 +119,16 @@ def survival(agreed: NDArray[np.bool_]) -> list[float]:
 
 
 def choose(figures: Sequence[Figure], shipped: int | None) -> int | None:
-    """The figure to draft with: the shipped draft unless another is clearly faster; None without a gain."""
-    best = max(range(len(figures)), key=lambda index: figures[index].speedup, default=None)
+    """The figure to draft with: the shipped draft unless another is clearly faster; None without a gain.
+
+    A file that would have to be kept for it must be clearly faster than one that is here anyway.
+    """
+
+    def worth(index: int) -> float:
+        figure = figures[index]
+        return figure.speedup / (1.0 if figure.types == SHIPPED else MARGIN)
+
+    best = max(range(len(figures)), key=worth, default=None)
     if best is None or shipped is None:
         return best if best is not None and figures[best].speedup > MARGIN else None
     return best if figures[best].speedup > MARGIN * figures[shipped].speedup else shipped

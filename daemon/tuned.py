@@ -67,9 +67,14 @@ def sample_text() -> str:
     return resources.files("draftd.daemon").joinpath("tuning_text.md").read_text("utf-8")
 
 
-def draft_file(pair: Pair, settings: Settings) -> tuple[Path, str] | None:
-    """The draft's file and what to call it; None if the pair has no draft."""
-    if (record := find(pair, settings)) is not None:
+def draft_file(pair: Pair, settings: Settings, backend: str = "") -> tuple[Path, str] | None:
+    """The draft's file and what to call it; None if the pair has no draft.
+
+    `backend`: what runs the target. In llama.cpp the target does not draft for itself, whatever was tuned.
+    """
+    if (record := find(pair, settings)) is not None and not (
+        backend == "llama_cpp" and _is_itself(record, pair)
+    ):
         name = record.figure.source
         if record.file is not None:
             return directory(settings) / record.file, f"{name} (tuned: {record.figure.types})"
@@ -77,6 +82,11 @@ def draft_file(pair: Pair, settings: Settings) -> tuple[Path, str] | None:
     if pair.draft is None:
         return None
     return cached_path(pair.draft, settings.cache_dir), pair.draft.name
+
+
+def _is_itself(record: Record, pair: Pair) -> bool:
+    """Was the target chosen to draft for itself?"""
+    return record.figure.source == pair.target.name and pair.draft != pair.target
 
 
 def find(pair: Pair, settings: Settings) -> Record | None:

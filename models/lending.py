@@ -1,7 +1,7 @@
 """The keys and values of a target in transformers, lent to a draft in llama.cpp that is the same model.
 
-A target quantised to 4 bits drafts well for itself, and need not read what the target has read: keys and values
-of both are alike. Whether they are is seen once, by those of a few tokens that both computed.
+A target quantised to 4 bits drafts well for itself, and need not read what the target has read: keys and
+values of both are alike. Whether they are is seen once, by those of a few tokens that both computed.
 """
 
 from __future__ import annotations
@@ -14,16 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from draftd.models.base import Span, State
+from draftd.models.base import Layers, Span, State
 
 log = logging.getLogger("draftd.engine")
 
 TRIAL = 8  # tokens that both compute before anything is lent
 ALIKE = 0.8  # least correlation of what both have in a layer
-
-Half = NDArray[np.float16]
-Layers = Sequence[tuple[Half, Half]]  # keys and values of each layer, [heads, length, dim]
-
 
 @runtime_checkable
 class Holder(Protocol):
@@ -75,7 +71,7 @@ class Lender:
                 return 0
             if reason := self._try(slot, tokens[:TRIAL]):
                 self.able = False
-                log.info("the draft reads for itself, since its keys and values are not the target's: %s", reason)
+                log.info("the draft reads for itself, as its keys are not the target's: %s", reason)
                 return TRIAL
             log.info("the draft takes the target's keys and values: it is the same model")
         assert self._layout is not None
@@ -100,7 +96,7 @@ class Lender:
         return f"they correlate by {likeness:.2f}"
 
     def _arranged(self, layers: Layers) -> Layers:
-        """Keys as llama.cpp turns them: for some families neighbours in pairs, where transformers has halves."""
+        """Keys as llama.cpp turns them: some families' by neighbours, where transformers takes halves."""
         if not self._interleaved:
             return layers
         return [
@@ -111,7 +107,7 @@ class Lender:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How llama.cpp writes a sequence's state (`llama_kv_cache::state_write`): cells, all keys, all values."""
+    """How llama.cpp writes a sequence (`llama_kv_cache::state_write`): its cells, all keys, all values."""
 
     head: bytes  # what it is, and the buffers before this one, which are empty
     sequence: int
@@ -186,7 +182,7 @@ def _likeness(ours: Layers, theirs: Layers) -> float:
     return min(_correlation(*pair) for pair in pairs)
 
 
-def _correlation(one: Half, other: Half) -> float:
+def _correlation(one: NDArray[np.float16], other: NDArray[np.float16]) -> float:
     """Of two sets of numbers, about zero."""
     a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
     if a.shape != b.shape:

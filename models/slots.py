@@ -7,13 +7,11 @@ import mmap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from draftd.models.base import Span, State
+from draftd.models.base import Layers, Span, State
 
 
 class Step:
@@ -169,8 +167,8 @@ class SlotCache(Cache):
         return saved
 
     @torch.inference_mode()
-    def halves(self, slot: int, length: int) -> list[tuple[NDArray[np.float16], NDArray[np.float16]]]:
-        """Keys and values of a slot's first positions by layer, in IEEE's 16 bits."""  # [heads, length, dim]
+    def halves(self, slot: int, length: int) -> Layers:
+        """Keys and values of a slot's first positions by layer, in IEEE's 16 bits."""
         most = torch.finfo(torch.float16).max
         arrays = [
             buffer[slot, :, :length].clamp(-most, most).to(torch.float16).cpu().numpy()

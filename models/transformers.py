@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from draftd.ipc.errors import ContextOverflow, InvalidRequest
 from draftd.models import attention
 from draftd.models import transformers_load as loading
-from draftd.models.base import Rows, Span, State, padded_passes
+from draftd.models.base import Layers, Rows, Span, State, padded_passes
 from draftd.models.slots import SlotCache
 
 
@@ -112,9 +111,9 @@ class TransformersTarget:
         """All of a slot's keys and values, copied to the CPU."""
         return self._cache.save(slot)
 
-    def keys_and_values(self, slot: int, length: int) -> list[tuple[NDArray[np.float16], NDArray[np.float16]]]:
-        """By layer what a slot holds of its first `length` positions, copied; keys are turned already."""
-        return self._cache.halves(slot, length)  # [heads, length, dim] each
+    def keys_and_values(self, slot: int, length: int) -> Layers:
+        """What a slot holds of its first `length` positions, copied to the CPU in IEEE's 16 bits."""
+        return self._cache.halves(slot, length)
 
     def load_slot(self, slot: int, state: State, length: int) -> None:
         """Make a slot's content the first `length` positions of what `save_slot` gave."""

@@ -33,7 +33,7 @@ def test_a_draft_is_opened_again_from_the_file_that_was_tuned_since(
     before, after = tmp_path / "draft.gguf", tmp_path / "tuned.gguf"
     loaded = loader.load(tiny[1], lambda fraction, stage: None)
     before.rename(after)
-    monkeypatch.setattr(loader, "draft_file", lambda pair, settings: (after, "small (tuned: Q4_0)"))
+    monkeypatch.setattr(loader, "draft_file", lambda *asked: (after, "small (tuned: Q4_0)"))
     assert loaded.open_draft is not None
     loaded.drafting.set_model(None)
     loaded.drafting.set_model(loaded.open_draft())
