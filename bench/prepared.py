@@ -45,6 +45,8 @@ class Prepared(Stateless):
 class PreparedDraft(Stateless):
     """drafts/base.py's Draft: one such row for each token, now and then with another peak."""
 
+    same_model = False
+
     def __init__(self, row: Rows, text: Sequence[int], clock: Clock, place: Place) -> None:
         self.row, self.text = row[0], np.array(text)  # [vocab]
         self.clock, self.place = clock, place

@@ -189,7 +189,7 @@ def _budget(
         on_gpu = 1.0 if gpu_layers < 0 else min(1.0, gpu_layers / (shape.layers + 1))
     held = weights(pair.target, settings, backend)
     items += _model("target", held, shape, settings, backend, context, slots, on_gpu)
-    if settings.speculate and (found := draft_file(pair, settings)) is not None:
+    if settings.speculate and (found := draft_file(pair, settings, backend)) is not None:
         drafting = _shape(found[0])
         listed = pair.draft.size if pair.draft is not None else None
         held = found[0].stat().st_size if found[0].is_file() else listed or 0

@@ -19,7 +19,7 @@ from draftd.drafts.suffix import SuffixDraft
 from draftd.ipc.errors import InvalidRequest
 from draftd.models.groups import tops_of
 from draftd.models.rejection import Dice, Law, law_of, one_hot
-from draftd.models.sampling import choose, confidence
+from draftd.models.sampling import choose, confidence, steadiness
 
 if TYPE_CHECKING:
     from draftd.daemon.request import Request
@@ -216,6 +216,7 @@ class Drafting:
         """What the model is asked: to go on from the request and what the suffix already gave."""
         plan, before = drafted.plan, list(drafted.made.confidence)
         picked = list(drafted.made.tokens)
+        same = self.model is not None and self.model.same_model
 
         def pick(row: NDArray[np.float32], position: int) -> tuple[int, float]:
             began = time.perf_counter()
@@ -230,7 +231,10 @@ class Drafting:
                 law = law_of(row, request.sampling, tops)
                 token = self.dice.draw(law)
                 drafted.drawn.append(law)
-            probability = confidence(row, token, tops)
+            if same and request.rejection is None:
+                probability = steadiness(row, token, request.sampling, position, tops)
+            else:
+                probability = confidence(row, token, tops)
             picked.append(token)
             self._going_on -= len(picked) == plan.limit  # nobody asks whether to go on
             self.model_seconds -= time.perf_counter() - began

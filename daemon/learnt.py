@@ -12,7 +12,7 @@ from draftd.daemon.calibration import BINS
 from draftd.daemon.costs import KNOTS
 from draftd.models.digest import replace_file
 
-VERSION: Literal[4] = 4
+VERSION: Literal[5] = 5
 FOLDER = "learnt"  # in the state directory
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class CalibrationState(_State):
 class Learnt(_State):
     """Costs, calibration and typical rounds of one pair on one machine."""
 
-    version: Literal[4] = VERSION
+    version: Literal[5] = VERSION
     target: CostsState
     draft: CostsState
     calibrations: dict[str, CalibrationState]

@@ -40,6 +40,11 @@ class Proposal:
 class Draft(Protocol):
     """A source of proposals; it keeps the common prefix of what it saw in a slot and feeds the rest."""
 
+    @property
+    def same_model(self) -> bool:
+        """Is it the target in other bits? It then errs where two tokens are nearly alike, and only there."""
+        ...
+
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
         """One proposal a context, all requests of a round together so that they share each pass."""
         ...

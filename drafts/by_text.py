@@ -54,6 +54,8 @@ class _Read:
 class TextDraft:
     """drafts.base.Draft over one that works in its own tokens."""
 
+    same_model = False
+
     def __init__(self, draft: Draft, translation: Translation) -> None:
         self._draft = draft
         self._translation = translation

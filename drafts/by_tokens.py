@@ -29,6 +29,8 @@ class Translation(Protocol):
 class TokenDraft:
     """drafts.base.Draft over one that works in its own tokens."""
 
+    same_model = False
+
     def __init__(self, draft: Draft, translation: Translation) -> None:
         self._draft = draft
         self._translation = translation

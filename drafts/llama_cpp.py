@@ -97,8 +97,14 @@ class LlamaDraft:
         self._model = model
         self._lender = lender
         self._lending, self._reading = 0.0, inf  # seconds a token, as last seen
+        self._tried = False  # the first time takes longer: the lender compares
         self._shared = model.vocab if shared is None else shared
         self._read: dict[int, Read] = {}  # by slot
+
+    @property
+    def same_model(self) -> bool:
+        """Does its target lend it keys and values, as far as is known?"""
+        return self._lender is not None and self._lender.able
 
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
         """One proposal a context; all of a round share each pass of the model.
@@ -131,7 +137,7 @@ class LlamaDraft:
         """Cache a sequence ahead of the request that will draft from it, with what was left unread of it."""
         if len(tokens) > self._model.context:
             return  # of which half is read: another half each time, were it read ahead
-        if self._lender is not None and self._lender.able:
+        if self.same_model:
             return
         read = self._read.get(slot, Read())
         if read.unread:
@@ -223,7 +229,9 @@ class LlamaDraft:
         if missing > 0 and missing * self._reading > length * self._lending:  # all of it is lent anew
             began = time.perf_counter()
             held = self._lender.lend(slot, tokens[:length])
-            self._lending = (time.perf_counter() - began) / length
+            if self._tried:
+                self._lending = (time.perf_counter() - began) / length
+            self._tried = True
             self._read[slot] = Read(tokens[:held])
 
     def _feed(self, feeds: Sequence[tuple[int, list[int]]]) -> Sequence[NDArray[np.float32]]:

@@ -21,6 +21,7 @@ log = logging.getLogger("draftd.engine")
 TRIAL = 8  # tokens that both compute before anything is lent
 ALIKE = 0.8  # least correlation of what both have in a layer
 
+
 @runtime_checkable
 class Holder(Protocol):
     """What a target that can lend offers."""

@@ -31,6 +31,22 @@ def winner(row: Row, tops: Row, best: int, temperature: float, noise: Noise, flo
     return int(tokens[(row[tokens] / np.float64(temperature) + noise.at(tokens)).argmax()])
 
 
+def lead(row: Row, tops: Row, token: int, temperature: float, noise: Noise | None, most: float) -> float:
+    """By how many logits the winner was ahead of the next, `most` at most; without noise: of the others.
+
+    What would have come before it was not to be had, so it is passed over.
+    """
+    if noise is None:
+        tokens = tokens_of(np.flatnonzero(tops >= row[token] - np.float32(most)), len(row))
+        behind = row[token] - row[tokens[tokens != token]].astype(np.float64)
+    else:
+        score = float(row[token]) / temperature + noise.about(token)
+        tokens = _contenders(row, tops, temperature, noise, score - most / temperature, np.float32(-np.inf))
+        tokens = np.sort(tokens[tokens != token])
+        behind = temperature * (score - row[tokens] / np.float64(temperature) - noise.at(tokens))
+    return float(behind[behind >= 0.0].min(initial=most))
+
+
 def _contenders(
     row: Row, tops: Row, temperature: float, noise: Noise, reached: float, floor: np.float32
 ) -> NDArray[np.int64]:

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from draftd.models.groups import REGION, STRIDE, Row, first_of, tokens_of, tops_of
 from draftd.models.noise import noise_of
-from draftd.models.race import winner
+from draftd.models.race import lead, winner
 
 COLDEST = 1e-6  # 32 bits can't divide by much less
 ROUNDING = 1e-4  # of sums of probabilities that are made of 32-bit logits
 GROUPS = 128  # to look at the tokens of more takes longer than to find top-p's edge
 SORTED = 1024  # tokens that are sorted sooner than looked through once more
+TIE, LEAD = 0.1, 1.0  # logits: what other bits move, and a lead that they don't make up for
 BLOCK = 512  # tokens whose weights are summed first: a running sum of all is slow, and rounds more
 
 Weights = NDArray[np.float64] | NDArray[np.float32]  # of tokens, in proportion to their probabilities
@@ -168,6 +169,17 @@ def confidence(row: Row, token: int, tops: Row | None = None) -> float:
     where it matters: tokens that are likely share a group of 128 only by chance.
     """
     return _share(tops_of(row) if tops is None else tops, row[token])
+
+
+def steadiness(row: Row, token: int, sampling: Sampling, position: int, tops: Row) -> float:
+    """How surely another copy of the model, in other bits, chooses this token as well: by its lead.
+
+    About what was seen of Qwen2.5-Coder 1.5B in 4 bits and in 16: 0.64 of choices with a lead below 0.1
+    logits were the same, 0.90 of those below 0.25, and all 1245 beyond.
+    """
+    noise = noise_of(sampling.seed, position, len(row)) if sampling.temperature > 0.0 else None
+    distance = lead(row, tops, token, sampling.temperature, noise, LEAD)
+    return 1.0 - math.exp(-distance / TIE)
 
 
 def certainty(row: Row) -> float:

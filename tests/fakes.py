@@ -79,6 +79,8 @@ class TableTarget:
 class TableDraft:
     """Drafts from a table of its own; the same table as the target's makes a perfect draft."""
 
+    same_model = False
+
     def __init__(self, table: TableTarget) -> None:
         self.table = table
         self.forgotten: list[int] = []
@@ -127,6 +129,8 @@ class TableDraft:
 
 class ScriptedDraft:
     """A draft that is sure of one of its own tokens after the other, in rows of its own width."""
+
+    same_model = False
 
     def __init__(self, width: int, *says: int, sure: float = 5.0) -> None:
         self.width, self.says, self.sure = width, says, sure

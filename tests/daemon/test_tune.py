@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from draftd.daemon import budget, loader, tune, tuned
+from draftd.daemon.engine import Engine
 from draftd.daemon.settings import Settings
-from draftd.daemon.tuned import SHIPPED, Figure
+from draftd.daemon.tuned import SHIPPED
 from draftd.ipc.errors import DiskFull, InvalidRequest, ModelNotFound
 from draftd.models.catalog import Pair, load_catalog
+from draftd.models.sampling import Sampling
 from tests.daemon.tuning import TEXT, favour, models, record_source
+from tests.exactness.asking import make, run
 from tests.tiny import retokenize
 from tests.tiny_gguf import write_gguf
 
@@ -165,13 +168,7 @@ def test_a_self_draft_that_wins_is_installed(
 ) -> None:
     pair, settings = tiny
     settings = settings.model_copy(update={"backend": "transformers", "dtype": "float32"})
-
-    def choose(figures: list[Figure], shipped: int | None) -> int:
-        return next(
-            index for index, each in enumerate(figures) if (each.source, each.types) == ("big", "Q4_0")
-        )
-
-    monkeypatch.setattr(tune, "choose", choose)
+    favour(monkeypatch, "Q4_0", "big")
     outcome = tune.tune(pair, settings, TEXT, False, lambda line: None)
     assert [each.types for each in outcome.figures if each.source == "big"] == [SHIPPED, "Q4_0", "Q4_0+Q8_0"]
     loaded = loader.load(settings, lambda fraction, stage: None)
@@ -179,6 +176,28 @@ def test_a_self_draft_that_wins_is_installed(
     assert loaded.info["tokenizers"] == "the same tokenizer"
     assert loaded.drafting.model is not None
     loaded.drafting.model.close()
+    loaded.target.close()
+    in_llama_cpp = tuned.draft_file(pair, settings, "llama_cpp")
+    assert in_llama_cpp == (record_source(pair), "small"), "there the target does not draft for itself"
+
+
+def test_a_target_that_drafts_for_itself_lends_its_keys_and_answers_the_same(
+    tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    pair, settings = tiny
+    settings = settings.model_copy(update={"backend": "transformers", "dtype": "float32"})
+    favour(monkeypatch, "Q4_0+Q8_0", "big")
+    tune.tune(pair, settings, TEXT, False, lambda line: None)
+    loaded = loader.load(settings, lambda fraction, stage: None)
+    caplog.clear()
+    engine = Engine(loaded.target, loaded.drafting)
+    alone = run(engine, [make(0, Sampling(0.0), "off")])
+    drafted = make(1, Sampling(0.0), ("model", 6))
+    assert run(engine, [drafted]) == alone
+    assert drafted.tally.accepted > 0
+    assert "the draft takes the target's keys and values" in caplog.text
+    loaded.drafting.set_model(None)
     loaded.target.close()
 
 

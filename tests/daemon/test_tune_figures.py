@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from draftd.daemon import tune_figures
-from draftd.daemon.tuned import Figure
+from draftd.daemon.tuned import SHIPPED, Figure
 from draftd.models.base import Rows, Span
 from draftd.models.gguf_tokenizer import GGUFTokenizer
 from draftd.models.llama_cpp import LlamaTarget
@@ -52,6 +52,12 @@ def test_rows_between_the_measured_widths_are_interpolated() -> None:
     assert speed == pytest.approx(3 * 0.1 / 0.142)
 
 
+def test_the_prompt_is_read_once_for_each_token_of_the_answer() -> None:
+    flat, certain = {1: 0.1, 4: 0.1}, [1.0] * 3
+    assert tune_figures.best_length(0.01, certain, flat)[1] == pytest.approx(0.4 / 0.13)
+    assert tune_figures.best_length(0.01, certain, flat, reading=0.005)[1] == pytest.approx(0.4 / 0.15)
+
+
 def test_drafts_that_do_not_pay_are_still_told_apart() -> None:
     slow, slower = (tune_figures.best_length(seconds, [0.4, 0.2], WIDTHS) for seconds in (0.1, 0.2))
     assert (slow[0], slower[0]) == (1, 1)
@@ -61,10 +67,10 @@ def test_drafts_that_do_not_pay_are_still_told_apart() -> None:
 def test_drafts_survive_longer_where_agreement_comes_in_runs() -> None:
     runs = tune_figures.survival(np.array([True] * 32 + [False] * 32))
     mixed = tune_figures.survival(np.array([True, False] * 32))
-    assert runs[0] == pytest.approx(32 / 49)  # of 49 starts of 16 tokens
-    assert runs[15] == pytest.approx(17 / 49)
-    assert mixed[0] == pytest.approx(25 / 49)
-    assert mixed[1:] == [0.0] * 15
+    assert runs[0] == pytest.approx(32 / 41)  # of 41 starts of 24 tokens
+    assert runs[15] == pytest.approx(17 / 41)
+    assert mixed[0] == pytest.approx(21 / 41)
+    assert mixed[1:] == [0.0] * 23
 
 
 def test_the_faster_draft_wins_only_clearly() -> None:
@@ -73,6 +79,12 @@ def test_the_faster_draft_wins_only_clearly() -> None:
     assert tune_figures.choose([shipped, little], 0) == 0
     assert tune_figures.choose([shipped, little, clearly], 0) == 2
     assert tune_figures.choose([figure(1.0), figure(1.0)], 0) == 0
+
+
+def test_a_file_that_is_here_wins_over_one_that_is_hardly_faster() -> None:
+    shipped, itself = figure(1.0, SHIPPED), figure(2.0, SHIPPED)
+    assert tune_figures.choose([shipped, itself, figure(2.04)], 0) == 1
+    assert tune_figures.choose([shipped, itself, figure(2.1)], 0) == 2
 
 
 def test_without_a_draft_of_its_own_a_pair_needs_a_gain() -> None:

@@ -15,11 +15,11 @@ from draftd.models.catalog import Pair
 TEXT = "def add(one, two):\n    return one + two\n\nThe sum of two numbers is a number.\n" * 3
 
 
-def favour(monkeypatch: pytest.MonkeyPatch, types: str) -> None:
-    """Have one form of the draft win, whatever this machine measures."""
+def favour(monkeypatch: pytest.MonkeyPatch, types: str, source: str = "small") -> None:
+    """Have one form of a model win as the draft, whatever this machine measures."""
 
     def choose(figures: list[Figure], shipped: int | None) -> int:
-        return next(index for index, each in enumerate(figures) if each.types == types)
+        return [(each.source, each.types) for each in figures].index((source, types))
 
     monkeypatch.setattr(tune, "choose", choose)
 
