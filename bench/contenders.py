@@ -75,7 +75,7 @@ def model_files(pair_name: str, settings: Settings) -> dict[str, str]:
         gguf = ensure(model, settings.cache_dir)
         found[f"{part}_gguf"] = str(gguf)
         found[part] = str(ensure_transformers(gguf, settings.cache_dir, settings.dtype))
-    drafting = tuned.draft_file(pair, settings)
+    drafting = tuned.draft_file(pair, settings, settings.backend)
     if drafting is not None and str(drafting[0]) != found["draft_gguf"]:
         found["tuned_gguf"] = str(drafting[0])  # what draftd drafts with
     return found

@@ -25,11 +25,11 @@ def target_bytes(pair: Pair, backend: str, settings: Settings) -> int:
     return safetensors_bytes(path)
 
 
-def draft_bytes(pair: Pair, settings: Settings) -> int:
+def draft_bytes(pair: Pair, backend: str, settings: Settings) -> int:
     """The same of the file that drafts here; 0 without one."""
     if pair.draft is not None:
         ensure(pair.draft, settings.cache_dir)
-    found = tuned.draft_file(pair, settings)
+    found = tuned.draft_file(pair, settings, backend)
     return 0 if found is None else gguf_bytes(found[0])
 
 

@@ -74,7 +74,10 @@ def main() -> None:
             "set DRAFTD_DEVICE=cpu and DRAFTD_GPU_LAYERS=0"
         )
     pair = load_catalog().pair(options.pair)
-    read = {"target": target_bytes(pair, options.backend, settings), "draft": draft_bytes(pair, settings)}
+    read = {
+        "target": target_bytes(pair, options.backend, settings),
+        "draft": draft_bytes(pair, options.backend, settings),
+    }
     threads = settings.threads or machine.cores()
     bandwidth = read_bandwidth(threads)
     found = measure(options.pair, options.backend, options.max_tokens, options.pings)

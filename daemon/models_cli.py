@@ -58,7 +58,9 @@ def list_() -> None:
         own = " (yours)" if pair.name in catalog.own else ""
         record = tuned.find(pair, settings)
         draft = "-" if pair.draft is None else tuned.SHIPPED
-        if record is not None and record.file is not None:
+        if record is not None and tuned.is_itself(record, pair):
+            draft = f"tuned: target, {record.figure.types}"
+        elif record is not None and record.file is not None:
             draft = f"tuned: {record.figure.types}"
         description = pair.description + own
         pairs.add_row(pair.name, here, decimal(size) if size else "?", pair.backend, draft, description)

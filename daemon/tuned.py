@@ -73,7 +73,7 @@ def draft_file(pair: Pair, settings: Settings, backend: str = "") -> tuple[Path,
     `backend`: what runs the target. In llama.cpp the target does not draft for itself, whatever was tuned.
     """
     if (record := find(pair, settings)) is not None and not (
-        backend == "llama_cpp" and _is_itself(record, pair)
+        backend == "llama_cpp" and is_itself(record, pair)
     ):
         name = record.figure.source
         if record.file is not None:
@@ -84,7 +84,7 @@ def draft_file(pair: Pair, settings: Settings, backend: str = "") -> tuple[Path,
     return cached_path(pair.draft, settings.cache_dir), pair.draft.name
 
 
-def _is_itself(record: Record, pair: Pair) -> bool:
+def is_itself(record: Record, pair: Pair) -> bool:
     """Was the target chosen to draft for itself?"""
     return record.figure.source == pair.target.name and pair.draft != pair.target
 

@@ -35,6 +35,7 @@ class Holder(Protocol):
 class Borrower(Protocol):
     """What a draft's model offers that can borrow."""
 
+    vocab: int
     shape: tuple[int, int, int]
 
     def forward(self, spans: Sequence[Span]) -> Any: ...
@@ -68,7 +69,7 @@ class Lender:
         Fewer than all where the two turn out to differ. The target's slot begins with these tokens.
         """
         if self._layout is None:
-            if len(tokens) < TRIAL:
+            if len(tokens) < TRIAL or max(tokens[:TRIAL]) >= self._draft.vocab:
                 return 0
             if reason := self._try(slot, tokens[:TRIAL]):
                 self.able = False

@@ -189,6 +189,7 @@ def test_a_target_that_drafts_for_itself_lends_its_keys_and_answers_the_same(
     settings = settings.model_copy(update={"backend": "transformers", "dtype": "float32"})
     favour(monkeypatch, "Q4_0+Q8_0", "big")
     tune.tune(pair, settings, TEXT, False, lambda line: None)
+    assert "tuned: target, Q4_0+Q8_0" in models("list").stdout
     loaded = loader.load(settings, lambda fraction, stage: None)
     caplog.clear()
     engine = Engine(loaded.target, loaded.drafting)

@@ -121,6 +121,7 @@ def test_few_tokens_decide_nothing(holder: TransformersTarget, draft: LlamaTarge
     lender = lender_of(holder, draft)
     holder.forward([Span(0, 0, A, 1)])
     assert lender.lend(0, A[: TRIAL - 1]) == 0
+    assert lender.lend(0, [draft.vocab, *A[1:]]) == 0, "a token that the draft does not have"
     assert lender.able
     assert lender.lend(0, A) == len(A)
     assert lender.lend(0, A[: TRIAL - 1]) == TRIAL - 1
@@ -142,7 +143,7 @@ def test_a_draft_that_keeps_32_bits_reads_for_itself(
 class Paired:
     """A draft that turns its keys by neighbours, as llama.cpp does for Llama's family."""
 
-    shape = (2, 2, 64)
+    vocab, shape = 272, (2, 2, 64)
 
     def __init__(self, layers: Layers, transposed: bool) -> None:
         self.layout = Layout(b"\1\0\0\0" * 2 + b"\1\0\0\0", 0, b"", 2, transposed, 2, 8)
