@@ -33,7 +33,7 @@ from draftd.daemon.timed import Answer, ask
 from draftd.ipc import Client
 from draftd.models.catalog import load_catalog
 
-LENGTHS = (2, 4, 8)  # drafted tokens of the rounds whose passes are timed; acceptance is the longest's
+LENGTHS = (2, 4, 8, 16)  # drafted tokens of the rounds whose passes are timed; acceptance is the longest's
 LENGTH = LENGTHS[-1]
 PARTS = ("", "MB that a pass reads", "ms at the memory's speed", "ms measured", "of the memory's speed")
 PROMPTS = {
