@@ -14,7 +14,7 @@ from draftd.daemon.backend import choose_backend
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.settings import Settings
 from draftd.daemon.sources import make_drafting
-from draftd.daemon.tuned import draft_file, sample_text
+from draftd.daemon.tuned import draft_file, find, sample_text
 from draftd.drafts.base import Draft
 from draftd.ipc.errors import IncompatiblePair, ModelNotFound, UnsupportedModel
 from draftd.models.base import Target, Tokenizer
@@ -73,6 +73,8 @@ def load(settings: Settings, report: Report) -> Loaded:
         info["draft_refused"] = "speculate = false"
     else:
         file, name = found
+        if (record := find(pair, settings)) is not None and record.backend != backend:
+            log.info("the draft was tuned for %s: `draftd models tune` may find a better one", record.backend)
         try:
             given = (tokenizer, target, settings, threads, part(report, 0.8, 1.0))
             draft, info["tokenizers"] = load_draft(file, *given)

@@ -42,7 +42,7 @@ def test_what_passes_and_drafted_tokens_took(program: Program) -> None:
     answers = [answer(rounds=3, drafted=4, accepted=2, models=0.8), answer(rounds=4, drafted=6, models=1.2)]
     assert roofline.round_seconds(answers) == pytest.approx((0.4 + 0.6) / 5)
     assert roofline.drafted_seconds(answers) == pytest.approx((0.2 + 0.3) / 10)
-    assert roofline.reach(answers) == [2 / 5] + [0.0] * 7
+    assert roofline.reach(answers) == [2 / 5] + [0.0] * 15
 
 
 def test_bounds_by_hand(program: Program) -> None:

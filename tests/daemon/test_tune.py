@@ -164,7 +164,7 @@ def test_what_is_not_on_this_machine_cannot_be_tuned(tiny: tuple[Pair, Settings]
 
 
 def test_a_self_draft_that_wins_is_installed(
-    tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch
+    tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pair, settings = tiny
     settings = settings.model_copy(update={"backend": "transformers", "dtype": "float32"})
@@ -177,8 +177,12 @@ def test_a_self_draft_that_wins_is_installed(
     assert loaded.drafting.model is not None
     loaded.drafting.model.close()
     loaded.target.close()
-    in_llama_cpp = tuned.draft_file(pair, settings, "llama_cpp")
-    assert in_llama_cpp == (record_source(pair), "small"), "there the target does not draft for itself"
+    caplog.set_level("INFO")
+    other = loader.load(settings.model_copy(update={"backend": "llama_cpp"}), lambda fraction, stage: None)
+    assert other.info["draft"] == "small", "there the target does not draft for itself"
+    assert "the draft was tuned for transformers: `draftd models tune` may find" in caplog.text
+    other.drafting.set_model(None)
+    other.target.close()
 
 
 def test_a_target_that_drafts_for_itself_lends_its_keys_and_answers_the_same(
@@ -200,6 +204,23 @@ def test_a_target_that_drafts_for_itself_lends_its_keys_and_answers_the_same(
     assert "the draft takes the target's keys and values" in caplog.text
     loaded.drafting.set_model(None)
     loaded.target.close()
+
+
+def test_what_a_draft_reads_counts_and_what_it_borrows_does_not(
+    tiny: tuple[Pair, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny[1].model_copy(update={"backend": "transformers", "dtype": "float32"})
+    readings = []
+
+    def best_length(seconds: float, survival: object, passes: object, reading: float) -> tuple[int, float]:
+        readings.append(reading)
+        return 1, 1.0
+
+    monkeypatch.setattr(tune, "best_length", best_length)
+    figures = tune.tune(tiny[0], settings, TEXT, False, lambda line: None).figures
+    read = {(each.source, each.types): took for each, took in zip(figures, readings, strict=True)}
+    assert read["big", "Q4_0+Q8_0"] == 0.0
+    assert min(read["big", SHIPPED], read["small", SHIPPED]) > 0.0, "llama.cpp keeps 32 bits in another form"
 
 
 def test_a_pair_without_a_draft_installs_nothing_where_nothing_pays(tiny: tuple[Pair, Settings]) -> None:
