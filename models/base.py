@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.float32]  # [rows, vocab] raw logits, valid until the next forward of the same target
 # [heads, length, dim] each: a layer's keys, as they are attended to, and its values
-Layers = Sequence[tuple[NDArray[np.float16], NDArray[np.float16]]]
+Layers = Iterable[tuple[NDArray[np.float16], NDArray[np.float16]]]
 State = NDArray[np.uint8]  # [bytes] a slot's keys and values, of use to the same model and backend only
 
 

@@ -20,6 +20,7 @@ log = logging.getLogger("draftd.engine")
 
 TRIAL = 8  # tokens that both compute before anything is lent
 ALIKE = 0.8  # least correlation of what both have in a layer
+LARGEST = 1 << 30  # bytes that are handed over at once: beyond, the draft reads for itself
 
 
 @runtime_checkable
@@ -61,7 +62,8 @@ class Lender:
 
     def held(self, slot: int) -> int:
         """Positions of a slot that can be lent."""
-        return self._target.lengths[slot] if self.able else 0
+        length = self._target.lengths[slot]
+        return length if self.able and not self._too_many(length) else 0
 
     def lend(self, slot: int, tokens: Sequence[int]) -> int:
         """Give the draft what the target holds of these tokens; how many of them the draft holds now.
@@ -76,10 +78,15 @@ class Lender:
                 log.info("the draft reads for itself, as its keys are not the target's: %s", reason)
                 return TRIAL
             log.info("the draft takes the target's keys and values: it is the same model")
+            if self._too_many(len(tokens)):
+                return TRIAL
         assert self._layout is not None
         layers = self._arranged(self._target.keys_and_values(slot, len(tokens)))
-        self._draft.load_slot(slot, self._layout.write(layers), len(tokens))
+        self._draft.load_slot(slot, self._layout.write(layers, len(tokens)), len(tokens))
         return len(tokens)
+
+    def _too_many(self, length: int) -> bool:
+        return self._layout is not None and self._layout.size(length) > LARGEST
 
     def _try(self, slot: int, tokens: Sequence[int]) -> str:
         """Let the draft compute what the target has; why nothing can be lent, or empty."""
@@ -88,7 +95,7 @@ class Lender:
         layout = None if state is None else Layout.read_from(state, self._target.shape)
         if state is None or layout is None:
             return "llama.cpp keeps them in another form"
-        theirs, ours = layout.read(state, len(tokens)), self._target.keys_and_values(slot, len(tokens))
+        theirs, ours = layout.read(state), list(self._target.keys_and_values(slot, len(tokens)))
         for interleaved in (False, True):
             self._interleaved = interleaved
             likeness = _likeness(self._arranged(ours), theirs)
@@ -101,10 +108,10 @@ class Lender:
         """Keys as llama.cpp turns them: some families' by neighbours, where transformers takes halves."""
         if not self._interleaved:
             return layers
-        return [
+        return (
             (keys.reshape(*keys.shape[:2], 2, -1).swapaxes(2, 3).reshape(keys.shape), values)
             for keys, values in layers
-        ]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,47 +138,59 @@ class Layout:
         width = int(words[cells + 3]) // 2  # bytes of a key row, of 16 bits each
         head, tail = state[: 4 * count].tobytes(), b"\0" * (4 * (int(words[2]) - 1 - (count - 3)))
         layout = Layout(head, int(words[count + 3]), tail, heads, bool(words[cells]), layers, width // heads)
-        try:
-            same = np.array_equal(layout.write(layout.read(state, TRIAL)), state)
-        except ValueError:  # too short for what it would hold
+        if layout.size(TRIAL) != state.size:
             return None
-        return layout if same else None
+        return layout if np.array_equal(layout.write(layout.read(state), TRIAL), state) else None
 
-    def write(self, layers: Layers) -> State:
+    def size(self, length: int) -> int:
+        """Bytes of a state of so many positions."""
+        return self._start(length) + 2 * self.layers * self._block(length) + len(self.tail)
+
+    def write(self, layers: Layers, length: int) -> State:
         """A state of these keys and values, for any slot."""
-        length = layers[0][0].shape[1]
-        width = self.heads * self.dim
         cells = np.empty((length, 3), np.int32)  # position, number of sequences, sequence
         cells[:] = 0, 1, self.sequence
         cells[:, 0] = np.arange(length)
-        parts = [self.head, _words(length), cells.tobytes(), _words(int(self.transposed), self.layers)]
+        start = [self.head, _words(length), cells.tobytes(), _words(int(self.transposed), self.layers)]
+        width = self.heads * self.dim
         rows = _words(1, 2 * width, 0)  # type F16, then bytes of a row in 64 bits
-        for keys, _ in layers:
-            parts += [rows, keys.transpose(1, 0, 2).tobytes()]
-        for _, values in layers:
-            if self.transposed:
-                parts += [_words(1, 2, width), values.transpose(0, 2, 1).tobytes()]
-            else:
-                parts += [rows, values.transpose(1, 0, 2).tobytes()]
-        return np.frombuffer(b"".join([*parts, self.tail]), np.uint8)
+        headers = rows, _words(1, 2, width) if self.transposed else rows
+        state = np.empty(self.size(length), np.uint8)
+        state[: self._start(length)] = np.frombuffer(b"".join(start), np.uint8)
+        state[state.size - len(self.tail) :] = np.frombuffer(self.tail, np.uint8)
+        for layer, pair in enumerate(layers):
+            for numbers, header, (begin, view) in zip(pair, headers, self._places(state, layer), strict=True):
+                state[begin - len(header) : begin] = np.frombuffer(header, np.uint8)
+                view[...] = numbers
+        return state
 
-    def read(self, state: State, length: int) -> Layers:
-        """What `write` was given; ValueError if there is too little."""
-        size, at = 2 * self.heads * self.dim * length, len(self.head) + 4 + 12 * length + 8
-        blocks = []
-        for _ in range(2 * self.layers):
-            at += 12
-            blocks.append(state[at : at + size].view(np.float16))
-            at += size
-        by_position, by_dim = (length, self.heads, self.dim), (self.heads, self.dim, length)
-        keys = [block.reshape(by_position).transpose(1, 0, 2) for block in blocks[: self.layers]]
-        values = [
-            block.reshape(by_dim).transpose(0, 2, 1)
-            if self.transposed
-            else block.reshape(by_position).transpose(1, 0, 2)
-            for block in blocks[self.layers :]
-        ]
-        return list(zip(keys, values, strict=True))
+    def read(self, state: State) -> list[tuple[NDArray[np.float16], NDArray[np.float16]]]:
+        """What `write` was given."""
+        pairs = (self._places(state, layer) for layer in range(self.layers))
+        return [(keys, values) for (_, keys), (_, values) in pairs]
+
+    def _places(self, state: State, layer: int) -> list[tuple[int, NDArray[np.float16]]]:
+        """Where in a state a layer's keys and its values begin, and both as [heads, length, dim]."""
+        length = int(state[len(self.head) : len(self.head) + 4].view(np.uint32)[0])
+        places = []
+        for part in range(2):
+            end = self._start(length) + (part * self.layers + layer + 1) * self._block(length)
+            begin = end - self._block(length) + 12
+            numbers = state[begin:end].view(np.float16)
+            if part and self.transposed:
+                view = numbers.reshape(self.heads, self.dim, length).transpose(0, 2, 1)
+            else:
+                view = numbers.reshape(length, self.heads, self.dim).transpose(1, 0, 2)
+            places.append((begin, view))
+        return places
+
+    def _start(self, length: int) -> int:
+        """Bytes before the first layer: 12 a cell."""
+        return len(self.head) + 4 + 12 * length + 8
+
+    def _block(self, length: int) -> int:
+        """Bytes of a layer's keys, or of its values, with what tells their type."""
+        return 12 + 2 * self.heads * self.dim * length
 
 
 def _words(*values: int) -> bytes:

@@ -166,15 +166,14 @@ class SlotCache(Cache):
         saved: State = torch.cat(parts).numpy()
         return saved
 
-    @torch.inference_mode()
     def halves(self, slot: int, length: int) -> Layers:
-        """Keys and values of a slot's first positions by layer, in IEEE's 16 bits."""
+        """Keys and values of a slot's first positions, a layer at a time, in IEEE's 16 bits."""
         most = torch.finfo(torch.float16).max
-        arrays = [
+        halves = (
             buffer[slot, :, :length].clamp(-most, most).to(torch.float16).cpu().numpy()
             for buffer in self._buffers()
-        ]
-        return list(zip(arrays[::2], arrays[1::2], strict=True))
+        )
+        return zip(halves, halves, strict=True)  # keys and values take turns
 
     @torch.inference_mode()
     def load(self, slot: int, state: State, length: int) -> None:

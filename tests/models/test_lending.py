@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from draftd.daemon.settings import load as load_settings
+from draftd.models import lending
 from draftd.models.base import Layers, Span, State
 from draftd.models.catalog import load_catalog
 from draftd.models.convert import ensure_transformers
@@ -140,6 +141,17 @@ def test_a_draft_that_keeps_32_bits_reads_for_itself(
     wide.close()
 
 
+def test_more_than_fits_at_once_is_read(
+    holder: TransformersTarget, draft: LlamaTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder.forward([Span(0, 0, A, 1), Span(1, 0, A[:20], 1)])
+    lender = lender_of(holder, draft)
+    monkeypatch.setattr(lending, "LARGEST", 30 * 2 * 2 * 2 * 32)  # of 30 positions, without their headers
+    assert lender.lend(0, A) == TRIAL
+    assert (lender.held(0), lender.held(1), lender.able) == (0, 20, True)
+    assert lender.lend(1, A[:20]) == 20
+
+
 class Paired:
     """A draft that turns its keys by neighbours, as llama.cpp does for Llama's family."""
 
@@ -157,7 +169,9 @@ class Paired:
         pass
 
     def save_slot(self, slot: int) -> State:
-        return self.layout.write([(keys[:, :TRIAL], values[:, :TRIAL]) for keys, values in self.layers])
+        return self.layout.write(
+            [(keys[:, :TRIAL], values[:, :TRIAL]) for keys, values in self.layers], TRIAL
+        )
 
     def load_slot(self, slot: int, state: State, length: int) -> None:
         self.loaded.append(state)
@@ -169,8 +183,8 @@ class Held:
     shape = (2, 2, 64)
 
     def __init__(self, layers: Layers) -> None:
-        self.layers = layers
-        self.lengths = [layers[0][0].shape[1]]
+        self.layers = list(layers)
+        self.lengths = [self.layers[0][0].shape[1]]
 
     def keys_and_values(self, slot: int, length: int) -> Layers:
         return [(keys[:, :length], values[:, :length]) for keys, values in self.layers]
@@ -182,7 +196,7 @@ def test_keys_are_turned_as_the_draft_has_them(transposed: bool) -> None:
     layers = [tuple(random.standard_normal((2, 2, 20, 8)).astype(np.float16)) for _ in range(2)]
     draft = Paired(layers, transposed)
     assert lender_of(Held(layers), draft).lend(0, A[:20]) == 20  # type: ignore[arg-type]
-    np.testing.assert_array_equal(draft.loaded[0], draft.layout.write(draft.layers))
+    np.testing.assert_array_equal(draft.loaded[0], draft.layout.write(draft.layers, 20))
 
 
 def test_llamas_family_really_turns_them_so(smollm2: str) -> None:
