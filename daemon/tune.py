@@ -210,7 +210,7 @@ def _measure(
 ) -> list[Figure]:
     opened: list[Any] = []
     try:
-        agreements, readings = [], []
+        agreements, reads = [], []
         reports: dict[str, PairReport] = {}
         for candidate in candidates:
             say(f"reading with {candidate.source.name} {candidate.types}")
@@ -222,7 +222,7 @@ def _measure(
                 widths = model.vocab, reference.target.vocab
                 reports[name] = check_pair(*tokenizers, *widths, tuned.sample_text())
             agreements.append(agreement(model, reference.tokens, reference.choices, reports[name]))
-            readings.append(_reading(reference, model))
+            reads.append(_reading(reference, model))
         say("timing the drafts and the target by turns")
         now, *seconds = token_seconds([reference.target, *opened], reference.tokens, rounds)
     finally:
@@ -231,7 +231,7 @@ def _measure(
     # the target's times by rows as they would be now, beside the drafts'
     passes = {rows: each * now / reference.passes[1] for rows, each in reference.passes.items()}
     figures = []
-    for candidate, each, agreed, reading in zip(candidates, seconds, agreements, readings, strict=True):
+    for candidate, each, agreed, reading in zip(candidates, seconds, agreements, reads, strict=True):
         length, speedup = best_length(each, survival(agreed), passes, reading)
         figures.append(
             Figure(
