@@ -58,7 +58,7 @@ def list_() -> None:
         own = " (yours)" if pair.name in catalog.own else ""
         record = tuned.find(pair, settings)
         draft = "-" if pair.draft is None else tuned.SHIPPED
-        if record is not None and tuned.is_itself(record, pair):
+        if record is not None and tuned.is_itself(record.figure.source, pair):
             draft = f"tuned: target, {record.figure.types}"
         elif record is not None and record.file is not None:
             draft = f"tuned: {record.figure.types}"

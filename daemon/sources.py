@@ -82,6 +82,7 @@ def _measure_draft(draft: Draft, controller: Controller) -> None:
     for _ in range(2):
         draft.forget(0)
         began = time.perf_counter()
+        # `prepare` would read nothing that the target is going to lend
         draft.propose([Context(0, WARM, 1, _likeliest, lambda _: False)])
         controller.draft.observe(len(WARM), time.perf_counter() - began)
     draft.forget(0)

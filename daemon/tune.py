@@ -122,7 +122,7 @@ def plan(
         tensors = read_tensors(path)
         candidates.append(Candidate(source, None, path))
         names = QUICK if quick else tuple(recipe.name for recipe in RECIPES)
-        if source == pair.target and source != pair.draft:  # in a hurry as it is, if there is another draft
+        if tuned.is_itself(source.name, pair):  # in a hurry as it is, if there is another draft
             names = () if quick and pair.draft is not None else ITSELF
         for recipe in RECIPES:
             if recipe.name not in names:

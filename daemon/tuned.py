@@ -73,7 +73,7 @@ def draft_file(pair: Pair, settings: Settings, backend: str = "") -> tuple[Path,
     `backend`: what runs the target. In llama.cpp the target does not draft for itself, whatever was tuned.
     """
     if (record := find(pair, settings)) is not None and not (
-        backend == "llama_cpp" and is_itself(record, pair)
+        backend == "llama_cpp" and is_itself(record.figure.source, pair)
     ):
         name = record.figure.source
         if record.file is not None:
@@ -84,9 +84,9 @@ def draft_file(pair: Pair, settings: Settings, backend: str = "") -> tuple[Path,
     return cached_path(pair.draft, settings.cache_dir), pair.draft.name
 
 
-def is_itself(record: Record, pair: Pair) -> bool:
-    """Was the target chosen to draft for itself?"""
-    return record.figure.source == pair.target.name and pair.draft != pair.target
+def is_itself(source: str, pair: Pair) -> bool:
+    """Is a draft made from this model the target itself, and not the pair's own draft?"""
+    return source == pair.target.name and pair.draft != pair.target
 
 
 def find(pair: Pair, settings: Settings) -> Record | None:

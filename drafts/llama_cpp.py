@@ -148,9 +148,7 @@ class LlamaDraft:
 
     def unseen(self, slot: int, tokens: Sequence[int]) -> int:
         """How many of a sequence's tokens, counted from its end, are still to be read for the slot."""
-        read = self._read.get(slot, Read())
-        known = len(read.cut(common_prefix(read.tokens, tokens)).tokens)
-        return len(tokens) - max(known, self._lendable(slot, tokens))
+        return len(tokens) - max(self._known(slot, tokens), self._lendable(slot, tokens))
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make what is cached for slot `target` the first `length` tokens of what is for `source`."""
@@ -214,6 +212,11 @@ class LlamaDraft:
         self._read[slot] = read
         return rest
 
+    def _known(self, slot: int, tokens: Sequence[int]) -> int:
+        """How many of a sequence's first tokens are through for the slot, read or left unread."""
+        read = self._read.get(slot, Read())
+        return len(read.cut(common_prefix(read.tokens, tokens)).tokens)
+
     def _lendable(self, slot: int, tokens: Sequence[int]) -> int:
         """How many of a sequence's first tokens the target holds for this slot and lends."""
         if self._lender is None or len(tokens) > self._model.context:
@@ -224,15 +227,14 @@ class LlamaDraft:
         """Take from the target what would have to be read."""
         if self._lender is None or not (length := self._lendable(slot, tokens)):
             return
-        read = self._read.get(slot, Read())
-        missing = length - len(read.cut(common_prefix(read.tokens, tokens)).tokens)
+        missing = length - self._known(slot, tokens)
         if missing > 0 and missing * self._reading > length * self._lending:  # all of it is lent anew
             began = time.perf_counter()
-            held = self._lender.lend(slot, tokens[:length])
-            if self._tried:
-                self._lending = (time.perf_counter() - began) / length
-            self._tried = True
-            self._read[slot] = Read(tokens[:held])
+            if held := self._lender.lend(slot, tokens[:length]):
+                if self._tried:
+                    self._lending = (time.perf_counter() - began) / length
+                self._tried = True
+                self._read[slot] = Read(tokens[:held])
 
     def _feed(self, feeds: Sequence[tuple[int, list[int]]]) -> Sequence[NDArray[np.float32]]:
         began = time.perf_counter()

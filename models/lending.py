@@ -68,7 +68,8 @@ class Lender:
     def lend(self, slot: int, tokens: Sequence[int]) -> int:
         """Give the draft what the target holds of these tokens; how many of them the draft holds now.
 
-        Fewer than all where the two turn out to differ. The target's slot begins with these tokens.
+        Fewer than all where the two turn out to differ; 0: it holds what it did, for these can't be compared.
+        The target's slot begins with these tokens.
         """
         if self._layout is None:
             if len(tokens) < TRIAL or max(tokens[:TRIAL]) >= self._draft.vocab:
@@ -135,7 +136,7 @@ class Layout:
         if not count or words[count] != TRIAL or len(words) < cells + 5:
             return None
         layers, heads, _ = shape
-        width = int(words[cells + 3]) // 2  # bytes of a key row, of 16 bits each
+        width = int(words[cells + 3]) // 2  # of a position's keys, whose bytes are told
         head, tail = state[: 4 * count].tobytes(), b"\0" * (4 * (int(words[2]) - 1 - (count - 3)))
         layout = Layout(head, int(words[count + 3]), tail, heads, bool(words[cells]), layers, width // heads)
         if layout.size(TRIAL) != state.size:

@@ -104,6 +104,16 @@ def test_a_target_that_turns_out_to_be_another_model_lends_nothing() -> None:
     assert model.held[0] == tokens
 
 
+def test_what_was_read_stays_where_nothing_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    draft, model, lending = opened(held=4)
+    monkeypatch.setattr(lending, "lend", lambda slot, tokens: 0)
+    tokens = few(5)
+    draft.propose([context(tokens, limit=1)])
+    lending.positions = 6
+    draft.propose([context([*tokens, 1, 2], limit=1)])
+    assert model.fed == 7, "each token once"
+
+
 def test_a_context_that_outgrows_the_drafts_own_is_read() -> None:
     draft, model, lending = opened(held=99, size=64)
     draft.propose([context(few(100), limit=1)])

@@ -18,7 +18,7 @@ from draftd.models.groups import Row
 from draftd.models.lending import TRIAL, Layout, Lender, between
 from draftd.models.llama_cpp import LlamaTarget
 from draftd.models.transformers import TransformersTarget
-from tests.models.targets import tokens
+from tests.models.targets import TARGET, tokens
 from tests.tiny import write_tiny
 from tests.tiny_gguf import write_gguf
 
@@ -26,7 +26,7 @@ A, B = tokens(40, 1), tokens(40, 2)
 
 
 def opened(path: Path) -> TransformersTarget:
-    return TransformersTarget.load(path, slots=4, context=128, dtype="float32", device="cpu", threads=1)
+    return TransformersTarget.load(path, **TARGET)  # type: ignore[arg-type]
 
 
 @pytest.fixture
