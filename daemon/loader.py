@@ -147,17 +147,19 @@ def load_draft(
     from draftd.drafts.by_tokens import TokenDraft
     from draftd.drafts.llama_cpp import LlamaDraft
     from draftd.models import lending
-    from draftd.models.gguf_tokenizer import GGUFTokenizer
-    from draftd.models.pair import check_pair
+    from draftd.models.pair import check_file
 
     opened = open_gguf(path, settings, threads, lambda fraction: report(fraction, "loading the draft"))
     try:
-        verdict = check_pair(GGUFTokenizer(path), tokenizer, opened.vocab, target.vocab, sample_text())
+        verdict = check_file(path, tokenizer, opened.vocab, target.vocab, sample_text())
     except IncompatiblePair:
         opened.close()
         raise
+    lender = lending.between(target, opened)
+    if verdict.trimmed is not None:
+        return TokenDraft(LlamaDraft(opened, lender=lender), verdict.trimmed), verdict.sentence
     if verdict.translation is None:
-        return LlamaDraft(opened, verdict.shared, lending.between(target, opened)), verdict.sentence
+        return LlamaDraft(opened, verdict.shared, lender), verdict.sentence
     log.info("%s: %s", path.name, verdict.sentence)
     kind = TokenDraft if verdict.by == "tokens" else TextDraft
     draft: Draft = kind(LlamaDraft(opened), verdict.translation)

@@ -4,49 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from draftd.daemon import budget, loader, machine, readings, tuned
+from draftd.daemon import budget, loader, machine, tuned
 from draftd.daemon.backend import WARM, choose_backend, pass_seconds
 from draftd.daemon.settings import Settings
+from draftd.daemon.tune_candidates import Candidate, plan, that_fit
 from draftd.daemon.tune_figures import agreement, best_length, choose, first_choices, survival, token_seconds
-from draftd.daemon.tuned import SHIPPED, Figure, Record
+from draftd.daemon.tuned import Figure, Record
 from draftd.ipc.errors import InvalidRequest
+from draftd.models import trim
 from draftd.models.base import Span, Target, Tokenizer
-from draftd.models.catalog import Model, Pair
+from draftd.models.catalog import Pair
 from draftd.models.digest import digest
 from draftd.models.fetch import cached_path, need
-from draftd.models.gguf_tensors import read_tensors
-from draftd.models.gguf_tokenizer import GGUFTokenizer
 from draftd.models.lending import between
-from draftd.models.pair import PairReport, check_pair
-from draftd.models.quantize import RECIPES, Recipe, check_room, expected_bytes, quantize, unfit
+from draftd.models.pair import PairReport, check_file
 
 Say = Callable[[str], None]  # a line about what is being done
 
-QUICK = ("Q4_0", "Q4_0+Q8_0")  # the recipes that won wherever we measured
-ITSELF = ("Q4_0", "Q4_0+Q8_0", "Q4_K+Q6_K")  # of the target: it should take less than it does as it is
 WIDTHS = (1, 2, 3, 5, 9, 13, 17, 25)
 TOKENS = 1024  # of the calibration text at most
 SHORTEST = 32
 READ = 32  # tokens of the pass by which a draft's reading is timed
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A file that could draft; `recipe` is None for one that is here already."""
-
-    source: Model
-    recipe: Recipe | None
-    path: Path
-
-    @property
-    def types(self) -> str:
-        return SHIPPED if self.recipe is None else self.recipe.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +39,7 @@ class Outcome:
     figures: list[Figure]
     record: Record | None
     skipped: list[str]
+    missing: tuple[str, ...] = ()  # scripts whose tokens the draft lacks
 
 
 def tune(pair: Pair, settings: Settings, text: str, quick: bool, say: Say) -> Outcome:
@@ -73,96 +57,33 @@ def tune(pair: Pair, settings: Settings, text: str, quick: bool, say: Say) -> Ou
     with tuned.alone(pair.name, settings, say):
         backend = _backend(pair, settings, threads, say)
         with tuned.workdir(settings) as workdir:
-            candidates, skipped = plan(pair, settings, backend, quick, workdir)
+            used = trim.scripts(text) | trim.of_locale()
+            candidates, skipped = plan(pair, settings, backend, quick, workdir, used)
             for candidate in candidates:
-                if candidate.recipe is not None:
-                    say(f"writing {candidate.source.name} as {candidate.types}")
-                    source = cached_path(candidate.source, settings.cache_dir)
-                    quantize(source, candidate.path, candidate.recipe, threads)
+                if candidate.origin is not None:
+                    say(f"writing {candidate.source.name}, {candidate.types}")
+                    candidate.write(threads)
             say(f"loading the target, {pair.target.name}")
             load = loader.load_transformers if backend == "transformers" else loader.load_llama_cpp
             target, tokenizer = load(pair.target, small, threads, lambda fraction, stage: None)
             try:
                 reference = _read(target, tokenizer, text, say)
-                candidates, crowded = _that_fit(candidates)
-                figures = _measure(candidates, reference, small, threads, 5 if quick else 12, say)
+                candidates, crowded = that_fit(candidates)
+                candidates, figures = _measure(candidates, reference, small, threads, 5 if quick else 12, say)
             finally:
                 target.close()
+            missing: tuple[str, ...] = ()
             chosen = choose(figures, None if pair.draft is None else 0)
             if chosen is None:
                 record = None
                 tuned.undo(pair.name, settings)
             else:
+                if (trimmed := candidates[chosen].trimmed) is not None:
+                    missing = trimmed.scripts
                 record = _install(pair, settings, backend, candidates[chosen], figures, chosen)
                 if (now := _backend(pair, settings, threads, say)) != backend:
                     say(f"with this draft {now} is expected to be faster than {backend}: it runs the target")
-    return Outcome(figures, record, skipped + crowded)
-
-
-# ---- the candidates
-
-
-def plan(
-    pair: Pair, settings: Settings, backend: str, quick: bool, workdir: Path
-) -> tuple[list[Candidate], list[str]]:
-    """The candidates, the draft as it came first, and sentences about those left out. Writes nothing yet.
-
-    Raises DiskFull if the disk can't take them all.
-    """
-    candidates: list[Candidate] = []
-    skipped: list[str] = []
-    sources = [] if pair.draft is None else [pair.draft]
-    if reason := _no_self_draft(pair, settings, backend):
-        skipped.append(f"no self-draft: {reason}")
-    else:
-        sources.append(pair.target)
-    needed = 0
-    for source in sources:
-        path = cached_path(source, settings.cache_dir)
-        tensors = read_tensors(path)
-        candidates.append(Candidate(source, None, path))
-        names = QUICK if quick else tuple(recipe.name for recipe in RECIPES)
-        if tuned.is_itself(source.name, pair):  # in a hurry as it is, if there is another draft
-            names = () if quick and pair.draft is not None else ITSELF
-        for recipe in RECIPES:
-            if recipe.name not in names:
-                continue
-            if reason := unfit(tensors, recipe):
-                skipped.append(f"{source.name} as {recipe.name}: {reason}")
-                continue
-            needed += expected_bytes(tensors, recipe)
-            made = workdir / f"{source.name}-{recipe.name}.gguf"
-            candidates.append(Candidate(source, recipe, made))
-    check_room(workdir, needed)
-    return candidates, skipped
-
-
-def _no_self_draft(pair: Pair, settings: Settings, backend: str) -> str:
-    if pair.target.is_directory:
-        return "the target is no GGUF file"
-    if pair.draft is not None and _file(pair.draft, settings) == _file(pair.target, settings):
-        return "the pair's draft is made from the target's file already"
-    if backend == "llama_cpp":
-        return "the target runs from the same file, as fast as it could draft"
-    return ""
-
-
-def _file(model: Model, settings: Settings) -> Path:
-    return cached_path(model, settings.cache_dir).resolve()
-
-
-def _that_fit(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[str]]:
-    """Those that fit the memory together, since they are measured by turns."""
-    room = 0.7 * readings.memory_room()[0]
-    fit: list[Candidate] = []
-    crowded = []
-    for candidate in candidates:
-        room -= 1.2 * candidate.path.stat().st_size
-        if room > 0 or not fit:
-            fit.append(candidate)
-        else:
-            crowded.append(f"{candidate.source.name} as {candidate.types}: too little memory to measure it")
-    return fit, crowded
+    return Outcome(figures, record, skipped + crowded, missing)
 
 
 # ---- measuring
@@ -200,6 +121,16 @@ def _read(target: Target, tokenizer: Tokenizer, text: str, say: Say) -> _Referen
     return _Reference(target, tokenizer, tokens, choices, passes)
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A candidate that can draft here: where it agrees with the target, and its seconds to read a token."""
+
+    candidate: Candidate
+    model: Any
+    agreed: NDArray[np.bool_]
+    reading: float
+
+
 def _measure(
     candidates: Sequence[Candidate],
     reference: _Reference,
@@ -207,54 +138,65 @@ def _measure(
     threads: int,
     rounds: int,
     say: Say,
-) -> list[Figure]:
-    opened: list[Any] = []
+) -> tuple[list[Candidate], list[Figure]]:
+    """Figures of those that can draft here."""
+    models: list[Any] = []
+    drafts: list[_Opened] = []
     try:
-        agreements, reads = [], []
-        reports: dict[str, PairReport] = {}
+        reports: dict[tuple[str, bool], PairReport] = {}
         for candidate in candidates:
             say(f"reading with {candidate.source.name} {candidate.types}")
             model = loader.open_gguf(candidate.path, settings, threads, lambda fraction: None)
-            opened.append(model)
-            name = candidate.source.name
-            if name not in reports:
-                tokenizers = GGUFTokenizer(candidate.path), reference.tokenizer
+            models.append(model)
+            kind = candidate.source.name, candidate.trimmed is not None
+            if kind not in reports:
                 widths = model.vocab, reference.target.vocab
-                reports[name] = check_pair(*tokenizers, *widths, tuned.sample_text())
-            agreements.append(agreement(model, reference.tokens, reference.choices, reports[name]))
-            reads.append(_reading(reference, model))
+                reports[kind] = check_file(candidate.path, reference.tokenizer, *widths, tuned.sample_text())
+            report = reports[kind]
+            if (reading := _reading(reference, model, report)) is None:
+                say(f"{candidate.source.name} {candidate.types}: the target's keys are not this draft's")
+                continue
+            agreed = agreement(model, reference.tokens, reference.choices, report)
+            drafts.append(_Opened(candidate, model, agreed, reading))
         say("timing the drafts and the target by turns")
-        now, *seconds = token_seconds([reference.target, *opened], reference.tokens, rounds)
+        timed = [reference.target, *(draft.model for draft in drafts)]
+        now, *seconds = token_seconds(timed, reference.tokens, rounds)
     finally:
-        for model in opened:
+        for model in models:
             model.close()
     # the target's times by rows as they would be now, beside the drafts'
     passes = {rows: each * now / reference.passes[1] for rows, each in reference.passes.items()}
     figures = []
-    for candidate, each, agreed, reading in zip(candidates, seconds, agreements, reads, strict=True):
-        length, speedup = best_length(each, survival(agreed), passes, reading)
+    for draft, each in zip(drafts, seconds, strict=True):
+        length, speedup = best_length(each, survival(draft.agreed), passes, draft.reading)
         figures.append(
             Figure(
-                source=candidate.source.name,
-                types=candidate.types,
-                size=candidate.path.stat().st_size,
+                source=draft.candidate.source.name,
+                types=draft.candidate.types,
+                size=draft.candidate.path.stat().st_size,
                 milliseconds=1000 * each,
-                acceptance=float(agreed.mean()),
+                acceptance=float(draft.agreed.mean()),
                 length=length,
                 speedup=speedup,
             )
         )
-    return figures
+    return [draft.candidate for draft in drafts], figures
 
 
-def _reading(reference: _Reference, draft: Any) -> float:
-    """The seconds that a draft takes to read a token; none where the target lends what it has read."""
-    tokens = reference.tokens[:SHORTEST]
+def _reading(reference: _Reference, draft: Any, report: PairReport) -> float | None:
+    """The seconds that a draft takes to read a token; none where the target lends what it has read.
+
+    None for a trimmed draft that is lent nothing: it can't read what it has no tokens for.
+    """
+    tokens = ids = reference.tokens[:SHORTEST]
+    if report.trimmed is not None:
+        ids = report.trimmed.draft_ids(tokens)
     if (lender := between(reference.target, draft)) is not None:
         reference.target.forward([Span(0, 0, tokens, 1)])
-        lender.lend(0, tokens)
-        if lender.able:
+        if lender.lend(0, ids) and lender.able:
             return 0.0
+    if report.trimmed is not None:
+        return None
     draft.forward([Span(0, 0, WARM, 1)])
     return pass_seconds(draft, READ) / READ
 
@@ -267,8 +209,10 @@ def _install(
 ) -> Record:
     source_sha256 = digest(cached_path(chosen.source, settings.cache_dir), settings.cache_dir)
     file = file_sha256 = None
-    if chosen.recipe is not None:
-        file = f"{pair.name}@{chosen.types}-{source_sha256[:12]}.gguf"
+    if chosen.origin is not None:
+        types = "shipped" if chosen.recipe is None else chosen.recipe.name
+        fewer = "" if chosen.trimmed is None else f"-{len(chosen.trimmed.kept)}"
+        file = f"{pair.name}@{types}{fewer}-{source_sha256[:12]}.gguf"
         path = tuned.directory(settings) / file
         chosen.path.replace(path)
         file_sha256 = digest(path, settings.cache_dir, fresh=True)

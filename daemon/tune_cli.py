@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +22,7 @@ from draftd.models.catalog import Pair, load_catalog
 if TYPE_CHECKING:
     from draftd.daemon.tune import Outcome
 
+NAMED = 6  # scripts
 ENGINE = ("llama_cpp", "numpy", "torch", "transformers")
 
 
@@ -115,6 +116,17 @@ def show(outcome: Outcome, console: Console) -> None:
     else:
         name = f"{record.figure.source}, {record.figure.types}"
         console.print(f"{record.pair} drafts with {name}, from its next start on", soft_wrap=True)
+    if outcome.missing:
+        console.print(
+            f"it has no tokens of {_listed(outcome.missing)}: for answers in one of these tune with "
+            "--text FILE, a text in it",
+            soft_wrap=True,
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} other scripts" if more > 0 else "")
 
 
 @contextlib.contextmanager

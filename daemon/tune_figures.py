@@ -33,6 +33,11 @@ def agreement(
     Shorter than the text where a draft with another tokenizer needs more tokens for it than fit. A draft by
     text agrees where its token is the beginning of the target's, or the other way round.
     """  # [tokens]
+    if (trimmed := report.trimmed) is not None:
+        ids = trimmed.draft_ids(tokens)
+        wanted = np.array(trimmed.draft_ids(choices.tolist()))
+        known: NDArray[np.bool_] = first_choices(draft, ids, draft.vocab) == wanted
+        return known
     translation = report.translation
     if translation is None:
         agreed: NDArray[np.bool_] = first_choices(draft, tokens, report.shared) == choices

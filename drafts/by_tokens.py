@@ -1,12 +1,14 @@
-"""A draft with another tokenizer that proposes the tokens which both vocabularies have.
+"""A draft with another vocabulary that proposes the tokens which both have.
 
 Token-level intersection (Timor et al. 2025, arXiv 2502.05202): the draft's logits of shared tokens become a
 row of the target's, from which the request's own sampler picks. The target's ids choose the noise, so drafts
-are accepted as often as with one tokenizer wherever the target's token is a shared one.
+are accepted as often as with one tokenizer wherever the target's token is a shared one. A draft whose
+vocabulary was trimmed is one of these too, token for token.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,6 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftd.drafts.base import Context, Draft, Proposal
+
+log = logging.getLogger("draftd.engine")
+
+SEEN = 100  # rounds after which it is said if MANY of them began behind a token that the draft lacks
+MANY = 0.05
 
 
 class Translation(Protocol):
@@ -29,14 +36,19 @@ class Translation(Protocol):
 class TokenDraft:
     """drafts.base.Draft over one that works in its own tokens."""
 
-    same_model = False
-
     def __init__(self, draft: Draft, translation: Translation) -> None:
         self._draft = draft
         self._translation = translation
+        self._rounds = self._lacking = 0
+
+    @property
+    def same_model(self) -> bool:
+        """Does its target lend it keys and values, as far as is known?"""
+        return self._draft.same_model
 
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
         """One proposal a context, in the target's tokens."""
+        self._look_at(contexts)
         picked: list[list[int]] = [[] for _ in contexts]
         asked = [self._asked(context, tokens) for context, tokens in zip(contexts, picked, strict=True)]
         proposals = self._draft.propose(asked)
@@ -76,6 +88,20 @@ class TokenDraft:
     def close(self) -> None:
         """Free the draft's memory."""
         self._draft.close()
+
+    def _look_at(self, contexts: Sequence[Context]) -> None:
+        """Say it once if the draft often lacks what the target says, as behind a change of language."""
+        if self._rounds >= SEEN:
+            return
+        self._rounds += len(contexts)
+        self._lacking += sum(self._translation.draft_id(context.tokens[-1]) is None for context in contexts)
+        if self._rounds >= SEEN and self._lacking > MANY * self._rounds:
+            log.warning(
+                "the draft lacks %d of %d tokens that the target said: if it was tuned, `draftd models tune "
+                "--text FILE` with a text in the language of the answers makes one that has them",
+                self._lacking,
+                self._rounds,
+            )
 
     def _asked(self, context: Context, picked: list[int]) -> Context:
         """The same question in the draft's tokens; `picked` gets the target's tokens that it answers."""

@@ -227,8 +227,9 @@ class LlamaDraft:
         """Take from the target what would have to be read."""
         if self._lender is None or not (length := self._lendable(slot, tokens)):
             return
-        missing = length - self._known(slot, tokens)
-        if missing > 0 and missing * self._reading > length * self._lending:  # all of it is lent anew
+        missing = tokens[self._known(slot, tokens) : length]
+        lacking = max(missing, default=0) >= self._model.vocab  # such a token can be lent, but not read
+        if missing and (lacking or len(missing) * self._reading > length * self._lending):  # all is lent anew
             began = time.perf_counter()
             if held := self._lender.lend(slot, tokens[:length]):
                 if self._tried:

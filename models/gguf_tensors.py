@@ -1,4 +1,4 @@
-"""What tensors a GGUF file holds, read from its header by llama.cpp's own reader.
+"""What a GGUF file's header says of its tensors and of draftd's own keys, by llama.cpp's own reader.
 
 The gguf package reads a header as well, but takes seconds over a large vocabulary where this takes 0.1.
 """
@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from llama_cpp._ggml import libggml
+from numpy.typing import NDArray
 
 from draftd.ipc.errors import CorruptModel
 from draftd.models import native
@@ -40,9 +44,12 @@ class Tensor:
 
 def read_tensors(path: Path) -> list[Tensor]:
     """The tensors of a GGUF file, in its order; raises ModelNotFound or CorruptModel."""
-    if not is_gguf(path):
-        raise CorruptModel(f"{path} is not a GGUF file: remove it and pull the model again")
     return native.run(_read, path)
+
+
+def read_array(path: Path, key: str) -> NDArray[np.int32] | None:
+    """32-bit integers in a GGUF file's header, None if it has none of this name; raises as `read_tensors`."""
+    return native.run(_read_array, path, key)
 
 
 def kind_name(kind: int) -> str:
@@ -77,21 +84,39 @@ _COUNT = _bind("gguf_get_n_tensors", ctypes.c_int64, ctypes.c_void_p)
 _NAME = _bind("gguf_get_tensor_name", ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64)
 _KIND = _bind("gguf_get_tensor_type", ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
 _SHAPE = _bind("gguf_get_tensor_ne", ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p, ctypes.c_int64)
+_FIND = _bind("gguf_find_key", ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p)
+_LENGTH = _bind("gguf_get_arr_n", ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64)
+_NUMBERS = _bind("gguf_get_arr_data", ctypes.POINTER(ctypes.c_int32), ctypes.c_void_p, ctypes.c_int64)
 _KIND_NAME = _bind("ggml_type_name", ctypes.c_char_p, ctypes.c_int)
 _BLOCK = _bind("ggml_blck_size", ctypes.c_int64, ctypes.c_int)
 _ROW_SIZE = _bind("ggml_row_size", ctypes.c_size_t, ctypes.c_int, ctypes.c_int64)
 
 
-def _read(path: Path) -> list[Tensor]:
+@contextmanager
+def _header(path: Path) -> Iterator[int]:
+    if not is_gguf(path):
+        raise CorruptModel(f"{path} is not a GGUF file: remove it and pull the model again")
     native.complaints(clear=True)
     header = _OPEN(str(path).encode(), _Params(True, None))
     if not header:
         why = native.complaints() or "llama.cpp gave no reason"
         raise CorruptModel(f"{path} is damaged or incomplete: remove it and pull the model again ({why})")
     try:
+        yield header
+    finally:
+        _FREE(header)
+
+
+def _read(path: Path) -> list[Tensor]:
+    with _header(path) as header:
         return [
             Tensor(_NAME(header, index).decode(), tuple(_SHAPE(header, index)[:4]), _KIND(header, index))
             for index in range(_COUNT(header))
         ]
-    finally:
-        _FREE(header)
+
+
+def _read_array(path: Path, key: str) -> NDArray[np.int32] | None:
+    with _header(path) as header:
+        if (index := _FIND(header, key.encode())) < 0:
+            return None
+        return np.array(_NUMBERS(header, index)[: _LENGTH(header, index)], np.int32)

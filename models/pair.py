@@ -1,12 +1,15 @@
-"""How a draft's tokens reach a target: the same ids, shared tokens of another tokenizer, or text."""
+"""How a draft's tokens reach a target: the same ids, shared or kept tokens, or text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from draftd.ipc.errors import IncompatiblePair
+from draftd.models import trim
 from draftd.models.base import Tokenizer
+from draftd.models.gguf_tokenizer import GGUFTokenizer
 from draftd.models.spelling import Spelling
 from draftd.models.translation import Translation
 
@@ -24,6 +27,18 @@ class PairReport:
     sentence: str
     notes: tuple[str, ...] = ()  # differences that do no harm
     translation: Translation | None = None  # between different tokenizers
+    trimmed: trim.Trimmed | None = None  # of a draft that has kept some of the target's tokens only
+
+
+def check_file(
+    draft: Path, target: Tokenizer, draft_vocab: int, target_vocab: int, sample: str
+) -> PairReport:
+    """As `check_pair`, of a draft in a GGUF file; one that was trimmed knows tokens of its target's own."""
+    if (trimmed := trim.read(draft, target_vocab)) is not None:
+        gone = trimmed.rows - len(trimmed.kept)
+        sentence = f"the same tokenizer, less {gone:,} tokens of scripts that were not in use here"
+        return PairReport("tokens", 0, sentence, trimmed=trimmed)
+    return check_pair(GGUFTokenizer(draft), target, draft_vocab, target_vocab, sample)
 
 
 def check_pair(

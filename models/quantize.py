@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,19 +111,29 @@ def quantize(source: Path, out: Path, recipe: Recipe, threads: int = 1) -> None:
     if reason := unfit(tensors, recipe):
         raise UnsupportedModel(f"{source.name} cannot be quantised as {recipe.name}: {reason}")
     needed = expected_bytes(tensors, recipe) + source.stat().st_size // 20  # the header: a vocabulary
+    with staged(out, needed) as staging:
+        if failure := native.run(_quantize, source, staging, recipe, threads, _tied(tensors)):
+            # llama.cpp tells no full disk from a bad file; what is written by then does
+            written = staging.stat().st_size if staging.exists() else 0
+            check_room(out.parent, needed - written)
+            raise CorruptModel(
+                f"llama.cpp cannot quantise {source} as {recipe.name}: {failure}; "
+                "`draftd models verify` tells whether the file is whole"
+            )
+
+
+@contextmanager
+def staged(out: Path, needed: int) -> Iterator[Path]:
+    """Where to write a file of about `needed` bytes, which becomes `out` once it is whole.
+
+    Raises DiskFull, InvalidConfig.
+    """
     staging = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         check_room(out.parent, needed)
         try:
-            if failure := native.run(_quantize, source, staging, recipe, threads, _tied(tensors)):
-                # llama.cpp tells no full disk from a bad file; what is written by then does
-                written = staging.stat().st_size if staging.exists() else 0
-                check_room(out.parent, needed - written)
-                raise CorruptModel(
-                    f"llama.cpp cannot quantise {source} as {recipe.name}: {failure}; "
-                    "`draftd models verify` tells whether the file is whole"
-                )
+            yield staging
             staging.replace(out)
         finally:
             staging.unlink(missing_ok=True)

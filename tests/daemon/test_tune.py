@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from draftd.daemon import budget, loader, tune, tuned
+from draftd.daemon import budget, loader, tune, tune_candidates, tuned
 from draftd.daemon.engine import Engine
 from draftd.daemon.settings import Settings
 from draftd.daemon.tuned import SHIPPED
@@ -107,7 +107,7 @@ def test_pull_goes_on_where_tuning_fails(
     pulled = models("pull")
     assert pulled.exit_code == 0
     assert "the draft is not tuned: the disk under" in pulled.stderr
-    monkeypatch.setattr(tune, "quantize", None)  # it is known before the first is written
+    monkeypatch.setattr(tune_candidates, "quantize", None)  # it is known before the first is written
     with pytest.raises(DiskFull):
         models("tune")
     assert names(tiny[1]) == []
