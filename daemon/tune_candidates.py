@@ -12,7 +12,7 @@ from draftd.daemon.tuned import SHIPPED
 from draftd.models import trim
 from draftd.models.catalog import Model, Pair
 from draftd.models.fetch import cached_path
-from draftd.models.gguf_tensors import Tensor, read_tensors
+from draftd.models.gguf_tensors import read_tensors
 from draftd.models.gguf_tokenizer import GGUFTokenizer
 from draftd.models.quantize import RECIPES, Recipe, check_room, expected_bytes, quantize, unfit
 
@@ -32,8 +32,11 @@ class Candidate:
 
     @property
     def types(self) -> str:
-        types = SHIPPED if self.recipe is None else self.recipe.name
-        return types if self.trimmed is None else f"{types}, {len(self.trimmed.kept) // 1000}k tokens"
+        types = [] if self.recipe is None else [self.recipe.name]
+        if self.trimmed is not None:
+            kept = len(self.trimmed.kept)
+            types.append(f"{f'{kept // 1000}k' if kept >= 1000 else kept} tokens")
+        return ", ".join(types) or SHIPPED
 
     def write(self, threads: int) -> None:
         """Make the file; raises as `quantize` does."""
@@ -72,7 +75,7 @@ def plan(
         trimmed, origin = None, path
         # What it has no tokens for it can't read either, so it must be lent it.
         if backend == "transformers" and _file(source, settings) == _file(pair.target, settings):
-            trimmed = _trimmed(path, tensors, used)
+            trimmed = _trimmed(path, used)
         if trimmed is not None:
             needed += path.stat().st_size
             origin = workdir / f"{source.name}-trimmed.gguf"
@@ -103,11 +106,10 @@ def _no_self_draft(pair: Pair, settings: Settings, backend: str) -> str:
     return ""
 
 
-def _trimmed(path: Path, tensors: Sequence[Tensor], used: Collection[str]) -> trim.Choice | None:
+def _trimmed(path: Path, used: Collection[str]) -> trim.Choice | None:
     """What to keep of a file's vocabulary, if that is worth it."""
-    rows = next((tensor.shape[1] for tensor in tensors if tensor.name == "token_embd.weight"), 0)
     tokenizer = GGUFTokenizer(path)
-    return trim.choose([tokenizer.bytes_of(token) for token in range(tokenizer.size)], used, rows)
+    return trim.choose([tokenizer.bytes_of(token) for token in range(tokenizer.size)], used)
 
 
 def _file(model: Model, settings: Settings) -> Path:

@@ -72,7 +72,7 @@ def tune_after_pull(pair: Pair, settings: Settings, console: Console) -> None:
     if (record := tuned.find(pair, settings)) is None:
         from draftd.daemon.tune import tune as measure
 
-        console.print("tuning the draft to this machine: once, up to a minute (--no-tune leaves this out)")
+        console.print("tuning the draft to this machine: once, a minute or two (--no-tune leaves this out)")
         try:
             with _saying() as say:
                 outcome = measure(pair, settings, tuned.sample_text(), True, say)

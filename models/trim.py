@@ -51,7 +51,7 @@ _JAPANESE = ("HIRAGANA", "KATAKANA")  # written together with Chinese characters
 _LOCALE = ("LANGUAGE", "LC_ALL", "LC_MESSAGES", "LC_CTYPE", "LANG")
 _KEPT, _ROWS = "draftd.kept_tokens", "draftd.rows"
 _EVEN = 32  # rows of a head are a multiple of this, as llama.cpp's repacked weights want them
-WORTH = 0.9  # of the rows at most are left where it is worth a file
+WORTH = 0.9  # of the tokens at most are left where it is worth a file
 
 
 class Trimmed:
@@ -99,17 +99,16 @@ def of_locale(environment: Mapping[str, str] = os.environ) -> frozenset[str]:
     return frozenset(script for script, languages in LANGUAGES.items() if codes & set(languages.split()))
 
 
-def choose(texts: Sequence[bytes], used: Collection[str], rows: int) -> Choice | None:
+def choose(texts: Sequence[bytes], used: Collection[str]) -> Choice | None:
     """Which tokens to keep, of those with these texts; None if too few would go to be worth it.
 
-    Kept are all without a letter of a script that is not `used`, control tokens too, which have no text. Of
-    the head's `rows` those beyond the texts go, which pad it.
+    Kept are all without a letter of a script that is not `used`, control tokens too, which have no text.
     """
     seen = [scripts(text.decode("utf-8", "ignore")) - set(used) for text in texts]
     kept = [token for token, foreign in enumerate(seen) if not foreign]
     gone = [token for token, foreign in enumerate(seen) if foreign]
     kept = sorted(kept + gone[: -len(kept) % _EVEN])
-    if len(kept) > WORTH * rows:
+    if len(kept) > WORTH * len(texts):
         return None
     counts = Counter(script for foreign in seen for script in sorted(foreign))
     return Choice(np.array(kept, np.int32), tuple(script for script, _ in counts.most_common()))
@@ -135,10 +134,12 @@ def write(source: Path, out: Path, choice: Choice) -> None:
             by_token = tensor.name.startswith(("token_embd.", "output."))
             data = tensor.data[choice.kept] if by_token else tensor.data
             writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
 
 
 def read(path: Path, target_vocab: int) -> Trimmed | None:

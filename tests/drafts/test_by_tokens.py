@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from draftd.drafts.base import Context
@@ -81,6 +82,27 @@ def test_requests_are_kept_apart() -> None:
     draft = TokenDraft(scripted(2), Table())
     proposals = draft.propose([context([1]), context([3], lambda row, _: (0, 0.25))])
     assert [proposal.tokens for proposal in proposals] == [[4], [0]]
+
+
+def test_it_is_the_same_model_where_its_draft_is() -> None:
+    inner = scripted()
+    assert not TokenDraft(inner, Table()).same_model
+    inner.same_model = True
+    assert TokenDraft(inner, Table()).same_model
+
+
+@pytest.mark.parametrize(("lacking", "said"), [(5, False), (6, True), (60, True)])
+def test_it_says_once_if_it_lacks_much_of_what_the_target_says(
+    caplog: pytest.LogCaptureFixture, lacking: int, said: bool
+) -> None:
+    draft = TokenDraft(scripted(0), Table())
+    for turn in range(300):
+        draft.propose([context([1, 2 if turn % 100 < lacking else 1], limit=1)])
+        assert turn >= 99 or not caplog.messages
+    found = [message for message in caplog.messages if "tune --text FILE" in message]
+    assert len(found) == said
+    if said:
+        assert f"the draft lacks {lacking} of 100 tokens that the target said" in found[0]
 
 
 def test_forget_copy_and_close_reach_the_draft() -> None:

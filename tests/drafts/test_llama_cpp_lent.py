@@ -114,6 +114,22 @@ def test_what_was_read_stays_where_nothing_can_be_compared(monkeypatch: pytest.M
     assert model.fed == 7, "each token once"
 
 
+def test_a_token_that_the_draft_lacks_is_lent_though_reading_were_cheaper(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draft, _, lending = opened(held=99)
+    tokens = few(100)
+    draft.propose([context(tokens, limit=1)])
+    monkeypatch.setattr(draft, "_lending", 1.0)  # a position
+    monkeypatch.setattr(draft, "_reading", 1e-9)
+    for more, lent, proposed in (([8], [99], 0), ([3, 5], [99, 102], 1), ([2], [99, 102], 1)):
+        tokens += more
+        lending.positions = len(tokens) - 1
+        (made,) = draft.propose([context(tokens, limit=1)])
+        assert lending.lent == lent
+        assert len(made.tokens) == proposed, "nothing behind what it can't read"
+
+
 def test_a_context_that_outgrows_the_drafts_own_is_read() -> None:
     draft, model, lending = opened(held=99, size=64)
     draft.propose([context(few(100), limit=1)])
