@@ -14,12 +14,13 @@ from draftd.daemon.backend import choose_backend
 from draftd.daemon.drafting import Drafting
 from draftd.daemon.settings import Settings
 from draftd.daemon.sources import make_drafting
-from draftd.daemon.tuned import draft_file, find, sample_text
+from draftd.daemon.tuned import draft_file, find, keep_all_tokens, sample_text
 from draftd.drafts.base import Draft
 from draftd.ipc.errors import IncompatiblePair, ModelNotFound, UnsupportedModel
 from draftd.models.base import Target, Tokenizer
 from draftd.models.catalog import Model, load_catalog
 from draftd.models.fetch import Progress, cached_path, ensure, is_here
+from draftd.models.pair import PairReport, check_file
 
 log = logging.getLogger("draftd.engine")
 
@@ -36,6 +37,7 @@ class Loaded:
     learnt_path: Path  # where what the controller learns is kept
     info: dict[str, Any]
     open_draft: Callable[[], Draft | None] | None = None  # opens the draft again after it was closed
+    whole_draft: Callable[[], Draft | None] | None = None  # the same, from now on with all tokens
 
 
 def load(settings: Settings, report: Report) -> Loaded:
@@ -66,6 +68,7 @@ def load(settings: Settings, report: Report) -> Loaded:
         info["dtype"] = settings.dtype
     draft: Draft | None = None
     open_draft: Callable[[], Draft | None] | None = None
+    whole_draft: Callable[[], Draft | None] | None = None
     found = draft_file(pair, settings, backend)
     if found is None:
         info["draft_refused"] = "the pair has no draft"
@@ -77,20 +80,24 @@ def load(settings: Settings, report: Report) -> Loaded:
             log.info("the draft was tuned for %s: `draftd models tune` may find a better one", record.backend)
         try:
             given = (tokenizer, target, settings, threads, part(report, 0.8, 1.0))
-            draft, info["tokenizers"] = load_draft(file, *given)
-            info["draft"] = name
+            draft, verdict = load_draft(file, *given)
+            info["draft"], info["tokenizers"] = name, verdict.sentence
 
             def reopened() -> Draft | None:
                 # tuning removes the file it replaces
                 now, _ = draft_file(pair, settings, backend) or (file, name)
                 return load_draft(now, *given)[0]
 
-            open_draft = reopened
+            def whole() -> Draft | None:
+                keep_all_tokens(pair, settings)
+                return reopened()
+
+            open_draft, whole_draft = reopened, whole if verdict.trimmed is not None else None
         except IncompatiblePair as error:
             info["draft_refused"] = error.message
             log.warning("the target runs alone: %s", error.message)
     drafting, path = make_drafting(draft, tokenizer, target, settings, info)
-    return Loaded(target, tokenizer, drafting, path, info, open_draft)
+    return Loaded(target, tokenizer, drafting, path, info, open_draft, whole_draft)
 
 
 def part(report: Report, begin: float, end: float) -> Report:
@@ -141,13 +148,12 @@ def load_llama_cpp(
 
 def load_draft(
     path: Path, tokenizer: Tokenizer, target: Target, settings: Settings, threads: int, report: Report
-) -> tuple[Draft, str]:
+) -> tuple[Draft, PairReport]:
     """The draft, and how its tokens reach the target; IncompatiblePair if they can't."""
     from draftd.drafts.by_text import TextDraft
     from draftd.drafts.by_tokens import TokenDraft
     from draftd.drafts.llama_cpp import LlamaDraft
     from draftd.models import lending
-    from draftd.models.pair import check_file
 
     opened = open_gguf(path, settings, threads, lambda fraction: report(fraction, "loading the draft"))
     try:
@@ -157,13 +163,13 @@ def load_draft(
         raise
     lender = lending.between(target, opened)
     if verdict.trimmed is not None:
-        return TokenDraft(LlamaDraft(opened, lender=lender), verdict.trimmed), verdict.sentence
+        return TokenDraft(LlamaDraft(opened, lender=lender), verdict.trimmed), verdict
     if verdict.translation is None:
-        return LlamaDraft(opened, verdict.shared, lender), verdict.sentence
+        return LlamaDraft(opened, verdict.shared, lender), verdict
     log.info("%s: %s", path.name, verdict.sentence)
     kind = TokenDraft if verdict.by == "tokens" else TextDraft
     draft: Draft = kind(LlamaDraft(opened), verdict.translation)
-    return draft, verdict.sentence
+    return draft, verdict
 
 
 def gguf_path(model: Model, settings: Settings) -> Path:

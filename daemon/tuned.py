@@ -147,6 +147,19 @@ def undo(pair: str, settings: Settings) -> list[Path]:
     return removed
 
 
+def keep_all_tokens(pair: Pair, settings: Settings) -> None:
+    """Have a draft that was trimmed be the file that it was made from; raises DiskFull, InvalidConfig."""
+    if (record := find(pair, settings)) is None or record.file is None:
+        return
+    whole = (record.figure.source, SHIPPED)
+    chosen = next((i for i, each in enumerate(record.figures) if (each.source, each.types) == whole), None)
+    if chosen is None:
+        undo(pair.name, settings)
+        return
+    write(record.model_copy(update={"chosen": chosen, "file": None, "file_sha256": None}), settings)
+    (directory(settings) / record.file).unlink(missing_ok=True)
+
+
 def alone(pair: str, settings: Settings, say: Callable[[str], None]) -> AbstractContextManager[None]:
     """Hold the lock under which this pair's record and files change; who waits for it says so."""
     what = f"the tuned draft of {pair}"

@@ -298,6 +298,9 @@ class Worker:
         del self.jobs[job.key]
         self.say(job.done())
         self.say({"type": "learnt", "report": self.loaded.drafting.controller.report()})
+        if self.retreat.incomplete:
+            self.pulse.beat(LOADING)
+            self.retreat.complete()
 
 
 def main() -> None:

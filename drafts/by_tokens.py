@@ -8,7 +8,6 @@ vocabulary was trimmed is one of these too, token for token.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -17,10 +16,7 @@ from numpy.typing import NDArray
 
 from draftd.drafts.base import Context, Draft, Proposal
 
-log = logging.getLogger("draftd.engine")
-
-SEEN = 100  # rounds after which it is said if MANY of them began behind a token that the draft lacks
-MANY = 0.05
+SEEN, MANY = 100, 0.05  # rounds, and the share of them that begin behind a token that a draft should not lack
 
 
 class Translation(Protocol):
@@ -39,7 +35,8 @@ class TokenDraft:
     def __init__(self, draft: Draft, translation: Translation) -> None:
         self._draft = draft
         self._translation = translation
-        self._rounds = self._lacking = 0
+        self.lacking = False  # many of the tokens that the target said of late
+        self._rounds = self._lacked = 0
 
     @property
     def same_model(self) -> bool:
@@ -48,7 +45,6 @@ class TokenDraft:
 
     def propose(self, contexts: Sequence[Context]) -> list[Proposal]:
         """One proposal a context, in the target's tokens."""
-        self._look_at(contexts)
         picked: list[list[int]] = [[] for _ in contexts]
         asked = [self._asked(context, tokens) for context, tokens in zip(contexts, picked, strict=True)]
         proposals = self._draft.propose(asked)
@@ -67,6 +63,7 @@ class TokenDraft:
 
     def unseen(self, slot: int, tokens: Sequence[int]) -> int:
         """How many of a sequence's tokens, counted in the draft's own, are still to be read for the slot."""
+        self._look_at(tokens[-1])
         return self._draft.unseen(slot, self._translation.draft_ids(tokens))
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -89,19 +86,13 @@ class TokenDraft:
         """Free the draft's memory."""
         self._draft.close()
 
-    def _look_at(self, contexts: Sequence[Context]) -> None:
-        """Say it once if the draft often lacks what the target says, as behind a change of language."""
-        if self._rounds >= SEEN:
-            return
-        self._rounds += len(contexts)
-        self._lacking += sum(self._translation.draft_id(context.tokens[-1]) is None for context in contexts)
-        if self._rounds >= SEEN and self._lacking > MANY * self._rounds:
-            log.warning(
-                "the draft lacks %d of %d tokens that the target said: if it was tuned, `draftd models tune "
-                "--text FILE` with a text in the language of the answers makes one that has them",
-                self._lacking,
-                self._rounds,
-            )
+    def _look_at(self, newest: int) -> None:
+        """Count how much of what the target says, a token a round, the draft lacks."""
+        self._rounds += 1
+        self._lacked += self._translation.draft_id(newest) is None
+        if self._rounds == SEEN:
+            self.lacking = self._lacked > MANY * SEEN
+            self._rounds = self._lacked = 0
 
     def _asked(self, context: Context, picked: list[int]) -> Context:
         """The same question in the draft's tokens; `picked` gets the target's tokens that it answers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from draftd.daemon.engine import Engine
 from draftd.daemon.governor import Rung
 from draftd.daemon.loader import Loaded
 from draftd.daemon.retreat import SHORT, Retreat
+from draftd.drafts.by_tokens import TokenDraft
 from draftd.ipc.errors import UnsupportedModel
 from draftd.models.sampling import Sampling
 from tests.daemon.test_engine import generate, plain, request
@@ -116,6 +118,55 @@ def test_a_draft_that_can_no_longer_be_opened_leaves_the_target_alone() -> None:
     retreat.to(Rung.NORMAL)
     assert retreat.loaded.drafting.model is None
     assert len(generate(retreat.engine, [request(1, [1], 5, Sampling())])[1]) == 5
+
+
+class Same:
+    """A vocabulary of which nothing, or all but one token, was left out."""
+
+    def __init__(self, lacks: int | None = None) -> None:
+        self.lacks = lacks
+
+    def row(self, row: Any) -> Any:
+        return row
+
+    def draft_id(self, token: int) -> int | None:
+        return None if token == self.lacks else token
+
+    def draft_ids(self, tokens: Sequence[int]) -> list[int]:
+        return list(tokens)
+
+
+def test_a_draft_that_lacks_much_of_what_the_target_says_gives_way_to_the_whole_one() -> None:
+    first, whole = Draft(), Draft()
+    opened = iter([cast(Any, whole)])
+    retreat, _ = made(lambda: TokenDraft(first, Same(lacks=5)))
+    retreat.loaded = replace(retreat.loaded, whole_draft=lambda: next(opened))
+    retreat.set_threads(3)
+    model = retreat.loaded.drafting.model
+    assert model is not None
+    for token in (1, 5):
+        assert not retreat.incomplete
+        for _ in range(100):
+            model.unseen(0, [1, token])
+    assert retreat.incomplete
+    retreat.complete()
+    assert first.closed
+    assert cast(Any, retreat.loaded.drafting.model) is whole
+    assert whole.threads == 3
+    assert not retreat.incomplete
+    sampling = Sampling(temperature=0.9, seed=3)
+    asked = request(1, [1, 2, 3], 30, sampling, mode=("model", 4))
+    generate(retreat.engine, [asked])
+    assert asked.tokens[3:] == plain([1, 2, 3], 30, sampling)
+
+
+def test_it_is_tried_once_and_only_where_there_is_a_whole_one() -> None:
+    retreat, _ = made(lambda: TokenDraft(Draft(), Same(lacks=5)))
+    model = cast(Any, retreat.loaded.drafting.model)
+    model.lacking = True
+    retreat.complete()
+    assert retreat.loaded.drafting.model is model, "its own vocabulary is another one"
+    assert not retreat.incomplete
 
 
 def test_idle_slots_are_dropped_and_those_that_run_are_not() -> None:

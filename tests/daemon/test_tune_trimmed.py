@@ -10,9 +10,11 @@ import pytest
 from draftd.daemon import loader, tune, tune_candidates, tuned
 from draftd.daemon.control import Mode
 from draftd.daemon.engine import Engine
+from draftd.daemon.retreat import Retreat
 from draftd.daemon.settings import Settings
 from draftd.daemon.tuned import SHIPPED
 from draftd.drafts.by_tokens import TokenDraft
+from draftd.drafts.llama_cpp import LlamaDraft
 from draftd.models.catalog import Pair, load_catalog
 from draftd.models.sampling import Sampling
 from tests.daemon.tuning import TEXT, favour, models
@@ -23,6 +25,13 @@ from tests.tiny_gguf import write_gguf
 BYTES = [*byte_alphabet()]
 CYRILLIC = [(BYTES[0xD0], BYTES[0x80 + index]) for index in range(64)]
 TRIMMED = "Q4_0+Q8_0, 288 tokens"
+
+
+def tune_source(pair: Pair) -> Path:
+    assert pair.target.path is not None
+    return pair.target.path
+
+
 RUSSIAN = "Дарья и Пётр идут домой.\n" * 6
 
 
@@ -107,6 +116,21 @@ def test_it_is_made_installed_and_answers_the_same(
             assert asked[1].tally.accepted > 0
             accepted += asked[1].tally.accepted
     assert "the draft takes the target's keys and values" in caplog.text
+
+    retreat = Retreat(loaded, engine)
+    for key in range(100, 200):  # these weights say anything, and so much that it lacks
+        if retreat.incomplete:
+            break
+        run(engine, [make(key, Sampling(0.8, seed=key), "auto", russian)])
+    assert retreat.incomplete
+    retreat.complete()
+    assert isinstance(loaded.drafting.model, LlamaDraft), "all tokens"
+    now = tuned.find(pair, settings)
+    assert now is not None
+    assert now.figure.types == SHIPPED
+    assert tuned.draft_file(pair, settings) == (tune_source(pair), "big"), "after the next start, too"
+    assert [path.suffix for path in tuned.files("wide", settings)] == [".json"]
+    assert run(engine, [make(200, Sampling(0.8, seed=7), ("model", 6), russian)]) == [alone]
     loaded.drafting.set_model(None)
     loaded.target.close()
 

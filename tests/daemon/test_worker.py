@@ -18,6 +18,7 @@ from draftd.daemon.calls import Calls
 from draftd.daemon.control import Control
 from draftd.daemon.loader import Loaded, Report
 from draftd.daemon.pulse import LOADING
+from draftd.daemon.retreat import Retreat
 from draftd.daemon.settings import Settings
 from tests.daemon.test_calls import HERMES
 from tests.daemon.workers import GENERATE, PREFILL, VOCAB, Bench, Ending, Letters, bench, ending
@@ -256,6 +257,27 @@ def test_a_prompt_with_a_token_that_the_model_lacks_is_refused(
     (error,) = bench.run({**asked, **body}, {"type": "stop"})
     assert error["code"] == "invalid_request"
     assert "token 8 of the prompt is outside the vocabulary of 8" in error["message"]
+
+
+def test_a_draft_that_lacks_tokens_is_replaced_behind_an_answer(
+    ending: Ending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    say = ending.worker.say
+
+    def told(body: dict[str, Any]) -> None:
+        order.append(body["type"])
+        say(body)
+
+    monkeypatch.setattr(ending.worker, "say", told)
+    monkeypatch.setattr(Retreat, "incomplete", property(lambda _: "whole" not in order))
+    monkeypatch.setattr(ending.worker.retreat, "complete", lambda: order.append("whole"))
+    monkeypatch.setattr(ending.worker.pulse, "beat", lambda stage, **_: order.append(f"beat {stage}"))
+    ending.ask(max_tokens=3)
+    at = order.index("whole")
+    assert order[at - 1] == f"beat {LOADING}"
+    assert order[at - 3 : at - 1] == ["done", "learnt"], "whoever asked has the answer by then"
+    assert order.count("whole") == 1
 
 
 def test_a_draft_that_is_opened_again_shows_that_it_gets_on_and_no_progress(

@@ -91,18 +91,16 @@ def test_it_is_the_same_model_where_its_draft_is() -> None:
     assert TokenDraft(inner, Table()).same_model
 
 
-@pytest.mark.parametrize(("lacking", "said"), [(5, False), (6, True), (60, True)])
-def test_it_says_once_if_it_lacks_much_of_what_the_target_says(
-    caplog: pytest.LogCaptureFixture, lacking: int, said: bool
-) -> None:
+@pytest.mark.parametrize(("lacked", "lacking"), [(5, False), (6, True), (60, True)])
+def test_it_knows_whether_it_lacks_much_of_what_the_target_says(lacked: int, lacking: bool) -> None:
     draft = TokenDraft(scripted(0), Table())
-    for turn in range(300):
-        draft.propose([context([1, 2 if turn % 100 < lacking else 1], limit=1)])
-        assert turn >= 99 or not caplog.messages
-    found = [message for message in caplog.messages if "tune --text FILE" in message]
-    assert len(found) == said
-    if said:
-        assert f"the draft lacks {lacking} of 100 tokens that the target said" in found[0]
+    for turn in range(100):
+        assert not draft.lacking
+        draft.unseen(0, [1, 2 if turn < lacked else 1])
+    assert draft.lacking is lacking
+    for _ in range(100):
+        draft.unseen(0, [2, 1])
+    assert not draft.lacking, "of late"
 
 
 def test_forget_copy_and_close_reach_the_draft() -> None:
