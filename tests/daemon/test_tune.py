@@ -50,6 +50,7 @@ def test_the_winner_is_installed_loaded_listed_and_removed(
 
     loaded = loader.load(settings, lambda fraction, stage: None)
     assert loaded.info["draft"] == "small (tuned: Q8_0)"
+    assert loaded.whole_draft is None
     assert loaded.drafting.model is not None
     loaded.drafting.model.close()
     loaded.target.close()

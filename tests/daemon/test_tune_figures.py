@@ -17,6 +17,7 @@ from draftd.models.llama_cpp import LlamaTarget
 from draftd.models.pair import By, PairReport
 from draftd.models.spelling import Spelling
 from draftd.models.translation import Translation
+from draftd.models.trim import Trimmed
 from tests.daemon.tuning import TEXT
 from tests.fakes import TableTarget
 from tests.tiny_gguf import write_gguf
@@ -103,6 +104,18 @@ def test_agreement_is_counted_at_every_position() -> None:
     assert choices.tolist() == [int(target.row(tokens[: end + 1]).argmax()) for end in range(150)]
     assert (choices == tune_figures.first_choices(other, tokens, 8)).mean() < 0.5
     assert tune_figures.first_choices(target, tokens, 3).max() < 3
+
+
+def test_agreement_of_a_trimmed_draft_is_counted_in_its_own_ids() -> None:
+    draft = TableTarget()  # of 8 tokens
+    kept = np.array([1, 3, 4, 8, 9, 12, 13, 15], np.int32)
+    report = PairReport("tokens", 0, "", trimmed=Trimmed(kept, 16, 16))
+    own = [index * 5 % 8 for index in range(40)]
+    says = tune_figures.first_choices(draft, own, 8)
+    wanted = kept[says].astype(np.int64)
+    wanted[10:20] = 2  # none of its tokens
+    agreed = tune_figures.agreement(draft, [int(kept[token]) for token in own], wanted, report)
+    assert agreed.tolist() == [True] * 10 + [False] * 10 + [True] * 20
 
 
 def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

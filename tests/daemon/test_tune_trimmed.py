@@ -101,6 +101,7 @@ def test_it_is_made_installed_and_answers_the_same(
     )
     assert isinstance(loaded.drafting.model, TokenDraft)
     assert loaded.drafting.model.same_model
+    assert loaded.whole_draft is not None
     engine = Engine(loaded.target, loaded.drafting)
     caplog.set_level("INFO")
     russian = loaded.tokenizer.encode(f"The answer.\n{RUSSIAN}It is ")
