@@ -43,6 +43,7 @@ from draftd.daemon.scheduler import Scheduler
 from draftd.daemon.timed import Answer, ask
 from draftd.drafts.suffix import SuffixDraft
 from draftd.ipc import Client
+from draftd.models import sampling as sampling_module
 from draftd.models.noise import Noise
 from draftd.models.sampling import Sampling
 
@@ -176,7 +177,7 @@ def watched(watch: Stopwatch, engine: Engine) -> Iterator[None]:
         ("draft's choice", drafting_module, "choose"),
         ("draft's choice", drafting_module, "confidence"),
         ("draft's choice", drafting_module, "law_of"),
-        ("noise", Noise, "__init__"),
+        ("noise", sampling_module, "noise_of"),
         ("noise", Noise, "at"),
         ("verification", engine_module, "verify"),
         ("verification", engine_module, "verify_rejection"),

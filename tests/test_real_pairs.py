@@ -14,7 +14,7 @@ import pytest
 
 from draftd.daemon.private import private_daemon
 from draftd.ipc import Client, Reply
-from draftd.models.noise import Noise
+from draftd.models.noise import noise_of
 from tests.models.targets import SAME_BITS
 
 QUESTIONS = (
@@ -47,7 +47,7 @@ def first_divergence(plain: Reply, other: Reply, temperature: float) -> tuple[in
             tokens = np.array([mine.token, theirs.token])
             scores = np.array([known.get(int(token), -np.inf) for token in tokens])
             if temperature > 0:  # the choice is the largest of log p / T + noise (models/sampling.py)
-                scores += temperature * Noise(SEED, plain.usage.prompt_tokens + index, 2**20).at(tokens)
+                scores += temperature * noise_of(SEED, plain.usage.prompt_tokens + index, 2**20).at(tokens)
             return index, float(scores[0] - scores[1]), mine.top[0].logprob - mine.top[1].logprob
     return None
 

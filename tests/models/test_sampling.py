@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from draftd.models import sampling as sampling_module
 from draftd.models.groups import SIZE, STRIDE, count_groups, first_of, group_of, tokens_of, tops_of
-from draftd.models.noise import Noise
+from draftd.models.noise import noise_of
 from draftd.models.sampling import Sampling, certainty, choose, confidence, keep
 
 samplings = st.builds(
@@ -99,7 +99,7 @@ def test_choice_is_the_argmax_over_the_kept_set(
     kept = sorted_kept(row, sampling)
     assert keep(row, sampling).tolist() == kept.tolist()
     scores = row[kept].astype(np.float64) / sampling.temperature
-    scores += Noise(sampling.seed, position, vocab).at(kept)
+    scores += noise_of(sampling.seed, position, vocab).at(kept)
     wanted = int(kept[scores.argmax()]) if sampling.top_k != 1 else int(row.argmax())  # of ties the first
     assert choose(row, sampling, position) == wanted
 
@@ -140,7 +140,7 @@ def test_noise_is_standard_gumbel_and_its_bounds_hold() -> None:
     everything = np.arange(SIZE * STRIDE)
     values, places = [], np.zeros(SIZE)
     for seed in range(6):
-        noise = Noise(seed, 3, len(everything))
+        noise = noise_of(seed, 3, len(everything))
         at = noise.at(everything)
         grouped = at.reshape(SIZE, STRIDE)
         assert np.allclose(grouped.max(axis=0), noise.bound)
@@ -158,13 +158,13 @@ def test_noise_is_standard_gumbel_and_its_bounds_hold() -> None:
 def test_noise_depends_on_seed_position_and_token_only() -> None:
     tokens = np.array([0, 63, 64, 999])
     for vocab in (2000, SIZE * STRIDE, 300_000):
-        assert (Noise(5, 9, 1000).at(tokens) == Noise(5, 9, vocab).at(tokens)).all()
-    assert (Noise(5, 9, 1000).at(tokens) != Noise(5, 10, 1000).at(tokens)).all()
-    assert (Noise(5, 9, 1000).at(tokens) != Noise(6, 9, 1000).at(tokens)).all()
+        assert (noise_of(5, 9, 1000).at(tokens) == noise_of(5, 9, vocab).at(tokens)).all()
+    assert (noise_of(5, 9, 1000).at(tokens) != noise_of(5, 10, 1000).at(tokens)).all()
+    assert (noise_of(5, 9, 1000).at(tokens) != noise_of(6, 9, 1000).at(tokens)).all()
 
 
 def test_one_token_s_noise_is_the_same_but_for_rounding() -> None:
-    noise = Noise(5, 9, 200_000)
+    noise = noise_of(5, 9, 200_000)
     tokens = np.concatenate((np.arange(0, 200_000, 997), noise.heads[:99]))
     assert np.allclose(noise.at(tokens), [noise.about(int(token)) for token in tokens], rtol=0, atol=1e-12)
 

@@ -13,7 +13,7 @@ from draftd.daemon.drafting import Drafted, Drafting
 from draftd.daemon.plan import Plan
 from draftd.daemon.request import Verify
 from draftd.models.groups import tops_of
-from draftd.models.noise import Noise
+from draftd.models.noise import noise_of
 from draftd.models.sampling import LEAD, TIE, Sampling, choose, confidence, steadiness
 from tests.daemon.traffic import request
 from tests.fakes import TableDraft, TableTarget
@@ -32,7 +32,7 @@ def test_it_grows_with_the_lead_over_the_next(vocab: int, temperature: float, to
     token = choose(row, sampling, 7, tops)
     scores = row.astype(np.float64)
     if temperature:
-        scores += temperature * Noise(seed, 7, vocab).at(np.arange(vocab))
+        scores += temperature * noise_of(seed, 7, vocab).at(np.arange(vocab))
     behind = scores[token] - np.delete(scores, token)
     wanted = min(LEAD, float(behind[behind >= 0.0].min(initial=LEAD)))
     found = steadiness(row, token, sampling, 7, tops)
