@@ -16,7 +16,7 @@ from draftd.daemon.settings import Settings
 from draftd.daemon.sources import make_drafting
 from draftd.daemon.tuned import draft_file, find, keep_all_tokens, sample_text
 from draftd.drafts.base import Draft
-from draftd.ipc.errors import IncompatiblePair, ModelNotFound, UnsupportedModel
+from draftd.ipc.errors import DraftdError, IncompatiblePair, ModelNotFound, UnsupportedModel
 from draftd.models.base import Target, Tokenizer
 from draftd.models.catalog import Model, load_catalog
 from draftd.models.fetch import Progress, cached_path, ensure, is_here
@@ -89,7 +89,10 @@ def load(settings: Settings, report: Report) -> Loaded:
                 return load_draft(now, *given)[0]
 
             def whole() -> Draft | None:
-                keep_all_tokens(pair, settings)
+                try:
+                    keep_all_tokens(pair, settings)
+                except DraftdError as error:  # it can't be kept: some tokens are better than none
+                    log.warning("the draft stays as it is: %s", error.message)
                 return reopened()
 
             open_draft, whole_draft = reopened, whole if verdict.trimmed is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -25,6 +26,10 @@ from tests.tiny_gguf import write_gguf
 BYTES = [*byte_alphabet()]
 CYRILLIC = [(BYTES[0xD0], BYTES[0x80 + index]) for index in range(64)]
 TRIMMED = "Q4_0+Q8_0, 288 tokens"
+
+
+def refused(*_: object) -> None:
+    raise OSError(errno.EACCES, "Permission denied")
 
 
 def tune_source(pair: Pair) -> Path:
@@ -124,6 +129,15 @@ def test_it_is_made_installed_and_answers_the_same(
             break
         run(engine, [make(key, Sampling(0.8, seed=key), "auto", russian)])
     assert retreat.incomplete
+    trimmed = retreat.loaded.drafting.model
+    with monkeypatch.context() as broken:
+        broken.setattr(tuned, "replace_text", refused)
+        retreat.complete()
+    assert "the draft stays as it is: cannot write" in caplog.text
+    assert isinstance(retreat.loaded.drafting.model, TokenDraft)
+    assert retreat.loaded.drafting.model is not trimmed, "that one was closed"
+
+    retreat = Retreat(loaded, engine)
     retreat.complete()
     assert isinstance(loaded.drafting.model, LlamaDraft), "all tokens"
     now = tuned.find(pair, settings)
