@@ -63,7 +63,7 @@ class TokenDraft:
 
     def unseen(self, slot: int, tokens: Sequence[int]) -> int:
         """How many of a sequence's tokens, counted in the draft's own, are still to be read for the slot."""
-        self._look_at(tokens[-1])
+        self._look_at(tokens[-1])  # here, as this is asked in each round, whether anything is drafted or not
         return self._draft.unseen(slot, self._translation.draft_ids(tokens))
 
     def copy(self, source: int, target: int, length: int) -> None:

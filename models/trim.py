@@ -144,8 +144,9 @@ def write(source: Path, out: Path, choice: Choice) -> None:
 
 def read(path: Path, target_vocab: int) -> Trimmed | None:
     """What a file has kept for a target with rows of this width; None if it was not trimmed."""
-    kept, rows = read_array(path, _KEPT), read_array(path, _ROWS)
-    return None if kept is None or rows is None else Trimmed(kept, int(rows[0]), target_vocab)
+    if (kept := read_array(path, _KEPT)) is None or (rows := read_array(path, _ROWS)) is None:
+        return None
+    return Trimmed(kept, int(rows[0]), target_vocab)
 
 
 @lru_cache(maxsize=1 << 16)

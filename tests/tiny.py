@@ -143,6 +143,12 @@ def byte_alphabet() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(rest)) for byte in range(256)]
 
 
+def cyrillic() -> list[tuple[str, str]]:
+    """Merges that make a token of each of the 64 letters whose first byte is D0."""
+    alphabet = byte_alphabet()
+    return [(alphabet[0xD0], alphabet[0x80 + index]) for index in range(64)]
+
+
 def _config(family: str, layers: int, tied: bool, vocab: int, context: int, window: int, hidden: int) -> Any:
     if family == "gpt2":
         return AutoConfig.for_model(

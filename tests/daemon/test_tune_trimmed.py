@@ -20,11 +20,9 @@ from draftd.models.catalog import Pair, load_catalog
 from draftd.models.sampling import Sampling
 from tests.daemon.tuning import TEXT, favour, models
 from tests.exactness.asking import make, run
-from tests.tiny import byte_alphabet, retokenize, write_tiny
+from tests.tiny import cyrillic, retokenize, write_tiny
 from tests.tiny_gguf import write_gguf
 
-BYTES = [*byte_alphabet()]
-CYRILLIC = [(BYTES[0xD0], BYTES[0x80 + index]) for index in range(64)]
 TRIMMED = "Q4_0+Q8_0, 288 tokens"
 
 
@@ -45,7 +43,7 @@ def wide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with tokens of Cyrillic letters."""
     root = tmp_path_factory.mktemp("wide")
     plain = write_tiny(root / "plain", vocab=352, context=8192)
-    return write_gguf(retokenize(plain, root / "wide", CYRILLIC), root / "wide.gguf")
+    return write_gguf(retokenize(plain, root / "wide", cyrillic()), root / "wide.gguf")
 
 
 @pytest.fixture

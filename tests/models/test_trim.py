@@ -15,12 +15,10 @@ from draftd.models.base import Span
 from draftd.models.gguf_tensors import read_array, read_tensors
 from draftd.models.llama_cpp import LlamaTarget
 from draftd.models.quantize import BY_NAME, quantize
-from tests.tiny import byte_alphabet, retokenize, write_tiny
+from tests.tiny import cyrillic, retokenize, write_tiny
 from tests.tiny_gguf import Quantised, write_gguf
 
-ROWS, WORDS = 352, 64  # of the head; tokens of a Cyrillic letter each
-BYTES = [*byte_alphabet()]
-CYRILLIC = [(BYTES[0xD0], BYTES[0x80 + index]) for index in range(WORDS)]
+ROWS = 352  # of the head
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied"])
@@ -29,7 +27,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     root = tmp_path_factory.mktemp("trim")
     if request.param:
         return write_tiny(root / "model", vocab=ROWS, tied=True)
-    return retokenize(write_tiny(root / "plain", vocab=ROWS), root / "model", CYRILLIC)
+    return retokenize(write_tiny(root / "plain", vocab=ROWS), root / "model", cyrillic())
 
 
 def rows(path: Path, tokens: list[int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
